@@ -1,0 +1,187 @@
+"""What a shard is (tar, Parquet, or a loose image), and the images inside it, one entry each, whatever is wrong.
+
+Nothing is ever extracted to disk. An entry that cannot be scored carries its status from here on; a shard that cannot
+be read to its end adds one entry that stands for the part that is missing.
+"""
+
+import hashlib
+import json
+import tarfile
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Literal, TypeVar
+
+from bcd_ray import storage
+from bcd_ray.errors import ChangedError, NotFoundError, StorageError
+from bcd_ray.images import Limits, Rejected, too_large
+from bcd_ray.storage import StoredObject
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+PARQUET_COLUMNS = {"image_id": "string", "image": "binary"}  # what a Parquet shard must have
+
+Kind = Literal["tar", "parquet", "image"]
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One image of an archive: its bytes, or why there are none.
+
+    `image_id` is 32 hexadecimal digits made from the shard's uri, the name inside it and, where a shard repeats a
+    name, the number of the occurrence: the same image in the same shard always gets the same.
+    """
+
+    image_id: str
+    image_uri: str
+    shard_uri: str
+    content: bytes | Rejected
+
+
+def kind_of(name: str) -> Kind | None:
+    """What kind of shard a name promises, or None for a file that is none."""
+    lower = name.lower()
+    if lower.endswith(IMAGE_SUFFIXES):
+        return "image"
+    if lower.endswith(TAR_SUFFIXES):
+        return "tar"
+    return "parquet" if lower.endswith(".parquet") else None
+
+
+def read_shards(shards: Iterable[StoredObject], limits: Limits, threads: int) -> Iterator[Entry]:
+    """The entries of several shards in order; loose images are fetched `threads` at a time."""
+
+    def fetch(shard: StoredObject) -> Iterator[Entry]:
+        return iter([_read_loose(shard, limits)]) if kind_of(shard.uri) == "image" else read_shard(shard, limits)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for entries in map_ahead(pool, fetch, shards, ahead=2 * threads):
+            yield from entries
+
+
+def read_shard(shard: StoredObject, limits: Limits) -> Iterator[Entry]:
+    """The entries of one tar or Parquet shard, in memory bounded by one image or one Parquet page."""
+    occurrences: Counter[str] = Counter()
+    try:
+        with storage.open_stream(shard) as stream:
+            read = _read_parquet if kind_of(shard.uri) == "parquet" else _read_tar
+            for name, content in read(stream, limits):
+                occurrences[name] += 1
+                yield _entry(shard.uri, name, occurrences[name], content)
+    except NotFoundError:
+        yield _whole_shard(shard, "missing", "was listed but is gone")
+    except ChangedError as error:
+        yield _whole_shard(shard, "unreadable_shard", str(error))
+    except StorageError as error:
+        yield _whole_shard(shard, "read_error", str(error))
+    except _UnreadableError as error:
+        count = occurrences.total()
+        text = f"{error}; {count} images were read before that: write the shard again"
+        yield _whole_shard(shard, "unreadable_shard", text)
+
+
+def map_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int
+) -> Iterator[_Result]:
+    """Results in order while at most `ahead` calls are under way or waiting, so that memory stays bounded."""
+    waiting: deque[Any] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+class _UnreadableError(Exception):
+    """The rest of a shard cannot be read."""
+
+
+def _read_loose(shard: StoredObject, limits: Limits) -> Entry:
+    content: bytes | Rejected
+    if shard.size > limits.max_bytes:
+        content = too_large(shard.size, limits)
+    else:
+        try:
+            content = storage.read_bytes(shard.uri)
+        except NotFoundError:
+            content = Rejected("missing", "was listed but is gone")
+        except StorageError as error:
+            content = Rejected("read_error", str(error))
+    return _entry(shard.uri, "", 1, content)
+
+
+class _MarkedTarInfo(tarfile.TarInfo):
+    """Remembers whether the end-of-archive marker was seen: tarfile stops in silence at bad headers too."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "_MarkedTarInfo":
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            tar.end_marker_seen = True  # type: ignore[attr-defined]
+            raise
+
+
+def _read_tar(stream: BinaryIO, limits: Limits) -> Iterator[tuple[str, bytes | Rejected]]:
+    try:
+        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_MarkedTarInfo) as tar:
+            for member in tar:
+                if kind_of(member.name) == "image" and not member.isdir():
+                    yield member.name, _read_member(tar, member, limits)
+            if not getattr(tar, "end_marker_seen", False):
+                raise _UnreadableError("the tar ends early or is damaged in the middle")
+    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, OverflowError) as error:
+        raise _UnreadableError(f"the tar cannot be read ({error})") from error
+
+
+def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, limits: Limits) -> bytes | Rejected:
+    if not member.isreg():
+        kind = "link" if member.issym() or member.islnk() else "device"
+        return Rejected("unsafe_member", f"is a {kind}, not a file: pack the image itself")
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return Rejected("unsafe_member", "has an absolute name or one with '..': pack with relative names")
+    if member.size > limits.max_bytes:
+        return too_large(member.size, limits)
+    reader = tar.extractfile(member)
+    data = reader.read() if reader else b""
+    if len(data) != member.size:
+        raise _UnreadableError(f"the tar ends inside {member.name}")
+    return data
+
+
+def _read_parquet(stream: BinaryIO, limits: Limits) -> Iterator[tuple[str, bytes | Rejected]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        parquet = pq.ParquetFile(stream)
+        schema = parquet.schema_arrow
+        for name, wanted in PARQUET_COLUMNS.items():
+            index = schema.get_field_index(name)
+            if index < 0 or wanted not in str(schema.field(index).type):
+                found = ", ".join(f"{field.name} ({field.type})" for field in schema)
+                raise _UnreadableError(f"no column {name} ({wanted}) in it, but {found}")
+        row = 0
+        for batch in parquet.iter_batches(batch_size=16, columns=list(PARQUET_COLUMNS)):
+            for name, image in zip(batch["image_id"], batch["image"], strict=True):
+                row += 1
+                data = image.as_buffer().to_pybytes() if image.is_valid else b""
+                over = too_large(len(data), limits) if len(data) > limits.max_bytes else None
+                yield name.as_py() or f"row-{row}", over or data
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _UnreadableError(f"the Parquet file cannot be read ({' '.join(str(error).split())[:200]})") from error
+
+
+def _entry(shard_uri: str, name: str, occurrence: int, content: bytes | Rejected) -> Entry:
+    identity = json.dumps([shard_uri, name, occurrence]).encode()
+    image_uri = f"{shard_uri}#{name}" if name else shard_uri
+    return Entry(hashlib.sha256(identity).hexdigest()[:32], image_uri, shard_uri, content)
+
+
+def _whole_shard(shard: StoredObject, status: str, error: str) -> Entry:
+    return _entry(shard.uri, "", 1, Rejected(status, error))

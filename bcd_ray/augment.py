@@ -1,0 +1,51 @@
+"""Augmentation as in the paper: brightness, zoom into corners, horizontal flip, small shifts.
+
+A pure function of (seed, image, view): the same on every worker, in every order, on every machine.
+"""
+
+import hashlib
+
+import numpy as np
+from PIL import Image
+
+from bcd_ray.images import Pixels
+
+# Chosen on validation images (five seeds, five epochs): macro F1 98.2 % with these, 97.8 % with ranges twice as wide.
+BRIGHTNESS = (0.92, 1.08)  # factor on the pixel values
+ZOOM = (0.92, 1.0)  # share of the side that is kept, anchored at one of the four corners
+SHIFT = 0.03  # largest shift, as a share of the side; edge pixels fill what comes into view
+
+
+def augment(pixels: Pixels, seed: int, image_key: str, view: int) -> Pixels:
+    """One augmented view of an image.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        seed: of the training run.
+        image_key: what identifies the image wherever it is read, its sha256.
+        view: 0 is the image itself, 1, 2, … are augmented.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    if view == 0:
+        return pixels
+    digest = hashlib.sha256(f"{seed}/{image_key}/{view}".encode()).digest()
+    random = np.random.default_rng(np.frombuffer(digest, np.uint32))
+    brightness = random.uniform(*BRIGHTNESS)
+    zoom = random.uniform(*ZOOM)
+    corner = random.integers(0, 2, size=2)  # 0: left or top, 1: right or bottom
+    flip = random.random() < 0.5
+    shift = random.uniform(-SHIFT, SHIFT, size=2)
+
+    height, width = pixels.shape[:2]
+    margin = int(np.ceil(SHIFT * max(height, width))) + 1
+    padded = Image.fromarray(np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)), mode="edge"))
+    left = margin + width * (corner[0] * (1 - zoom) + shift[0])
+    top = margin + height * (corner[1] * (1 - zoom) + shift[1])
+    box = (left, top, left + width * zoom, top + height * zoom)
+    image = padded.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    if flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    levels = np.clip(np.arange(256) * brightness, 0, 255).round().astype(np.uint8)
+    return levels[np.asarray(image)]

@@ -1,0 +1,135 @@
+"""What each job can be told; the field comments are the command line's help.
+
+Configurations check themselves when made, before anything is imported, read or started.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bcd_ray import storage
+from bcd_ray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Fit the classifier on a folder per class and write a model bundle."""
+
+    data: str
+    """Folder of labelled images, one folder per class (names of both public releases): a path or s3://."""
+    output: str
+    """Where the model bundle goes: an empty or new folder, a path or s3://."""
+    epochs: int = 5
+    """Passes over the training images and their augmented views."""
+    learning_rate: float = 0.003
+    """Step size of Adam."""
+    batch_size: int = 32
+    """Images a step, over all workers together."""
+    augmented_views: int = 4
+    """Augmented views of each training image; an epoch goes through the image itself and all of them."""
+    test_fraction: float = 0.3
+    """Share of each class that is kept for the test."""
+    holdout: Literal["test", "validation"] = "test"
+    """Part to evaluate on. `validation` sets the test images aside, unseen, and evaluates on a fifth of the training
+    images: choose settings with it."""
+    weights: Literal["keras", "torchvision"] = "keras"
+    """ImageNet weights: the paper's, which come with the package, or torchvision's own, which it downloads."""
+    workers: int = 0
+    """Ray Train workers that fit the head; 0 fits in the driver and saves some 20 s of start-up."""
+    seed: int = 0
+    """Of the split, the augmentation and the fit: the same seed gives the same metrics."""
+
+    def __post_init__(self) -> None:
+        _normalize(self, "data", "output")
+        _at_least(self, 1, "epochs", "batch_size")
+        _at_least(self, 0, "augmented_views", "workers", "seed")
+        if not self.learning_rate > 0:
+            raise ConfigError("--learning-rate must be above 0")
+        if not 0 < self.test_fraction < 1:
+            raise ConfigError("--test-fraction must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a trained model on a folder of labelled images."""
+
+    model: str
+    """Model bundle, written by jobs/train.py: a path or s3://."""
+    data: str
+    """Folder of labelled images, one folder per class: a path or s3://."""
+    output: str
+    """Where metrics and figures go: an empty or new folder, a path or s3://."""
+
+    def __post_init__(self) -> None:
+        _normalize(self, "model", "data", "output")
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """Pack loose images into shards; the images' bytes are kept as they are."""
+
+    input: str
+    """Folder of loose images: a path or s3://."""
+    output: str
+    """Where the shards go: an empty or new folder, a path or s3://."""
+    format: Literal["tar", "parquet"] = "tar"
+    """tar in WebDataset naming, or Parquet with the columns image_id, image and label."""
+    images_per_shard: int = 512
+    """Images in each shard but the last."""
+
+    def __post_init__(self) -> None:
+        _normalize(self, "input", "output")
+        _at_least(self, 1, "images_per_shard")
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Score every image of an archive and publish the predictions as Parquet."""
+
+    model: str
+    """Model bundle, written by jobs/train.py: a path or s3://."""
+    input: tuple[str, ...]
+    """Archives: folders or single shards (tar, Parquet, loose JPEG, PNG, TIFF, BMP), paths or s3://."""
+    output: str
+    """Where predictions/, manifests/ and the working state go: a path or s3://."""
+    max_unscored: int = 0
+    """Images that may fail before the exit code says so (3)."""
+    max_image_bytes: int = 64 << 20
+    """Larger images are refused unread."""
+    max_pixels: int = 100_000_000
+    """Images of more pixels are refused undecoded."""
+    max_actors: int = 0
+    """Most scoring actors; 0: as many as the cluster's cores allow when the job starts. Set it on a cluster that
+    grows on demand."""
+
+    def __post_init__(self) -> None:
+        if not self.input:
+            raise ConfigError("--input names no archive")
+        object.__setattr__(self, "input", tuple(storage.normalize(uri) for uri in self.input))
+        _normalize(self, "model", "output")
+        _at_least(self, 0, "max_unscored", "max_actors")
+        _at_least(self, 1, "max_image_bytes", "max_pixels")
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """Draw a synthetic archive, train, evaluate, pack, score: the whole path in some two minutes."""
+
+    output: str = "quickstart"
+    """Folder for everything the quickstart writes; made anew at each run."""
+    images_per_class: int = field(default=60)
+    """Synthetic smears to draw for each of the four classes."""
+
+    def __post_init__(self) -> None:
+        _normalize(self, "output")
+        _at_least(self, 10, "images_per_class")
+
+
+def _normalize(config: object, *names: str) -> None:
+    for name in names:
+        object.__setattr__(config, name, storage.normalize(getattr(config, name)))
+
+
+def _at_least(config: object, least: int, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}")

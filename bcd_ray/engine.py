@@ -1,0 +1,134 @@
+"""How the network runs on CPUs: OpenVINO, from the bundle's tensors alone.
+
+The graph is built here in OpenVINO's own operations, with every BatchNorm folded into its convolution, so that a
+scoring process imports no torch and starts in a second (torch, torchvision and a conversion took 12).
+`network.SmearClassifier` is the same network in torch; a test holds the two together.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bcd_ray.images import SIZE, Pixels
+
+BATCH = 8  # images a request; 4 to 8 beat larger batches on a CPU, whose caches they fit
+Tensors = Mapping[str, npt.NDArray[np.float32]]
+
+# MobileNetV2's stages (Sandler et al., CVPR 2018, table 2): expansion, repeats, stride of the first.
+_STAGES = ((1, 1, 1), (6, 2, 2), (6, 3, 2), (6, 4, 2), (6, 3, 1), (6, 3, 2), (6, 1, 1))
+_BATCH_NORM_EPSILON = 1e-5
+
+
+class Outputs(NamedTuple):
+    """What the network says of a batch of n images."""
+
+    embeddings: npt.NDArray[np.float32]  # (n, 1280)
+    logits: npt.NDArray[np.float32]  # (n, 4)
+
+
+class OpenVinoEngine:
+    """Runs batches of uint8 images on `threads` cores, several requests in flight."""
+
+    name = "openvino-fp32"
+
+    def __init__(self, tensors: Tensors, preprocessing: Mapping[str, Any], threads: int) -> None:
+        import openvino
+
+        config = {
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "INFERENCE_NUM_THREADS": threads,
+            # Pinned, two actors of one machine land on the same core: 106 images a second instead of 188.
+            "ENABLE_CPU_PINNING": False,
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        compiled = openvino.Core().compile_model(_graph(tensors, preprocessing), "CPU", config)
+        parallel: int = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self._requests = [compiled.create_infer_request() for _ in range(parallel)]
+
+    def run(self, batches: Iterable[Pixels]) -> Iterator[Outputs]:
+        """The outputs of each batch, in order; while requests run, the next batches are drawn from the input.
+
+        Args:
+            batches: arrays (n, 224, 224, 3) uint8 with 1 <= n <= BATCH.
+        """
+        idle, running = list(self._requests), deque[tuple[Any, int]]()
+        for batch in batches:
+            if not idle:
+                yield _finished(running, idle)
+            request, count = idle.pop(), len(batch)
+            if count < BATCH:  # the compiled shape is fixed
+                batch = np.concatenate([batch, np.zeros((BATCH - count, SIZE, SIZE, 3), np.uint8)])
+            request.start_async({0: batch})
+            running.append((request, count))
+        while running:
+            yield _finished(running, idle)
+
+
+def _finished(running: deque[tuple[Any, int]], idle: list[Any]) -> Outputs:
+    request, count = running.popleft()
+    request.wait()
+    embeddings, logits = (request.get_output_tensor(index).data[:count].copy() for index in (0, 1))
+    idle.append(request)
+    return Outputs(embeddings, logits)
+
+
+def _graph(tensors: Tensors, preprocessing: Mapping[str, Any]) -> Any:
+    """MobileNetV2, pooling and head as an OpenVINO model of (BATCH, 224, 224, 3) uint8."""
+    import openvino
+    from openvino import opset13 as ops
+
+    same = preprocessing["padding"] == "same"
+
+    def convolve(value: Any, convolution: str, norm: str, stride: int = 1, clamp: bool = True) -> Any:
+        weight, bias = _folded(tensors, convolution, norm)
+        kernel = weight.shape[-1]
+        before = 0 if kernel == 1 or (same and stride == 2) else 1  # TensorFlow's SAME pads below and right alone
+        after = 0 if kernel == 1 else 1
+        layout = ([stride, stride], [before, before], [after, after], [1, 1])
+        if kernel == 3 and weight.shape[1] == 1:
+            value = ops.group_convolution(value, ops.constant(weight[:, :, None]), *layout)
+        else:
+            value = ops.convolution(value, ops.constant(weight), *layout)
+        value = ops.add(value, ops.constant(bias.reshape(1, -1, 1, 1)))
+        return ops.clamp(value, 0.0, 6.0) if clamp else value
+
+    images = ops.parameter([BATCH, SIZE, SIZE, 3], np.uint8, name="images")
+    mean, std = (np.array(preprocessing[key], np.float32) for key in ("mean", "std"))
+    value = ops.divide(ops.subtract(ops.convert(images, "f32"), ops.constant(mean)), ops.constant(std))
+    value = ops.transpose(value, ops.constant(np.array([0, 3, 1, 2])))
+    value = convolve(value, "features.0.0", "features.0.1", stride=2)
+    block = 0
+    for expansion, repeats, first_stride in _STAGES:
+        for repeat in range(repeats):
+            block += 1
+            layers, shortcut = f"features.{block}.conv", value
+            if expansion > 1:
+                value = convolve(value, f"{layers}.0.0", f"{layers}.0.1")
+            depthwise = 1 if expansion > 1 else 0
+            stride = first_stride if repeat == 0 else 1
+            value = convolve(value, f"{layers}.{depthwise}.0", f"{layers}.{depthwise}.1", stride)
+            value = convolve(value, f"{layers}.{depthwise + 1}", f"{layers}.{depthwise + 2}", clamp=False)
+            if repeat > 0:
+                value = ops.add(shortcut, value)
+    value = convolve(value, "features.18.0", "features.18.1")
+    embeddings = ops.reduce_mean(value, ops.constant(np.array([2, 3])), keep_dims=False)
+    logits = ops.matmul(embeddings, ops.constant(tensors["head.weight"]), False, True)
+    logits = ops.add(logits, ops.constant(tensors["head.bias"].reshape(1, -1)))
+    return openvino.Model([embeddings, logits], [images], "smear_classifier")
+
+
+def _folded(tensors: Tensors, convolution: str, norm: str) -> tuple[Any, Any]:
+    """Weight and bias of a convolution with the BatchNorm after it folded in."""
+    scale = tensors[f"{norm}.weight"] / np.sqrt(tensors[f"{norm}.running_var"] + _BATCH_NORM_EPSILON)
+    weight = tensors[f"{convolution}.weight"] * scale[:, None, None, None]
+    return weight, tensors[f"{norm}.bias"] - tensors[f"{norm}.running_mean"] * scale
+
+
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Probabilities (n, classes) of logits (n, classes)."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probabilities: npt.NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
+    return probabilities

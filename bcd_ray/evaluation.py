@@ -1,0 +1,99 @@
+"""How well a model does on labelled images: metrics and figures, the same after training and for any folder."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bcd_ray import storage
+from bcd_ray.config import EvaluateConfig
+from bcd_ray.dataset import Labels, LabelledImage, list_labelled, says_synthetic
+from bcd_ray.embedding import embed
+from bcd_ray.engine import softmax
+from bcd_ray.errors import ConfigError, JobError
+from bcd_ray.figures import GALLERY_LIMIT, Example, confusion_matrix_figure, gallery
+from bcd_ray.images import Decoded, Limits, decode
+from bcd_ray.labels import CLASSES, DISPLAY_NAMES
+from bcd_ray.metrics import classification_metrics
+from bcd_ray.model import load_bundle
+from bcd_ray.runtime import ray_session
+
+Probabilities = npt.NDArray[np.float64]
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Measure a model on a folder of labelled images, write metrics.json and figures, and return the metrics."""
+    bundle = load_bundle(config.model)
+    images = list_labelled(config.data)
+    refuse_to_replace(config.output, "metrics.json")
+    with ray_session():
+        embedded = embed(images, bundle.model, views=[0], seed=0, verb="embedding")
+    usable = [index for index, error in enumerate(embedded.errors) if error is None]
+    if not usable:
+        raise JobError(f"none of the {len(images)} images in {config.data} could be read: {embedded.errors[0]}")
+    logits = embedded.embeddings[0, usable] @ bundle.model.tensors["head.weight"].T + bundle.model.tensors["head.bias"]
+    metrics, figures = assess(
+        [images[index] for index in usable], softmax(logits), config.data, says_synthetic(config.data)
+    )
+    metrics |= {"model_version": bundle.version, "unreadable": unreadable(images, embedded.errors)}
+    write_results(config.output, metrics, figures)
+    return metrics
+
+
+def assess(
+    images: Sequence[LabelledImage], probabilities: Probabilities, title: str, synthetic: bool
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Metrics, and figures by their file names, of predicted probabilities (n, 4) for n labelled images."""
+    labels = np.array([image.label for image in images])
+    metrics = classification_metrics(labels, probabilities.argmax(axis=1), CLASSES)
+    if synthetic:
+        metrics["synthetic"] = True
+    right, wrong = _examples(images, labels, probabilities)
+    return metrics, {
+        "confusion_matrix.png": confusion_matrix_figure(
+            metrics["confusion_matrix"], DISPLAY_NAMES, f"Confusion matrix: {title}", synthetic=synthetic
+        ),
+        "gallery.png": gallery(right, wrong, DISPLAY_NAMES, synthetic=synthetic),
+    }
+
+
+def unreadable(images: Sequence[LabelledImage], errors: Sequence[str | None]) -> dict[str, str]:
+    """The images that could not be used, by name, with the reason."""
+    return {image.name: error for image, error in zip(images, errors, strict=True) if error is not None}
+
+
+def write_results(uri: str, metrics: dict[str, Any], figures: dict[str, bytes]) -> None:
+    """Write figures and, last, metrics.json below a folder."""
+    for name, data in figures.items():
+        storage.write_bytes(storage.join(uri, "figures", name), data)
+    storage.write_bytes(storage.join(uri, "metrics.json"), (json.dumps(metrics, indent=2) + "\n").encode())
+
+
+def refuse_to_replace(output: str, name: str) -> None:
+    """ConfigError if the output holds results already, or cannot be written."""
+    if storage.exists(storage.join(output, name)):
+        raise ConfigError(f"--output {output} holds results already: choose another folder, or delete it")
+    storage.check_writable(output)
+
+
+def _examples(
+    images: Sequence[LabelledImage], labels: Labels, probabilities: Probabilities
+) -> tuple[list[Example], list[Example]]:
+    """For the gallery: of each class the surest and the least sure right prediction, and the surest wrong ones."""
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    by_confidence = np.argsort(-confidence, kind="stable")
+    right = []
+    for label in np.unique(labels):
+        of_class = [index for index in by_confidence if correct[index] and labels[index] == label]
+        right += [of_class[0], of_class[-1]] if len(of_class) > 1 else of_class
+    wrong = [index for index in by_confidence if not correct[index]]
+
+    def example(index: int) -> Example:
+        # Beyond the limit the gallery only counts, so the pixels are not read again.
+        decoded = decode(storage.read_bytes(images[index].stored.uri), Limits())
+        assert isinstance(decoded, Decoded)
+        return Example(decoded.pixels, int(labels[index]), probabilities[index], images[index].name)
+
+    return [example(index) for index in right], [example(index) for index in wrong[: GALLERY_LIMIT]]

@@ -1,0 +1,293 @@
+"""The figures a person looks at: training curves, the confusion matrix, and a gallery of example predictions.
+
+Each function returns the bytes of a PNG, so that the caller can store it on a disk or an object store alike.
+All drawing goes through `matplotlib.figure.Figure`, never pyplot: there is no global state to clean up.
+"""
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+# Two hues of the colour-blind-safe palette of Okabe and Ito, "Color Universal Design", 2008, the vermillion
+# darkened from #D55E00, in which text had a contrast of only 3.9 : 1 on white; all four exceed 4.5 : 1.
+BLUE, VERMILLION = "#0072B2", "#C05200"
+INK, GREY = "#222222", "#767676"
+
+WIDTH = 10.0  # inches; a 10 pt letter is then 14 px high where a page shows the figure 1000 px wide
+DPI = 150
+TITLE, TEXT, SMALL = 15, 12, 10  # points
+
+GALLERY_COLUMNS = 4
+GALLERY_LIMIT = 12  # examples per section: 3 rows, 2 MB of PNG
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image with its prediction.
+
+    Attributes:
+        pixels: uint8 (height, width, 3), RGB.
+        true: index of the true class.
+        probabilities: (classes,) predicted probability of each class.
+        name: what the reader finds the image by, such as its file name.
+    """
+
+    pixels: NDArray[np.uint8]
+    true: int
+    probabilities: NDArray[np.floating[Any]]
+    name: str
+
+    @property
+    def predicted(self) -> int:
+        """Index of the most probable class."""
+        return int(np.argmax(self.probabilities))
+
+
+def training_curves(
+    history: Sequence[Mapping[str, float]], evaluated_part: str, *, synthetic: bool = False
+) -> bytes:
+    """Draw loss and accuracy by epoch, for the training part and an evaluated part of the data.
+
+    Args:
+        history: one row per epoch: `epoch`, then `{part}_loss` and `{part}_accuracy` (a fraction from 0 to 1)
+            for the parts `train` and `evaluated_part`. NaN leaves a gap in the curve.
+        evaluated_part: `test` or `validation`, as in the keys of `history`.
+        synthetic: say in the title that the images are synthetic.
+
+    Raises:
+        ValueError: the history is empty or lacks a key.
+    """
+    parts = ("train", evaluated_part)
+    needed = {"epoch", *(f"{part}_{measure}" for part in parts for measure in ("loss", "accuracy"))}
+    missing = {key for row in history or [{}] for key in needed - row.keys()}
+    if missing:
+        raise ValueError(
+            f"the training history lacks {', '.join(sorted(missing))}: "
+            "pass one row per epoch, with the losses and accuracies of both parts"
+        )
+    figure = Figure(figsize=(WIDTH, 4.5), layout=_layout())
+    loss, accuracy = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in history]
+    # Line and marker style tell the parts apart in grey print too.
+    for part, style, colour in zip(parts, ("o-", "s--"), (BLUE, VERMILLION), strict=True):
+        for axes, measure in ((loss, "loss"), (accuracy, "accuracy")):
+            values = [row[f"{part}_{measure}"] for row in history]
+            axes.plot(
+                epochs, values, style, color=colour, label=part, linewidth=2, markersize=5, clip_on=False
+            )
+    # The best possible value is always in view, so that noise does not fill a panel.
+    for axes, best in ((loss, 0.0), (accuracy, 1.0)):
+        axes.axhline(best, color=GREY, linewidth=1)
+    loss.set_ylabel("Loss (cross-entropy)", fontsize=TEXT)
+    loss.set_ylim(bottom=0)
+    accuracy.set_ylabel("Accuracy", fontsize=TEXT)
+    accuracy.set_ylim(top=1)
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    for axes in (loss, accuracy):
+        axes.set_xlabel("Epoch", fontsize=TEXT)
+        axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.tick_params(labelsize=SMALL)
+        axes.grid(color="#DDDDDD")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=TEXT, frameon=False)
+    return _png(figure, "Training curves", synthetic)
+
+
+def confusion_matrix_figure(
+    matrix: Sequence[Sequence[int]], class_labels: Sequence[str], title: str, *, synthetic: bool = False
+) -> bytes:
+    """Draw a confusion matrix: in each cell the count, and below it the share of its true class (row).
+
+    Args:
+        matrix: (classes, classes) counts, rows true, columns predicted.
+        class_labels: display label of each class, in index order.
+        title: what the matrix is of.
+        synthetic: say in the title that the images are synthetic.
+
+    Raises:
+        ValueError: the matrix is not square, or its size is not the number of labels.
+    """
+    counts = np.asarray(matrix, dtype=np.int64)
+    classes = len(class_labels)
+    if counts.shape != (classes, classes):
+        raise ValueError(
+            f"the confusion matrix has shape {counts.shape}: with {classes} class labels it must have "
+            "one row per true class and one column per predicted class"
+        )
+    support = counts.sum(axis=1)
+    shares = counts / np.maximum(support, 1)[:, np.newaxis]
+    figure = Figure(figsize=(WIDTH, 8.0), layout=_layout())
+    axes = figure.subplots()
+    # Coloured by share, not count: a small class must look as good or bad as a large one.
+    axes.imshow(shares, cmap=colormaps["Blues"], vmin=0, vmax=1, aspect="auto")
+    for row in range(classes):
+        for column in range(classes):
+            _matrix_cell(axes, row, column, int(counts[row, column]), float(shares[row, column]))
+    axes.set_xticks(range(classes), class_labels, fontsize=TEXT)
+    axes.set_yticks(
+        range(classes),
+        [f"{label}\n(n = {n})" for label, n in zip(class_labels, support, strict=True)],
+        fontsize=TEXT,
+    )
+    axes.set_xlabel("Predicted class", fontsize=TEXT, fontweight="bold", labelpad=10)
+    axes.set_ylabel("True class", fontsize=TEXT, fontweight="bold", labelpad=10)
+    axes.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="#BBBBBB", linewidth=1)
+    axes.tick_params(which="both", length=0)
+    figure.supxlabel(
+        "In each cell: images, and their share of the true class (row)", fontsize=SMALL, color=INK
+    )
+    return _png(figure, title, synthetic)
+
+
+def _matrix_cell(axes: Axes, row: int, column: int, count: int, share: float) -> None:
+    # On the Blues map white overtakes ink at 0.675, where both have a contrast of 4 : 1.
+    colour = "white" if share > 0.675 else INK if count else GREY
+    weight = "bold" if count else "normal"
+    axes.text(
+        column, row - 0.08, f"{count}", ha="center", va="center", fontsize=20, color=colour, fontweight=weight
+    )
+    if count:
+        axes.text(column, row + 0.2, _percent(share), ha="center", va="center", fontsize=TEXT, color=colour)
+
+
+def gallery(
+    right: Sequence[Example],
+    wrong: Sequence[Example],
+    class_labels: Sequence[str],
+    *,
+    synthetic: bool = False,
+) -> bytes:
+    """Draw example images with true class, predicted class and probabilities: correct above, wrong below.
+
+    Each section shows its first 12 examples and says so where there are more; an empty one says that too.
+
+    Args:
+        right: examples whose prediction is their true class.
+        wrong: examples whose prediction is another class.
+        class_labels: display label of each class, in index order.
+        synthetic: say in the title that the images are synthetic.
+
+    Raises:
+        ValueError: an example lacks a probability per label, or does not belong in its section.
+    """
+    sections = (("correct", right), ("wrong", wrong))
+    for kind, examples in sections:
+        for example in examples:
+            _check_example(example, kind, len(class_labels))
+    cell, heading, top = 4.15, 0.55, 0.95  # inches: height of a row of examples, of a heading, of the title
+    rows = [-(-min(len(examples), GALLERY_LIMIT) // GALLERY_COLUMNS) for _, examples in sections]
+    height = top + sum(heading + max(0.4, count * cell) for count in rows)
+    figure = Figure(figsize=(WIDTH, height))
+    caption = "Bars: predicted probabilities. Blue: true class. Orange: predicted class, where it is another."
+    figure.text(0.5, 1 - 0.72 / height, caption, ha="center", fontsize=SMALL, color=INK)
+    y = height - top
+    for (kind, examples), count in zip(sections, rows, strict=True):
+        more = f" (first {GALLERY_LIMIT} of {len(examples)})" if len(examples) > GALLERY_LIMIT else ""
+        text = f"{kind.capitalize()} predictions{more}"
+        figure.text(0.03, (y - 0.3) / height, text, fontsize=13, fontweight="bold", color=INK)
+        y -= heading
+        if not examples:
+            figure.text(
+                0.03, (y - 0.1) / height, f"no {kind} predictions in this part", fontsize=TEXT, color=INK
+            )
+        for i, example in enumerate(examples[:GALLERY_LIMIT]):
+            left = 0.3 + (i % GALLERY_COLUMNS) * 2.4
+            _draw_example(figure, example, class_labels, left, y - (i // GALLERY_COLUMNS) * cell)
+        y -= max(0.4, count * cell)
+    return _png(figure, "Example predictions", synthetic)
+
+
+def _check_example(example: Example, kind: str, classes: int) -> None:
+    if np.shape(example.probabilities) != (classes,):
+        raise ValueError(
+            f"example {example.name} has probabilities of shape {np.shape(example.probabilities)}: "
+            f"pass one per class label, {classes} in all"
+        )
+    if (example.predicted == example.true) != (kind == "correct"):
+        raise ValueError(
+            f"example {example.name} is not a {kind} prediction (true class {example.true}, predicted "
+            f"{example.predicted}): pass it in the other section"
+        )
+
+
+def _draw_example(
+    figure: Figure, example: Example, class_labels: Sequence[str], left: float, top: float
+) -> None:
+    """Draw one example; (left, top) is its upper left corner, in inches from the lower left of the figure."""
+    size = 2.15  # inches, for the image
+    width, height = figure.get_size_inches()
+
+    def place(x: float, y: float, w: float, h: float) -> Axes:
+        return figure.add_axes(((left + x) / width, (top - y - h) / height, w / width, h / height))
+
+    image = place(0, 0.22, size, size)
+    image.imshow(example.pixels)
+    image.set_xticks([])
+    image.set_yticks([])
+    # The end of a long name is what tells two images apart. A name may hold "$": it is no formula.
+    name = example.name if len(example.name) <= 29 else "…" + example.name[-28:]
+    image.set_title(name, fontsize=9, color=INK, pad=3, parse_math=False)
+    verdict = BLUE if example.predicted == example.true else VERMILLION
+    for y, text, colour in (
+        (-0.05, f"True: {class_labels[example.true]}", BLUE),
+        (-0.15, f"Predicted: {class_labels[example.predicted]}", verdict),
+    ):
+        image.text(
+            0, y, text, transform=image.transAxes, va="top", fontsize=11, fontweight="bold", color=colour
+        )
+    bars = place(0.8, 0.22 + size + 0.52, 0.8, 0.85)
+    colours = [GREY] * len(class_labels)
+    colours[example.predicted] = VERMILLION
+    colours[example.true] = BLUE
+    positions = range(len(class_labels))
+    bars.barh(positions, example.probabilities, color=colours, height=0.7)
+    for y, probability in zip(positions, example.probabilities, strict=True):
+        bars.text(
+            probability + 0.05, y, _percent(float(probability)), va="center_baseline", fontsize=9, color=INK
+        )
+    bars.set_xlim(0, 1)
+    bars.set_ylim(len(class_labels) - 0.5, -0.5)
+    bars.set_yticks(positions, class_labels, fontsize=9)
+    bars.set_xticks([])
+    bars.tick_params(length=0)
+    bars.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def _percent(share: float) -> str:
+    """Format a share so that only 0 and 1 themselves read as never and always."""
+    if 0 < share < 0.001:
+        return "<0.1%"
+    if 0.999 < share < 1:
+        return ">99.9%"
+    return f"{100 * share:.1f}%"
+
+
+def _layout() -> ConstrainedLayoutEngine:
+    """Fit labels without clipping, 0.1 inches from the edges."""
+    return ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
+
+
+def _png(figure: Figure, title: str, synthetic: bool) -> bytes:
+    """Add the title, which also goes into the file's metadata, and encode the figure."""
+    if synthetic:
+        title = f"{title}: synthetic images"
+    # A figure without a layout engine needs the place of its title said, 0.2 inches from the top.
+    y = None if figure.get_layout_engine() else 1 - 0.2 / figure.get_figheight()
+    colour = VERMILLION if synthetic else INK
+    figure.suptitle(textwrap.fill(title, 70), y=y, fontsize=TITLE, fontweight="bold", color=colour)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Title": title})
+    return buffer.getvalue()

@@ -1,0 +1,109 @@
+"""Bytes to uint8 224x224x3 within limits; what is wrong with an image is a value, not an exception.
+
+What each kind of image becomes: greyscale is repeated into three channels; 16-bit greyscale is scaled to 8 bits;
+CMYK and palette are converted to RGB; transparent pixels are laid on white, the background of a smear; EXIF rotation
+is applied. Files with several pictures (multi-page TIFF, animated PNG) are refused, since scoring the first alone
+would lose the others in silence; the previews that cameras append to a JPEG (MPO) are not pictures of their own.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+SIZE = 224  # pixels a side of the network's input
+Pixels = npt.NDArray[np.uint8]
+
+_FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP")
+_CHANNELS_8_BIT = ("L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "1")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds that an image must keep, checked before it is read or decoded."""
+
+    max_bytes: int = 64 << 20
+    max_pixels: int = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An image ready for the network; width and height are those of the original, after EXIF rotation."""
+
+    pixels: Pixels  # (224, 224, 3) uint8 RGB
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Why an image could not be used: a status of `schema.STATUSES` and one line of explanation."""
+
+    status: str
+    error: str
+    width: int | None = None
+    height: int | None = None
+
+
+def decode(data: bytes, limits: Limits) -> Decoded | Rejected:
+    """Decode an encoded image and resize it to 224x224, whatever its aspect ratio, as the paper does."""
+    if not data:
+        return Rejected("empty_file", "the file has no content")
+    if len(data) > limits.max_bytes:
+        return too_large(len(data), limits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's hints on odd metadata: nothing a user can act on
+        try:
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        except Image.DecompressionBombError:
+            return Rejected("too_many_pixels", _too_many(None, limits))
+        except Image.UnidentifiedImageError:
+            return Rejected("not_an_image", f"not a JPEG, PNG, TIFF or BMP (begins with {data[:8]!r})")
+        except Exception as error:  # Pillow raises many types on hostile headers; each is this image's fault
+            return Rejected("corrupt_image", _one_line(error))
+        width, height = image.size
+        if width * height > limits.max_pixels:
+            return Rejected("too_many_pixels", _too_many((width, height), limits), width, height)
+        try:
+            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+                error_text = f"holds {image.n_frames} pictures: split it into one file each"
+                return Rejected("multiple_pictures", error_text, width, height)
+            rgb = _to_rgb(image)
+            if rgb is None:
+                return Rejected("unsupported_mode", f"pixels of type {image.mode}: save as 8 bits", width, height)
+            resized = rgb if rgb.size == (SIZE, SIZE) else rgb.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+            return Decoded(np.asarray(resized), rgb.width, rgb.height)
+        except Exception as error:  # as above
+            return Rejected("corrupt_image", _one_line(error), width, height)
+
+
+def too_large(size: int, limits: Limits) -> Rejected:
+    """The rejection of a file that is over the bound on bytes."""
+    return Rejected("too_large", f"{size:,} bytes, over the limit of {limits.max_bytes:,}: see --max-image-bytes")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image | None:
+    """The upright RGB image, or None where the pixel type has no defined range."""
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode not in _CHANNELS_8_BIT:
+        return None
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _too_many(size: tuple[int, int] | None, limits: Limits) -> str:
+    found = f"{size[0]}x{size[1]} pixels" if size else "more pixels than can be trusted"
+    return f"{found}, over the limit of {limits.max_pixels:,}: see --max-pixels"
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:200]

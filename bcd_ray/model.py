@@ -1,0 +1,122 @@
+"""A model as tensors and facts, and its bundle on disk.
+
+A bundle is a folder: `model.safetensors` (backbone and head), `model.json` (what they are and how they were made),
+`model.sha256` (the digests of the two, for `sha256sum -c`), and for people `MODEL_CARD.md`, `metrics.json` and
+`figures/`. Nothing in it is a pickle.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load, save
+
+from bcd_ray import storage
+from bcd_ray.engine import Tensors
+from bcd_ray.errors import ConfigError, NotFoundError
+from bcd_ray.labels import CLASSES
+
+EMBEDDING_SIZE = 1280
+WeightsName = Literal["keras", "torchvision"]
+
+# Input scaling, on values 0..255, and padding: those with which each set of weights was trained.
+PREPROCESSING: dict[WeightsName, dict[str, Any]] = {
+    "keras": {"size": 224, "mean": [127.5] * 3, "std": [127.5] * 3, "padding": "same"},
+    "torchvision": {
+        "size": 224,
+        "mean": [123.675, 116.28, 103.53],
+        "std": [58.395, 57.12, 57.375],
+        "padding": "symmetric",
+    },
+}
+_BUNDLE_FORMAT = 1
+_DIGESTED = ("model.safetensors", "model.json")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network as its tensors, under torchvision's names, and the scaling and padding they were trained with."""
+
+    tensors: Tensors
+    preprocessing: dict[str, Any]
+
+    def with_head(self, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> "Model":
+        """The same backbone under a head of weight (4, 1280) and bias (4,)."""
+        return Model({**self.tensors, "head.weight": weight, "head.bias": bias}, self.preprocessing)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained model as read from disk: `info` is `model.json`, `version` the digest that names the model."""
+
+    model: Model
+    info: dict[str, Any]
+    version: str
+
+
+def pretrained(weights: WeightsName) -> Model:
+    """MobileNetV2 with ImageNet weights under a zero head.
+
+    `keras`, the paper's, come with this package; `torchvision` downloads its own.
+    """
+    if weights == "keras":
+        path = resources.files("bcd_ray") / "weights" / "mobilenet_v2_imagenet_keras.safetensors"
+        backbone = load(path.read_bytes())
+    else:
+        from bcd_ray.network import torchvision_backbone
+
+        backbone = torchvision_backbone()
+    backbone = {name: value for name, value in backbone.items() if not name.endswith("num_batches_tracked")}
+    head = np.zeros((len(CLASSES), EMBEDDING_SIZE), np.float32)
+    return Model(backbone, PREPROCESSING[weights]).with_head(head, head[:, 0].copy())
+
+
+def save_bundle(uri: str, model: Model, info: dict[str, Any], extras: dict[str, bytes]) -> str:
+    """Write a bundle and return its version; the digests go last, so a bundle that has them is whole.
+
+    Args:
+        info: the facts for `model.json`, JSON-ready.
+        extras: further files by their names in the bundle.
+    """
+    facts = {"format": _BUNDLE_FORMAT, "architecture": "mobilenet_v2", "classes": list(CLASSES)}
+    facts |= {"preprocessing": model.preprocessing, **info}
+    contents = {
+        "model.safetensors": save({name: np.ascontiguousarray(value) for name, value in model.tensors.items()}),
+        "model.json": (json.dumps(facts, indent=2) + "\n").encode(),
+    }
+    for name, data in {**extras, **contents}.items():
+        storage.write_bytes(storage.join(uri, name), data)
+    digests = "".join(f"{hashlib.sha256(contents[name]).hexdigest()}  {name}\n" for name in _DIGESTED)
+    storage.write_bytes(storage.join(uri, "model.sha256"), digests.encode())
+    return _version(contents)
+
+
+def is_bundle(uri: str) -> bool:
+    """Whether a finished bundle stands at this URI."""
+    return storage.exists(storage.join(uri, "model.sha256"))
+
+
+def load_bundle(uri: str) -> Bundle:
+    """Read a bundle and check it; ConfigError, naming the remedy, where it is not whole or not what was written."""
+    try:
+        digests = storage.read_bytes(storage.join(uri, "model.sha256")).decode(errors="replace")
+        contents = {name: storage.read_bytes(storage.join(uri, name)) for name in _DIGESTED}
+    except NotFoundError as error:
+        raise ConfigError(f"{uri} is no model bundle ({error}): give the --output of jobs/train.py") from error
+    for name in _DIGESTED:
+        if f"{hashlib.sha256(contents[name]).hexdigest()}  {name}" not in digests.splitlines():
+            raise ConfigError(
+                f"{uri}: {name} does not match model.sha256: it was changed or copied in part; copy the bundle again"
+            )
+    info = json.loads(contents["model.json"])
+    if info.get("format") != _BUNDLE_FORMAT or info.get("classes") != list(CLASSES):
+        raise ConfigError(f"{uri}: written by another release of bcd_ray: train anew, or use that release")
+    return Bundle(Model(load(contents["model.safetensors"]), info["preprocessing"]), info, _version(contents))
+
+
+def _version(contents: dict[str, bytes]) -> str:
+    return hashlib.sha256(b"".join(contents[name] for name in _DIGESTED)).hexdigest()

@@ -1,0 +1,34 @@
+"""What goes with a model for people to read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bcd_ray.metrics import format_metrics
+
+
+def model_card(info: Mapping[str, Any], metrics: Mapping[str, Any]) -> bytes:
+    """MODEL_CARD.md of a bundle, from its `model.json` facts and its metrics."""
+    training = info["training"]
+    counts = metrics["counts"]
+    synthetic = "\n**Trained on synthetic, drawn images: of no use on real smears.**\n" if info["synthetic"] else ""
+    return f"""# Model card
+{synthetic}
+**Intended use.** Suggests one of four classes (benign, early Pre-B, Pre-B, Pro-B) for a peripheral blood smear image,
+to support a haematologist. It makes no diagnosis and replaces no expert: every prediction is a suggestion to check.
+
+**Model.** MobileNetV2 with frozen ImageNet weights ({training["weights"]}), global average pooling, dense softmax head.
+
+**Data.** {counts["usable"]} images of {counts["images"]} found in `{training["data"]}`; {counts["summary"]}.
+
+**Protocol.** {metrics["protocol"]}. Images of one patient can stand on both sides, so these figures are no measure of
+performance on new patients.
+
+**Figures** on the {metrics["part"]} part, one run with seed {training["seed"]}, no spread:
+
+```
+{format_metrics(metrics)}
+```
+
+**Known limits.** One hospital, one stain and one microscope per data set; colour of the background alone can give the
+class away; images of other stains, cells or magnifications are outside what the model knows, and it does not say so.
+""".encode()

@@ -1,0 +1,124 @@
+"""The Ray session of a job, how many actors its cores carry, and the progress that a person sees."""
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+_LINE_EVERY_S = 10.0  # where output goes to a log file, a line each ten seconds
+
+
+@dataclass(frozen=True)
+class ActorPool:
+    """Actors for a Ray Data stage: their number, the threads of each, and the CPUs that each reserves."""
+
+    least: int
+    most: int
+    threads: int
+    cpus: float
+
+    def options(self) -> dict[str, Any]:
+        """Arguments for `Dataset.map_batches`."""
+        from ray.data import ActorPoolStrategy
+
+        compute = ActorPoolStrategy(min_size=self.least, max_size=self.most, max_tasks_in_flight_per_actor=2)
+        return {"compute": compute, "num_cpus": self.cpus}
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Join the cluster of RAY_ADDRESS or `ray start`, or start Ray on this machine for the time of the job."""
+    # Read by the Ray processes that are started here; on a cluster its start commands set them (see cluster.yaml).
+    os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 whatever else runs takes the cores
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    import ray
+    from ray.data import DataContext
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def actor_pool(most: int = 0) -> ActorPool:
+    """One actor per machine, or per eight cores of a large one, with as many threads as cores.
+
+    Each reserves three quarters of its cores: Ray Data's own tasks need a share too, and an actor pool that takes
+    every CPU waits for ever.
+
+    Args:
+        most: the largest number of actors on a cluster that grows on demand; 0 for what its cores carry now.
+    """
+    import ray
+
+    cores = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    cores = [count for count in cores if count >= 1]
+    threads = int(min([8.0, *cores]))
+    reserved = 0.75 * threads
+    fit = max(1, sum(int(count // reserved) for count in cores))
+    return ActorPool(least=fit, most=max(fit, most), threads=threads, cpus=reserved)
+
+
+class Progress:
+    """Counts images on standard error: in place on a terminal, a line each ten seconds in a log."""
+
+    def __init__(self, verb: str, total: int | None, unit: str = "images") -> None:
+        self._verb, self._total, self._unit = verb, total, unit
+        self._done = 0
+        self._terminal = sys.stderr.isatty()
+        self._started = self._shown = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first result came: start-up is no part of the rate
+
+    def add(self, count: int) -> None:
+        """Count further images, and show the new state when it is time."""
+        now = time.monotonic()
+        self._done += count
+        self._first = self._first or (now, self._done)
+        if now - self._shown > (0.2 if self._terminal else _LINE_EVERY_S):
+            self._shown = now
+            self._show(now)
+
+    def finish(self) -> None:
+        """Show the last state, and end the line."""
+        self._show(time.monotonic())
+        if self._terminal:
+            print(file=sys.stderr)
+
+    def _show(self, now: float) -> None:
+        of_total = f"/{self._total:,}" if self._total else ""
+        text = f"{self._verb}  {self._done:,}{of_total} {self._unit}  {now - self._started:.0f} s"
+        if self._first and now > self._first[0] and self._done > self._first[1]:
+            text += f"  {(self._done - self._first[1]) / (now - self._first[0]):.0f}/s"
+        print(f"\r\x1b[K{text}" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr)
+        sys.stderr.flush()
+
+
+def say(text: str) -> None:
+    """A line about what the job does now, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what computes the numbers, for the record of a model or a run."""
+    from importlib.metadata import version
+
+    from bcd_ray import __version__
+
+    names = ("ray", "torch", "openvino", "numpy", "pillow", "pyarrow")
+    return {"bcd_ray": __version__, "python": sys.version.split()[0], **{name: version(name) for name in names}}

@@ -1,0 +1,74 @@
+"""The columns of the published Parquet and the statuses of a row: one place for code, tests and documentation."""
+
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from bcd_ray.labels import CLASSES
+
+SCHEMA_VERSION = 1
+
+
+class Column(NamedTuple):
+    """A published column; a null is only found where the description says so."""
+
+    name: str
+    type: pa.DataType
+    unit: str
+    description: str
+
+
+_TEXT = pa.string()
+
+COLUMNS = (
+    Column("image_id", _TEXT, "-", "Stable id: the same image in the same shard always gets the same"),
+    Column("image_uri", _TEXT, "-", "Where the image is: SHARD#NAME, or the file itself"),
+    Column("shard_uri", _TEXT, "-", "The tar, the Parquet file or the loose image that was read"),
+    Column("image_sha256", _TEXT, "hex", "Digest of the encoded image; null where there were no bytes to read"),
+    Column("width", pa.int32(), "pixels", "Width of the original, upright; null if unknown"),
+    Column("height", pa.int32(), "pixels", "Height of the original, upright; null if unknown"),
+    Column("status", _TEXT, "-", "`scored`, or the kind of failure (table below)"),
+    Column("error", _TEXT, "-", "What was wrong, in one line; null if scored"),
+    Column("predicted_class", _TEXT, "-", "A suggestion for an expert: the most probable class; null if not scored"),
+    Column("confidence", pa.float32(), "0..1", "Probability of the predicted class; null if not scored"),
+    *(
+        Column(f"p_{name}", pa.float32(), "0..1", f"Probability of {name}; null if not scored")
+        for name in CLASSES
+    ),
+    Column("p_malignant", pa.float32(), "0..1", "Sum of the three malignant classes; null if not scored"),
+    Column("model_version", _TEXT, "hex", "Digest of the model bundle"),
+    Column("run_id", _TEXT, "-", "The run that published the row; names its manifest"),
+    Column("scored_at", pa.timestamp("us", "UTC"), "UTC", "When the row was made"),
+)
+
+STATUSES = {
+    "scored": "The image was scored",
+    "empty_file": "The file has no bytes",
+    "not_an_image": "The bytes are no JPEG, PNG, TIFF or BMP, whatever the name says",
+    "corrupt_image": "The image is truncated or damaged",
+    "too_large": "More bytes than `--max-image-bytes`; not read",
+    "too_many_pixels": "More pixels than `--max-pixels`; not decoded",
+    "multiple_pictures": "A multi-page or animated file",
+    "unsupported_mode": "32-bit or floating-point pixels, whose range is not defined",
+    "unsafe_member": "A link, a device, or an absolute or `..` name in a tar",
+    "unreadable_shard": "One row for the part of a shard that cannot be read",
+    "missing": "Listed, but gone when it was read",
+    "read_error": "The storage did not deliver it, after retries",
+}
+
+PREDICTIONS = pa.schema(
+    [
+        pa.field(column.name, column.type, metadata={"description": column.description, "unit": column.unit})
+        for column in COLUMNS
+    ],
+    metadata={"bcd_ray.schema_version": str(SCHEMA_VERSION)},
+)
+
+
+def markdown() -> str:
+    """The tables of columns and statuses as the README shows them."""
+    lines = ["| column | type | unit | meaning |", "| --- | --- | --- | --- |"]
+    lines += [f"| `{name}` | {kind} | {unit} | {text} |" for name, kind, unit, text in COLUMNS]
+    lines += ["", "| status | meaning |", "| --- | --- |"]
+    lines += [f"| `{status}` | {text} |" for status, text in STATUSES.items()]
+    return "\n".join(lines)

@@ -1,0 +1,21 @@
+"""Measure a trained model on labelled images: `python jobs/evaluate.py --model DIR --data URI --output DIR`."""
+
+from bcd_ray.cli import run
+from bcd_ray.config import EvaluateConfig
+from bcd_ray.errors import EXIT_OK
+
+
+def main(config: EvaluateConfig) -> int:
+    from bcd_ray.evaluation import evaluate
+    from bcd_ray.metrics import format_metrics
+
+    metrics = evaluate(config)
+    print(format_metrics(metrics))
+    if metrics["unreadable"]:
+        print(f"{len(metrics['unreadable'])} images could not be read: see metrics.json")
+    print(f"metrics and figures written to {config.output}")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    run(EvaluateConfig, main)

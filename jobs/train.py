@@ -1,0 +1,19 @@
+"""Train the classifier on a folder per class: `python jobs/train.py --data URI --output DIR`."""
+
+from bcd_ray.cli import run
+from bcd_ray.config import TrainConfig
+from bcd_ray.errors import EXIT_OK
+
+
+def main(config: TrainConfig) -> int:
+    from bcd_ray.metrics import format_metrics
+    from bcd_ray.training import train
+
+    metrics = train(config)
+    print(format_metrics(metrics))
+    print(f"model bundle written to {config.output}")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    run(TrainConfig, main)
