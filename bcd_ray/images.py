@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 SIZE = 224  # pixels a side of the network's input
+DECODER_VERSION = 1  # raise it when the same bytes would give other pixels
 Pixels = npt.NDArray[np.uint8]
 
 _FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP")

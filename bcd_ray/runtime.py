@@ -37,13 +37,16 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 whatever else runs takes the cores
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray 2.60 prints an error for every actor of a Ray Data pool, though nothing is wrong and nothing can be done.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     import ray
     from ray.data import DataContext
 
     started = not ray.is_initialized()
     if started:
-        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        with _stderr_silenced():
+            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     context = DataContext.get_current()
@@ -54,6 +57,20 @@ def ray_session() -> Iterator[None]:
     finally:
         if started:
             ray.shutdown()
+
+
+@contextmanager
+def _stderr_silenced() -> Iterator[None]:
+    """Ray's C++ core announces its log level on file descriptor 2 when it starts; errors still come as exceptions."""
+    sys.stderr.flush()
+    saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nothing)
 
 
 def actor_pool(most: int = 0) -> ActorPool:
@@ -78,9 +95,10 @@ def actor_pool(most: int = 0) -> ActorPool:
 class Progress:
     """Counts images on standard error: in place on a terminal, a line each ten seconds in a log."""
 
-    def __init__(self, verb: str, total: int | None, unit: str = "images") -> None:
-        self._verb, self._total, self._unit = verb, total, unit
-        self._done = 0
+    def __init__(self, verb: str, total: int | None, unit: str = "images", units: int | None = None) -> None:
+        """Count up to `total` images, or, where that is not known before, also up to `units` units of work."""
+        self._verb, self._total, self._unit, self._units = verb, total, unit, units
+        self._done = self._calls = 0
         self._terminal = sys.stderr.isatty()
         self._started = self._shown = time.monotonic()
         self._first: tuple[float, int] | None = None  # when the first result came: start-up is no part of the rate
@@ -89,6 +107,7 @@ class Progress:
         """Count further images, and show the new state when it is time."""
         now = time.monotonic()
         self._done += count
+        self._calls += 1
         self._first = self._first or (now, self._done)
         if now - self._shown > (0.2 if self._terminal else _LINE_EVERY_S):
             self._shown = now
@@ -102,7 +121,8 @@ class Progress:
 
     def _show(self, now: float) -> None:
         of_total = f"/{self._total:,}" if self._total else ""
-        text = f"{self._verb}  {self._done:,}{of_total} {self._unit}  {now - self._started:.0f} s"
+        of_units = f"  {self._calls:,}/{self._units:,} units" if self._units else ""
+        text = f"{self._verb}  {self._done:,}{of_total} {self._unit}{of_units}  {now - self._started:.0f} s"
         if self._first and now > self._first[0] and self._done > self._first[1]:
             text += f"  {(self._done - self._first[1]) / (now - self._first[0]):.0f}/s"
         print(f"\r\x1b[K{text}" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr)

@@ -1,0 +1,185 @@
+"""Scoring, top to bottom: load the model, list the archives, plan, score what is missing, publish."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from bcd_ray import schema, storage
+from bcd_ray.archive import Entry, kind_of, map_ahead, read_shards
+from bcd_ray.config import ScoreConfig
+from bcd_ray.embedding import in_batches
+from bcd_ray.engine import BATCH, OpenVinoEngine, Outputs, softmax
+from bcd_ray.errors import ConfigError, NotFoundError
+from bcd_ray.images import DECODER_VERSION, Decoded, Limits, Pixels, Rejected, decode
+from bcd_ray.labels import CLASSES
+from bcd_ray.ledger import Ledger, Unit, make_plan
+from bcd_ray.model import Bundle, load_bundle
+from bcd_ray.runtime import Progress, actor_pool, library_versions, ray_session, say
+from bcd_ray.storage import StoredObject
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did: its manifest, or None where everything was published before."""
+
+    manifest: dict[str, Any] | None
+    shards: int
+
+
+def score(config: ScoreConfig) -> Outcome:
+    """Score every image of the archives that is not published yet, and publish the rows."""
+    bundle = load_bundle(config.model)
+    shards = list_shards(config)
+    storage.check_writable(config.output)
+    ledger = Ledger(config.output)
+    identity = _identity(bundle, config)
+    published = ledger.published(identity)
+    plan = make_plan((shard for shard in shards if shard.version_name() not in published), identity)
+    if not plan.units:
+        return Outcome(None, len(shards))
+    ledger.begin(plan)
+    unfinished = ledger.unfinished(plan)
+    say(f"run {plan.run_id}: {len(plan.units):,} units, {len(plan.units) - len(unfinished):,} of them done before")
+    if unfinished:
+        with ray_session():
+            _score_units(unfinished, bundle, ledger, config)
+    facts = {"engine": OpenVinoEngine.name, "versions": library_versions(), "configuration": asdict(config)}
+    return Outcome(ledger.publish(plan, facts), len(shards))
+
+
+def list_shards(config: ScoreConfig) -> list[StoredObject]:
+    """The shards of all inputs, each once, sorted by URI; says which files are none.
+
+    Raises:
+        ConfigError: an input is missing or holds no shard, or the output lies inside it.
+    """
+    found: dict[str, StoredObject] = {}
+    others: Counter[str] = Counter()
+    for uri in config.input:
+        if f"{config.output}/".startswith(f"{uri}/"):
+            raise ConfigError(f"--output {config.output} lies inside --input {uri}: choose another folder")
+        count = len(found)
+        try:
+            for listed in storage.list_objects(uri):
+                if kind_of(listed.uri):
+                    found[listed.uri] = listed
+                else:
+                    others[PurePosixPath(listed.uri).suffix.lower() or "no suffix"] += 1
+        except NotFoundError as error:
+            raise ConfigError(f"--input: {error}") from error
+        if len(found) == count and not any(name.startswith(uri) for name in found):
+            raise ConfigError(f"--input {uri} holds no tar, Parquet, JPEG, PNG, TIFF or BMP file")
+    if others:
+        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common(5))
+        say(f"{others.total():,} files that are neither shards nor images are left out: {kinds}")
+    return [found[uri] for uri in sorted(found)]
+
+
+def _identity(bundle: Bundle, config: ScoreConfig) -> dict[str, Any]:
+    """Everything besides the shards that changes the rows."""
+    return {
+        "model_version": bundle.version,
+        "schema_version": schema.SCHEMA_VERSION,
+        "decoder_version": DECODER_VERSION,
+        "max_image_bytes": config.max_image_bytes,
+        "max_pixels": config.max_pixels,
+    }
+
+
+def _score_units(units: list[Unit], bundle: Bundle, ledger: Ledger, config: ScoreConfig) -> None:
+    """Each unit's rows go from the actor that made them straight to storage; only counts come back."""
+    import ray
+
+    pool = actor_pool(config.max_actors)
+    limits = Limits(config.max_image_bytes, config.max_pixels)
+    counts = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units)).map_batches(
+        UnitScorer,
+        batch_size=1,
+        fn_constructor_args=(bundle, ledger, limits, pool.threads),
+        **pool.options(),
+    )
+    loose = sum(len(unit.shards) for unit in units if kind_of(unit.shards[0].uri) == "image")
+    all_loose = all(kind_of(unit.shards[0].uri) == "image" for unit in units)
+    progress = Progress("scoring", loose if all_loose else None, units=len(units))
+    for batch in counts.iter_batches(batch_size=1):
+        progress.add(int(batch["rows"][0]))
+    progress.finish()
+
+
+class UnitScorer:
+    """Ray Data actor: reads, decodes and scores one unit at a time, and writes its rows."""
+
+    def __init__(self, bundle: Bundle, ledger: Ledger, limits: Limits, threads: int) -> None:
+        self._engine = OpenVinoEngine(bundle.model.tensors, bundle.model.preprocessing, threads)
+        self._version, self._ledger, self._limits, self._threads = bundle.version, ledger, limits, threads
+        self._pool = ThreadPoolExecutor(threads)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        (unit,) = batch["unit"]
+        rows = self.rows(unit)
+        self._ledger.write_unit(unit, rows)
+        return {"rows": np.array([len(rows)])}
+
+    def rows(self, unit: Unit) -> pa.Table:
+        """One row for each image of the unit, of all columns but `run_id`."""
+        found: list[_Row] = []
+
+        def scorable() -> Iterator[Pixels]:
+            entries = read_shards(unit.shards, self._limits, self._threads)
+            for row, pixels in map_ahead(self._pool, self._decode, entries, ahead=4 * BATCH):
+                found.append(row)
+                if pixels is not None:
+                    yield pixels
+
+        outputs = list(self._engine.run(in_batches(scorable())))
+        return _table(found, outputs, self._version)
+
+    def _decode(self, entry: Entry) -> "tuple[_Row, Pixels | None]":
+        if isinstance(entry.content, Rejected):
+            return _Row(entry, None, entry.content), None
+        digest = hashlib.sha256(entry.content).hexdigest()
+        decoded = decode(entry.content, self._limits)
+        pixels = decoded.pixels if isinstance(decoded, Decoded) else None
+        return _Row(entry, digest, decoded), pixels
+
+
+class _Row:
+    """What is known of an image before it is scored; it keeps neither bytes nor pixels."""
+
+    def __init__(self, entry: Entry, digest: str | None, result: Decoded | Rejected) -> None:
+        self.image_id, self.image_uri, self.shard_uri = entry.image_id, entry.image_uri, entry.shard_uri
+        self.image_sha256, self.width, self.height = digest, result.width, result.height
+        self.status = result.status if isinstance(result, Rejected) else "scored"
+        self.error = result.error if isinstance(result, Rejected) else None
+
+
+def _table(rows: list[_Row], outputs: list[Outputs], model_version: str) -> pa.Table:
+    scored = np.array([row.status == "scored" for row in rows], bool)
+    probabilities = np.full((len(rows), len(CLASSES)), np.nan)
+    if outputs:
+        probabilities[scored] = softmax(np.concatenate([batch.logits for batch in outputs]))
+    predicted = [CLASSES[index] if ok else None for index, ok in zip(probabilities.argmax(1), scored, strict=True)]
+
+    def share(values: Any) -> pa.Array:
+        return pa.array(values, pa.float32(), mask=~scored)
+
+    names = ("image_id", "image_uri", "shard_uri", "image_sha256", "width", "height", "status", "error")
+    columns: dict[str, Any] = {
+        name: pa.array([getattr(row, name) for row in rows], schema.PREDICTIONS.field(name).type) for name in names
+    }
+    columns |= {"predicted_class": pa.array(predicted, pa.string()), "confidence": share(probabilities.max(axis=1))}
+    columns |= {f"p_{name}": share(probabilities[:, index]) for index, name in enumerate(CLASSES)}
+    columns["p_malignant"] = share(probabilities[:, 1:].sum(axis=1))
+    columns["model_version"] = pa.array([model_version] * len(rows), pa.string())
+    columns["scored_at"] = pa.array([datetime.now(UTC)] * len(rows), pa.timestamp("us", "UTC"))
+    return pa.table(columns)
+
+

@@ -1,0 +1,30 @@
+"""Score an archive: `python jobs/score.py --model DIR --input URI [URI ...] --output URI`."""
+
+from bcd_ray.cli import run
+from bcd_ray.config import ScoreConfig
+from bcd_ray.errors import EXIT_OK, EXIT_UNSCORED
+
+
+def main(config: ScoreConfig) -> int:
+    from bcd_ray.ledger import unscored
+    from bcd_ray.scoring import score
+
+    outcome = score(config)
+    if outcome.manifest is None:
+        print(f"nothing to do: all {outcome.shards:,} shards are published in {config.output}")
+        return EXIT_OK
+    statuses = outcome.manifest["statuses"]
+    failed = unscored(statuses)
+    print(f"{statuses.get('scored', 0):,} images scored, {failed:,} could not be scored")
+    for name, count in statuses.items():
+        if name != "scored":
+            print(f"  {count:>9,}  {name}")
+    for name, count in outcome.manifest["predicted_classes"].items():
+        print(f"  {count:>9,}  suggested as {name}")
+    print(f"predictions  {outcome.manifest['outputs'][0]['uri']}")
+    print(f"manifest     {config.output}/manifests/{outcome.manifest['run_id']}.json")
+    return EXIT_UNSCORED if failed > config.max_unscored else EXIT_OK
+
+
+if __name__ == "__main__":
+    run(ScoreConfig, main)
