@@ -180,7 +180,8 @@ def _read_parquet(stream: BinaryIO, limits: Limits) -> Iterator[tuple[str, bytes
 def _entry(shard_uri: str, name: str, occurrence: int, content: bytes | Rejected) -> Entry:
     identity = json.dumps([shard_uri, name, occurrence]).encode()
     image_uri = f"{shard_uri}#{name}" if name else shard_uri
-    return Entry(hashlib.sha256(identity).hexdigest()[:32], image_uri, shard_uri, content)
+    image_id = hashlib.sha256(identity).hexdigest()[:32]
+    return Entry(image_id, storage.printable(image_uri), storage.printable(shard_uri), content)
 
 
 def _whole_shard(shard: StoredObject, status: str, error: str) -> Entry:

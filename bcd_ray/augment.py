@@ -48,4 +48,5 @@ def augment(pixels: Pixels, seed: int, image_key: str, view: int) -> Pixels:
     if flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     levels = np.clip(np.arange(256) * brightness, 0, 255).round().astype(np.uint8)
-    return levels[np.asarray(image)]
+    augmented: Pixels = levels[np.asarray(image)]
+    return augmented

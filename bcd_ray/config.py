@@ -3,7 +3,7 @@
 Configurations check themselves when made, before anything is imported, read or started.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from bcd_ray import storage
@@ -115,8 +115,8 @@ class QuickstartConfig:
     """Draw a synthetic archive, train, evaluate, pack, score: the whole path in some two minutes."""
 
     output: str = "quickstart"
-    """Folder for everything the quickstart writes; made anew at each run."""
-    images_per_class: int = field(default=60)
+    """Folder for everything the quickstart writes; emptied at each run."""
+    images_per_class: int = 60
     """Synthetic smears to draw for each of the four classes."""
 
     def __post_init__(self) -> None:

@@ -85,8 +85,8 @@ def _graph(tensors: Tensors, preprocessing: Mapping[str, Any]) -> Any:
     def convolve(value: Any, convolution: str, norm: str, stride: int = 1, clamp: bool = True) -> Any:
         weight, bias = _folded(tensors, convolution, norm)
         kernel = weight.shape[-1]
-        before = 0 if kernel == 1 or (same and stride == 2) else 1  # TensorFlow's SAME pads below and right alone
         after = 0 if kernel == 1 else 1
+        before = 0 if same and stride == 2 else after  # TensorFlow's SAME pads stride 2 below and right alone
         layout = ([stride, stride], [before, before], [after, after], [1, 1])
         if kernel == 3 and weight.shape[1] == 1:
             value = ops.group_convolution(value, ops.constant(weight[:, :, None]), *layout)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from bcd_ray import storage
 from bcd_ray.config import EvaluateConfig
-from bcd_ray.dataset import Labels, LabelledImage, list_labelled, says_synthetic
+from bcd_ray.dataset import LabelledImage, Labels, list_labelled, says_synthetic
 from bcd_ray.embedding import embed
 from bcd_ray.engine import softmax
 from bcd_ray.errors import ConfigError, JobError
@@ -96,4 +96,4 @@ def _examples(
         assert isinstance(decoded, Decoded)
         return Example(decoded.pixels, int(labels[index]), probabilities[index], images[index].name)
 
-    return [example(index) for index in right], [example(index) for index in wrong[: GALLERY_LIMIT]]
+    return [example(index) for index in right], [example(index) for index in wrong[:GALLERY_LIMIT]]

@@ -53,9 +53,7 @@ class Example:
         return int(np.argmax(self.probabilities))
 
 
-def training_curves(
-    history: Sequence[Mapping[str, float]], evaluated_part: str, *, synthetic: bool = False
-) -> bytes:
+def training_curves(history: Sequence[Mapping[str, float]], evaluated_part: str, *, synthetic: bool = False) -> bytes:
     """Draw loss and accuracy by epoch, for the training part and an evaluated part of the data.
 
     Args:
@@ -82,9 +80,7 @@ def training_curves(
     for part, style, colour in zip(parts, ("o-", "s--"), (BLUE, VERMILLION), strict=True):
         for axes, measure in ((loss, "loss"), (accuracy, "accuracy")):
             values = [row[f"{part}_{measure}"] for row in history]
-            axes.plot(
-                epochs, values, style, color=colour, label=part, linewidth=2, markersize=5, clip_on=False
-            )
+            axes.plot(epochs, values, style, color=colour, label=part, linewidth=2, markersize=5, clip_on=False)
     # The best possible value is always in view, so that noise does not fill a panel.
     for axes, best in ((loss, 0.0), (accuracy, 1.0)):
         axes.axhline(best, color=GREY, linewidth=1)
@@ -146,9 +142,7 @@ def confusion_matrix_figure(
     axes.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="#BBBBBB", linewidth=1)
     axes.tick_params(which="both", length=0)
-    figure.supxlabel(
-        "In each cell: images, and their share of the true class (row)", fontsize=SMALL, color=INK
-    )
+    figure.supxlabel("In each cell: images, and their share of the true class (row)", fontsize=SMALL, color=INK)
     return _png(figure, title, synthetic)
 
 
@@ -156,9 +150,7 @@ def _matrix_cell(axes: Axes, row: int, column: int, count: int, share: float) ->
     # On the Blues map white overtakes ink at 0.675, where both have a contrast of 4 : 1.
     colour = "white" if share > 0.675 else INK if count else GREY
     weight = "bold" if count else "normal"
-    axes.text(
-        column, row - 0.08, f"{count}", ha="center", va="center", fontsize=20, color=colour, fontweight=weight
-    )
+    axes.text(column, row - 0.08, f"{count}", ha="center", va="center", fontsize=20, color=colour, fontweight=weight)
     if count:
         axes.text(column, row + 0.2, _percent(share), ha="center", va="center", fontsize=TEXT, color=colour)
 
@@ -200,9 +192,7 @@ def gallery(
         figure.text(0.03, (y - 0.3) / height, text, fontsize=13, fontweight="bold", color=INK)
         y -= heading
         if not examples:
-            figure.text(
-                0.03, (y - 0.1) / height, f"no {kind} predictions in this part", fontsize=TEXT, color=INK
-            )
+            figure.text(0.03, (y - 0.1) / height, f"no {kind} predictions in this part", fontsize=TEXT, color=INK)
         for i, example in enumerate(examples[:GALLERY_LIMIT]):
             left = 0.3 + (i % GALLERY_COLUMNS) * 2.4
             _draw_example(figure, example, class_labels, left, y - (i // GALLERY_COLUMNS) * cell)
@@ -223,9 +213,7 @@ def _check_example(example: Example, kind: str, classes: int) -> None:
         )
 
 
-def _draw_example(
-    figure: Figure, example: Example, class_labels: Sequence[str], left: float, top: float
-) -> None:
+def _draw_example(figure: Figure, example: Example, class_labels: Sequence[str], left: float, top: float) -> None:
     """Draw one example; (left, top) is its upper left corner, in inches from the lower left of the figure."""
     size = 2.15  # inches, for the image
     width, height = figure.get_size_inches()
@@ -245,9 +233,7 @@ def _draw_example(
         (-0.05, f"True: {class_labels[example.true]}", BLUE),
         (-0.15, f"Predicted: {class_labels[example.predicted]}", verdict),
     ):
-        image.text(
-            0, y, text, transform=image.transAxes, va="top", fontsize=11, fontweight="bold", color=colour
-        )
+        image.text(0, y, text, transform=image.transAxes, va="top", fontsize=11, fontweight="bold", color=colour)
     bars = place(0.8, 0.22 + size + 0.52, 0.8, 0.85)
     colours = [GREY] * len(class_labels)
     colours[example.predicted] = VERMILLION
@@ -255,9 +241,7 @@ def _draw_example(
     positions = range(len(class_labels))
     bars.barh(positions, example.probabilities, color=colours, height=0.7)
     for y, probability in zip(positions, example.probabilities, strict=True):
-        bars.text(
-            probability + 0.05, y, _percent(float(probability)), va="center_baseline", fontsize=9, color=INK
-        )
+        bars.text(probability + 0.05, y, _percent(float(probability)), va="center_baseline", fontsize=9, color=INK)
     bars.set_xlim(0, 1)
     bars.set_ylim(len(class_labels) - 0.5, -0.5)
     bars.set_yticks(positions, class_labels, fontsize=9)

@@ -101,7 +101,7 @@ def _fit_worker(given: dict[str, Any]) -> FittedHead:
             optimizer.zero_grad()
             (loss * workers / len(batch)).backward()
             optimizer.step()
-        row = {"epoch": epoch + 1}
+        row: dict[str, float] = {"epoch": epoch + 1}
         for part, images, labels in (("train", train, train_labels), ("held_out", held_out, held_out_labels)):
             loss_mean, accuracy = _measure(head, images[rank::workers], labels[rank::workers], len(labels))
             row |= {f"{part}_loss": loss_mean, f"{part}_accuracy": accuracy}

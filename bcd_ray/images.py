@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 SIZE = 224  # pixels a side of the network's input
 DECODER_VERSION = 1  # raise it when the same bytes would give other pixels
 Pixels = npt.NDArray[np.uint8]
 
-_FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP")
+_FORMATS = ("JPEG", "PNG", "TIFF", "BMP")  # MPO opens as JPEG; Pillow has no opener of that name
 _CHANNELS_8_BIT = ("L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "1")
 
 
@@ -61,7 +61,7 @@ def decode(data: bytes, limits: Limits) -> Decoded | Rejected:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
         except Image.DecompressionBombError:
             return Rejected("too_many_pixels", _too_many(None, limits))
-        except Image.UnidentifiedImageError:
+        except UnidentifiedImageError:
             return Rejected("not_an_image", f"not a JPEG, PNG, TIFF or BMP (begins with {data[:8]!r})")
         except Exception as error:  # Pillow raises many types on hostile headers; each is this image's fault
             return Rejected("corrupt_image", _one_line(error))
@@ -69,8 +69,9 @@ def decode(data: bytes, limits: Limits) -> Decoded | Rejected:
         if width * height > limits.max_pixels:
             return Rejected("too_many_pixels", _too_many((width, height), limits), width, height)
         try:
-            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-                error_text = f"holds {image.n_frames} pictures: split it into one file each"
+            pictures = getattr(image, "n_frames", 1)
+            if image.format != "MPO" and pictures > 1:
+                error_text = f"holds {pictures} pictures: split it into one file each"
                 return Rejected("multiple_pictures", error_text, width, height)
             rgb = _to_rgb(image)
             if rgb is None:

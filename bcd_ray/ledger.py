@@ -83,7 +83,7 @@ class Ledger:
     def begin(self, plan: Plan) -> None:
         """Write the plan, unless an earlier attempt at the same run did."""
         rows = [
-            {"unit_id": unit.unit_id, "uri": shard.uri, "size": shard.size, "etag": shard.etag}
+            {"unit_id": unit.unit_id, "uri": storage.printable(shard.uri), "size": shard.size, "etag": shard.etag}
             for unit in plan.units
             for shard in unit.shards
         ]
@@ -194,7 +194,7 @@ def _check_shards(unit: Unit, rows: pa.Table) -> None:
     """JobError if rows are of other shards than the unit's, or a loose image has not exactly one."""
     counted = rows.group_by("shard_uri").aggregate([("shard_uri", "count")])
     found = dict(zip(counted["shard_uri"].to_pylist(), counted["shard_uri_count"].to_pylist(), strict=True))
-    planned = [shard.uri for shard in unit.shards]
+    planned = [storage.printable(shard.uri) for shard in unit.shards]
     loose = [uri for uri in planned if kind_of(uri) == "image"]
     if not found.keys() <= set(planned) or any(found.get(uri) != 1 for uri in loose):
         raise JobError(f"the rows of unit {unit.unit_id} are not those of its plan: delete it under _work/units")

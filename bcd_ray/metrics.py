@@ -37,9 +37,7 @@ def confusion_matrix(true: IntArray, predicted: IntArray, classes: int) -> IntAr
             "pass two one-dimensional arrays with one entry per image, in the same order"
         )
     if true.size == 0:
-        raise ValueError(
-            "there are no images to evaluate: check that the evaluated part of the data is not empty"
-        )
+        raise ValueError("there are no images to evaluate: check that the evaluated part of the data is not empty")
     for name, values in (("true", true), ("predicted", predicted)):
         if not np.issubdtype(values.dtype, np.integer):
             raise ValueError(f"{name} holds {values.dtype}: pass class indices (argmax of the probabilities)")
@@ -85,8 +83,7 @@ def classification_metrics(true: IntArray, predicted: IntArray, class_names: Seq
         "accuracy": float(correct.sum() / matrix.sum()),
         "macro": {name: float(values[support > 0].mean()) for name, values in shares.items()},
         "per_class": {
-            class_name: {name: float(values[i]) for name, values in shares.items()}
-            | {"support": int(support[i])}
+            class_name: {name: float(values[i]) for name, values in shares.items()} | {"support": int(support[i])}
             for i, class_name in enumerate(class_names)
         },
         "confusion_matrix": matrix.tolist(),

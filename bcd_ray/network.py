@@ -20,6 +20,9 @@ class SmearClassifier(nn.Module):
     `forward` takes (N, 224, 224, 3) uint8 RGB and returns the embeddings (N, 1280) and the logits (N, 4), float32.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, tensors: Tensors, preprocessing: Mapping[str, Any]) -> None:
         super().__init__()
         self.features = mobilenet_v2().features

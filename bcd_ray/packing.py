@@ -40,7 +40,10 @@ def pack(config: PackConfig) -> Packed:
     storage.check_writable(config.output)
     size = config.images_per_shard
     groups = [
-        {"uri": storage.join(config.output, f"shard-{start // size:06d}.{config.format}"), "sources": sources[start : start + size]}
+        {
+            "uri": storage.join(config.output, f"shard-{start // size:06d}.{config.format}"),
+            "sources": sources[start : start + size],
+        }
         for start in range(0, len(sources), size)
     ]
     with ray_session():
@@ -64,8 +67,7 @@ def _list_sources(uri: str) -> list[_Source]:
         raise ConfigError(f"--input {uri} is no folder of JPEG, PNG, TIFF or BMP files")
     keys = _unique_keys(names)
     return [
-        _Source(name, key, storage.join(uri, name), class_of_path(name))
-        for name, key in zip(names, keys, strict=True)
+        _Source(name, key, storage.join(uri, name), class_of_path(name)) for name, key in zip(names, keys, strict=True)
     ]
 
 
@@ -102,7 +104,8 @@ def _tar(contents: list[tuple[_Source, bytes]]) -> bytes:
             if source.label is not None:
                 members["cls"] = str(CLASSES.index(source.label)).encode()
             for suffix, content in members.items():
-                member = tarfile.TarInfo(f"{source.key}.{suffix}")  # owner and time stay 0: equal input, equal bytes
+                # Owner and time stay 0: equal input gives equal bytes.
+                member = tarfile.TarInfo(f"{source.key}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     return sink.getvalue()

@@ -99,9 +99,11 @@ class Progress:
         """Count up to `total` images, or, where that is not known before, also up to `units` units of work."""
         self._verb, self._total, self._unit, self._units = verb, total, unit, units
         self._done = self._calls = 0
+        self._shown_done = -1
         self._terminal = sys.stderr.isatty()
         self._started = self._shown = time.monotonic()
-        self._first: tuple[float, int] | None = None  # when the first result came: start-up is no part of the rate
+        # When the first result came, and how many: start-up is no part of the rate.
+        self._first: tuple[float, int] | None = None
 
     def add(self, count: int) -> None:
         """Count further images, and show the new state when it is time."""
@@ -115,7 +117,8 @@ class Progress:
 
     def finish(self) -> None:
         """Show the last state, and end the line."""
-        self._show(time.monotonic())
+        if self._terminal or self._shown_done != self._done:
+            self._show(time.monotonic())
         if self._terminal:
             print(file=sys.stderr)
 
@@ -123,10 +126,13 @@ class Progress:
         of_total = f"/{self._total:,}" if self._total else ""
         of_units = f"  {self._calls:,}/{self._units:,} units" if self._units else ""
         text = f"{self._verb}  {self._done:,}{of_total} {self._unit}{of_units}  {now - self._started:.0f} s"
-        if self._first and now > self._first[0] and self._done > self._first[1]:
+        self._shown_done = self._done
+        if self._first and now - self._first[0] > 2:  # results come in bursts: over less it says nothing
             text += f"  {(self._done - self._first[1]) / (now - self._first[0]):.0f}/s"
-        print(f"\r\x1b[K{text}" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr)
-        sys.stderr.flush()
+        if self._terminal:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        else:
+            say(text)
 
 
 def say(text: str) -> None:

@@ -31,10 +31,7 @@ COLUMNS = (
     Column("error", _TEXT, "-", "What was wrong, in one line; null if scored"),
     Column("predicted_class", _TEXT, "-", "A suggestion for an expert: the most probable class; null if not scored"),
     Column("confidence", pa.float32(), "0..1", "Probability of the predicted class; null if not scored"),
-    *(
-        Column(f"p_{name}", pa.float32(), "0..1", f"Probability of {name}; null if not scored")
-        for name in CLASSES
-    ),
+    *(Column(f"p_{name}", pa.float32(), "0..1", f"Probability of {name}; null if not scored") for name in CLASSES),
     Column("p_malignant", pa.float32(), "0..1", "Sum of the three malignant classes; null if not scored"),
     Column("model_version", _TEXT, "hex", "Digest of the model bundle"),
     Column("run_id", _TEXT, "-", "The run that published the row; names its manifest"),

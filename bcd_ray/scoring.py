@@ -181,5 +181,3 @@ def _table(rows: list[_Row], outputs: list[Outputs], model_version: str) -> pa.T
     columns["model_version"] = pa.array([model_version] * len(rows), pa.string())
     columns["scored_at"] = pa.array([datetime.now(UTC)] * len(rows), pa.timestamp("us", "UTC"))
     return pa.table(columns)
-
-

@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from bcd_ray.errors import ChangedError, ConfigError, NotFoundError, StorageError
 
+_PART_BYTES = 64 << 20  # S3 takes 10,000 parts: 625 GiB
 READ_AHEAD_BYTES = 8 << 20  # one ranged GET; 8 MiB keeps 200 images of 40 kB per round trip
 
 
@@ -58,17 +59,21 @@ def join(uri: str, *names: str) -> str:
     return "/".join((uri.rstrip("/"), *names))
 
 
+def printable(uri: str) -> str:
+    """The URI as text that Parquet can hold: bytes of a file name that are no UTF-8 are shown as \\udcXX."""
+    return uri.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def list_objects(uri: str) -> Iterator[StoredObject]:
     """Every object at or below a normalized URI, sorted by URI; NotFoundError if there is nothing there.
 
     Names that begin with a dot are left out, as every reader of data sets does.
     """
-    found = False
-    for listed in _list_s3(uri) if is_s3(uri) else _list_local(uri):
-        found = True
-        yield listed
+    # Not every store lists in byte order as Amazon's does: SeaweedFS gives a/x before a-b.
+    found = sorted(_list_s3(uri) if is_s3(uri) else _list_local(uri), key=lambda listed: listed.uri)
     if not found:
         raise NotFoundError(f"nothing found at {uri}: check the path")
+    yield from found
 
 
 def read_bytes(uri: str) -> bytes:
@@ -130,28 +135,20 @@ def create(uri: str, data: bytes) -> bool:
 
 def create_from_file(uri: str, path: Path) -> bool:
     """`create` from a local file of any size; on S3 in parts, which appear as one object at the end."""
-    if is_s3(uri):
-        from boto3.s3.transfer import TransferConfig
-        from botocore.exceptions import ClientError
+    if not is_s3(uri) or path.stat().st_size <= _PART_BYTES:
+        return create(uri, path.read_bytes())
+    from botocore.exceptions import ClientError
 
-        if exists(uri):
-            return False
-        bucket, key = _bucket_and_key(uri)
-        with _translated(uri):
-            try:
-                _s3().upload_file(
-                    str(path),
-                    bucket,
-                    key,
-                    ExtraArgs={"IfNoneMatch": "*"},
-                    Config=TransferConfig(multipart_threshold=64 << 20, max_concurrency=4),
-                )
-            except ClientError as error:
-                if _status(error) in (409, 412):
-                    return False
-                raise
-        return True
-    return create(uri, path.read_bytes())
+    if exists(uri):
+        return False
+    with _translated(uri):
+        try:
+            _create_in_parts(uri, path)
+        except ClientError as error:
+            if _status(error) in (409, 412):
+                return False
+            raise
+    return True
 
 
 def exists(uri: str) -> bool:
@@ -200,16 +197,23 @@ def _list_local(uri: str) -> Iterator[StoredObject]:
             yield StoredObject(uri, stat.st_size, _local_etag(stat))
             return
         paths = []
-        for folder, folders, files in os.walk(uri, followlinks=True):
+        for folder, folders, files in os.walk(uri, onerror=_refuse, followlinks=True):
             folders[:] = [name for name in folders if not name.startswith(".")]
             paths += [os.path.join(folder, name) for name in files if not name.startswith(".")]
-        for path in sorted(paths):
+        for path in paths:
             try:
                 stat = os.stat(path)
             except OSError:  # a dangling link, or gone since: a row says so when it is read
                 yield StoredObject(path, 0, "missing")
             else:
                 yield StoredObject(path, stat.st_size, _local_etag(stat))
+
+
+def _refuse(error: OSError) -> NoReturn:
+    """Without this, os.walk leaves a folder that it cannot list out in silence, with every image in it."""
+    if isinstance(error, PermissionError):
+        raise StorageError(f"{error.filename}: {error.strerror}: make every folder readable") from error
+    raise error
 
 
 def _list_s3(uri: str) -> Iterator[StoredObject]:
@@ -243,6 +247,24 @@ def _write_beside(uri: str, data: bytes) -> str:
             os.unlink(beside)
         raise
     return beside
+
+
+def _create_in_parts(uri: str, path: Path) -> None:
+    """A multipart upload with the condition at its end, which boto3's own `upload_file` cannot pass on."""
+    bucket, key = _bucket_and_key(uri)
+    upload = {"Bucket": bucket, "Key": key}
+    upload["UploadId"] = _s3().create_multipart_upload(**upload)["UploadId"]
+    parts: list[dict[str, Any]] = []
+    try:
+        with path.open("rb") as stream:
+            while data := stream.read(_PART_BYTES):
+                number = len(parts) + 1
+                part = _s3().upload_part(**upload, PartNumber=number, Body=data)
+                parts.append({"PartNumber": number, "ETag": part["ETag"]})
+        _s3().complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
+    except BaseException:
+        _s3().abort_multipart_upload(**upload)  # else its parts stay, unseen and billed
+        raise
 
 
 class _S3Reader(io.RawIOBase):
@@ -314,7 +336,7 @@ def _translated(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFoundError(f"nothing found at {uri}: check the path") from error
     except OSError as error:
         raise StorageError(f"{uri}: {error.strerror or error}") from error

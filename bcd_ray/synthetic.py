@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from bcd_ray.dataset import SYNTHETIC_MARK
+
 JPEG_COMMENT = "synthetic, drawn by bcd_ray; not a photograph"
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -65,7 +67,8 @@ def draw_smear(class_index: int, seed: int, size: int = 224) -> npt.NDArray[np.u
 def write_synthetic_archive(folder: Path, images_per_class: int, seed: int = 0) -> int:
     """Write `folder/<Benign|Early|Pre|Pro>/synthetic-0001.jpg` and on, 224x224; return the number of images.
 
-    Archives of different seeds share no image: train on one, test on another. Raises ValueError if seed < 0.
+    A file SYNTHETIC.txt says what they are, to people and to the jobs, which repeat it in all they write. Archives of
+    different seeds share no image: train on one, test on another. Raises ValueError if seed < 0.
     """
     image_seeds = np.random.SeedSequence(seed).generate_state(images_per_class, np.uint64).tolist()
     for class_index, look in enumerate(LOOKS):
@@ -73,6 +76,7 @@ def write_synthetic_archive(folder: Path, images_per_class: int, seed: int = 0) 
         for number, image_seed in enumerate(image_seeds, start=1):
             path = folder / look.folder / f"synthetic-{number:04d}.jpg"
             Image.fromarray(draw_smear(class_index, image_seed)).save(path, quality=90, comment=JPEG_COMMENT)
+    (folder / SYNTHETIC_MARK).write_text(f"{JPEG_COMMENT}\n")
     return images_per_class * len(LOOKS)
 
 
@@ -106,9 +110,7 @@ def _draw_white_cells(rng: np.random.Generator, stains: Floats, look: Look) -> N
             _draw_white_cell(rng, stains, look, x, y, radius)
 
 
-def _draw_white_cell(
-    rng: np.random.Generator, stains: Floats, look: Look, x: float, y: float, radius: float
-) -> None:
+def _draw_white_cell(rng: np.random.Generator, stains: Floats, look: Look, x: float, y: float, radius: float) -> None:
     where, cell, _, _ = _blob(rng, stains, x, y, radius, 0.04)
     stains[:, *where] *= 1 - cell
     stains[2][where] += rng.uniform(0.7, 1.1) * cell

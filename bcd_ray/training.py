@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bcd_ray.config import TrainConfig
-from bcd_ray.dataset import Labels, LabelledImage, hold_out, list_labelled, says_synthetic
+from bcd_ray.dataset import LabelledImage, Labels, hold_out, list_labelled, says_synthetic
 from bcd_ray.embedding import Embedded, embed
 from bcd_ray.engine import softmax
 from bcd_ray.errors import JobError
@@ -75,7 +75,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "versions": library_versions(),
     }
     write_results(config.output, metrics, figures)
-    save_bundle(config.output, model.with_head(head.weight, head.bias), info, {"MODEL_CARD.md": model_card(info, metrics)})
+    save_bundle(
+        config.output, model.with_head(head.weight, head.bias), info, {"MODEL_CARD.md": model_card(info, metrics)}
+    )
     return metrics
 
 

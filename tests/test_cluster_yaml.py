@@ -117,9 +117,7 @@ def test_groups(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["head", "worker"])
-def test_nodes_install_the_project_s_dependencies(
-    config: dict[str, Any], project: dict[str, Any], kind: str
-) -> None:
+def test_nodes_install_the_project_s_dependencies(config: dict[str, Any], project: dict[str, Any], kind: str) -> None:
     installed = pins(config[f"{kind}_setup_commands"])
     needed = {need.name: need for need in map(Requirement, project["dependencies"])}
     assert installed.keys() == needed.keys()

@@ -68,9 +68,7 @@ def test_figure_is_large_enough_to_read_and_nothing_is_cut_off(draw: Callable[[b
     height, width, _ = pixels.shape
     assert width >= 1000
     assert height >= 400
-    edge = np.concatenate(
-        [pixels[:5].ravel(), pixels[-5:].ravel(), pixels[:, :5].ravel(), pixels[:, -5:].ravel()]
-    )
+    edge = np.concatenate([pixels[:5].ravel(), pixels[-5:].ravel(), pixels[:, :5].ravel(), pixels[:, -5:].ravel()])
     assert (edge == 255).all()
 
 
@@ -148,9 +146,7 @@ def test_matrix_of_another_size_than_its_labels_is_refused() -> None:
         confusion_matrix_figure([[1, 0], [0, 1]], LABELS, "t")
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong", "shown"), [(0, 0, 0), (3, 0, 3), (0, 3, 3), (8, 5, 13), (40, 37, 24)]
-)
+@pytest.mark.parametrize(("right", "wrong", "shown"), [(0, 0, 0), (3, 0, 3), (0, 3, 3), (8, 5, 13), (40, 37, 24)])
 def test_gallery_shows_up_to_twelve_examples_of_each_kind(right: int, wrong: int, shown: int) -> None:
     png = gallery(
         [example(i % 4, i % 4) for i in range(right)],

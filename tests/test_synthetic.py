@@ -30,9 +30,7 @@ def test_every_class_draws_at_other_sizes(size: int) -> None:
         assert drawing.std() > 5  # cells, not a blank sheet
 
 
-@pytest.mark.parametrize(
-    ("class_index", "seed", "size"), [(4, 0, 224), (-1, 0, 224), (0, -1, 224), (0, 0, 8)]
-)
+@pytest.mark.parametrize(("class_index", "seed", "size"), [(4, 0, 224), (-1, 0, 224), (0, -1, 224), (0, 0, 8)])
 def test_an_impossible_drawing_is_refused_with_the_remedy(class_index: int, seed: int, size: int) -> None:
     with pytest.raises(ValueError, match="give a class from 0 to 3"):
         draw_smear(class_index, seed, size)
