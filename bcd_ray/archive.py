@@ -4,10 +4,10 @@ Nothing is ever extracted to disk. An entry that cannot be scored carries its st
 be read to its end adds one entry that stands for the part that is missing.
 """
 
+import gzip
 import hashlib
 import json
 import tarfile
-import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +24,14 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 PARQUET_COLUMNS = {"image_id": "string", "image": "binary"}  # what a Parquet shard must have
 
 Kind = Literal["tar", "parquet", "image"]
+_HEADERS_OF_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_MAX_HEADER_BYTES = 1 << 20  # tarfile reads these whole; names are at most some kB
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -39,6 +47,7 @@ class Entry:
     image_id: str
     image_uri: str
     shard_uri: str
+    shard_etag: str
     content: bytes | Rejected
 
 
@@ -71,17 +80,13 @@ def read_shard(shard: StoredObject, limits: Limits) -> Iterator[Entry]:
             read = _read_parquet if kind_of(shard.uri) == "parquet" else _read_tar
             for name, content in read(stream, limits):
                 occurrences[name] += 1
-                yield _entry(shard.uri, name, occurrences[name], content)
-    except NotFoundError:
-        yield _whole_shard(shard, "missing", "was listed but is gone")
-    except ChangedError as error:
-        yield _whole_shard(shard, "unreadable_shard", str(error))
+                yield _entry(shard, name, occurrences[name], content)
     except StorageError as error:
-        yield _whole_shard(shard, "read_error", str(error))
+        yield _entry(shard, "", 1, _not_delivered(error))
     except _UnreadableError as error:
         count = occurrences.total()
         text = f"{error}; {count} images were read before that: write the shard again"
-        yield _whole_shard(shard, "unreadable_shard", text)
+        yield _entry(shard, "", 1, Rejected("unreadable_shard", text))
 
 
 def map_ahead(
@@ -107,16 +112,22 @@ def _read_loose(shard: StoredObject, limits: Limits) -> Entry:
         content = too_large(shard.size, limits)
     else:
         try:
-            content = storage.read_bytes(shard.uri)
-        except NotFoundError:
-            content = Rejected("missing", "was listed but is gone")
+            with storage.open_stream(shard) as stream:
+                content = stream.read(shard.size)
         except StorageError as error:
-            content = Rejected("read_error", str(error))
-    return _entry(shard.uri, "", 1, content)
+            content = _not_delivered(error)
+    return _entry(shard, "", 1, content)
 
 
 class _MarkedTarInfo(tarfile.TarInfo):
     """Remembers whether the end-of-archive marker was seen: tarfile stops in silence at bad headers too."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_MarkedTarInfo":
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _HEADERS_OF_HEADERS and member.size > _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
+        return member
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_MarkedTarInfo":
@@ -129,13 +140,21 @@ class _MarkedTarInfo(tarfile.TarInfo):
 
 def _read_tar(stream: BinaryIO, limits: Limits) -> Iterator[tuple[str, bytes | Rejected]]:
     try:
-        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_MarkedTarInfo) as tar:
+        compressed = stream.read(2) == b"\x1f\x8b"  # whatever the name says
+        stream.seek(0)
+        plain = gzip.GzipFile(fileobj=stream) if compressed else stream  # tarfile's own gzip checks no checksum
+        with tarfile.open(fileobj=plain, mode="r|", tarinfo=_MarkedTarInfo) as tar:
             for member in tar:
                 if kind_of(member.name) == "image" and not member.isdir():
                     yield member.name, _read_member(tar, member, limits)
             if not getattr(tar, "end_marker_seen", False):
                 raise _UnreadableError("the tar ends early or is damaged in the middle")
-    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, OverflowError) as error:
+            while rest := tar.fileobj.read(1 << 20):
+                if rest.strip(b"\0"):
+                    raise _UnreadableError("the tar goes on after zeros that mark its end: damaged, or two in one")
+    except (StorageError, _UnreadableError):
+        raise
+    except Exception as error:  # tarfile raises many types on hostile headers; each is this shard's fault
         raise _UnreadableError(f"the tar cannot be read ({error})") from error
 
 
@@ -150,7 +169,7 @@ def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, limits: Limits) 
     reader = tar.extractfile(member)
     data = reader.read() if reader else b""
     if len(data) != member.size:
-        raise _UnreadableError(f"the tar ends inside {member.name}")
+        raise _UnreadableError(f"the tar ends inside {member.name!r}")
     return data
 
 
@@ -163,26 +182,37 @@ def _read_parquet(stream: BinaryIO, limits: Limits) -> Iterator[tuple[str, bytes
         schema = parquet.schema_arrow
         for name, wanted in PARQUET_COLUMNS.items():
             index = schema.get_field_index(name)
-            if index < 0 or wanted not in str(schema.field(index).type):
+            if index < 0 or not _holds(schema.field(index).type, wanted):
                 found = ", ".join(f"{field.name} ({field.type})" for field in schema)
                 raise _UnreadableError(f"no column {name} ({wanted}) in it, but {found}")
         row = 0
         for batch in parquet.iter_batches(batch_size=16, columns=list(PARQUET_COLUMNS)):
             for name, image in zip(batch["image_id"], batch["image"], strict=True):
                 row += 1
-                data = image.as_buffer().to_pybytes() if image.is_valid else b""
+                data = image.as_py() or b""
                 over = too_large(len(data), limits) if len(data) > limits.max_bytes else None
                 yield name.as_py() or f"row-{row}", over or data
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _UnreadableError(f"the Parquet file cannot be read ({' '.join(str(error).split())[:200]})") from error
 
 
-def _entry(shard_uri: str, name: str, occurrence: int, content: bytes | Rejected) -> Entry:
-    identity = json.dumps([shard_uri, name, occurrence]).encode()
-    image_uri = f"{shard_uri}#{name}" if name else shard_uri
+def _holds(column_type: Any, wanted: str) -> bool:
+    """Whether a column is of the wanted type in any of Arrow's layouts; a struct or list of it is not."""
+    import pyarrow as pa
+
+    plain = column_type.value_type if pa.types.is_dictionary(column_type) else column_type
+    return str(plain) in (wanted, f"large_{wanted}", f"{wanted}_view")
+
+
+def _entry(shard: StoredObject, name: str, occurrence: int, content: bytes | Rejected) -> Entry:
+    identity = json.dumps([shard.uri, name, occurrence]).encode()
+    image_uri = f"{shard.uri}#{name}" if name else shard.uri
     image_id = hashlib.sha256(identity).hexdigest()[:32]
-    return Entry(image_id, storage.printable(image_uri), storage.printable(shard_uri), content)
+    return Entry(image_id, storage.printable(image_uri), storage.printable(shard.uri), shard.etag, content)
 
 
-def _whole_shard(shard: StoredObject, status: str, error: str) -> Entry:
-    return _entry(shard.uri, "", 1, Rejected(status, error))
+def _not_delivered(error: StorageError) -> Rejected:
+    """Failures of storage, which the next run tries again."""
+    if isinstance(error, NotFoundError):
+        return Rejected("missing", "was listed but is gone")
+    return Rejected("changed" if isinstance(error, ChangedError) else "read_error", str(error))

@@ -19,6 +19,7 @@ DECODER_VERSION = 1  # raise it when the same bytes would give other pixels
 Pixels = npt.NDArray[np.uint8]
 
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP")  # MPO opens as JPEG; Pillow has no opener of that name
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")  # BMP's "BM" alone says too little
 _CHANNELS_8_BIT = ("L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "1")
 
 
@@ -62,6 +63,8 @@ def decode(data: bytes, limits: Limits) -> Decoded | Rejected:
         except Image.DecompressionBombError:
             return Rejected("too_many_pixels", _too_many(None, limits))
         except UnidentifiedImageError:
+            if data.startswith(_MAGIC):
+                return Rejected("corrupt_image", "the header is damaged or cut off")
             return Rejected("not_an_image", f"not a JPEG, PNG, TIFF or BMP (begins with {data[:8]!r})")
         except Exception as error:  # Pillow raises many types on hostile headers; each is this image's fault
             return Rejected("corrupt_image", _one_line(error))

@@ -1,9 +1,10 @@
 """Nothing lost, nothing twice: the plan, the units' outputs, their reconciliation and publication.
 
-    OUTPUT/_work/plans/RUN_ID.parquet   what is to be done, written first
-    OUTPUT/_work/units/UNIT_ID.parquet  the rows of one unit, whole; named by everything that changes them
-    OUTPUT/predictions/RUN_ID.parquet   the rows of all units, one object that appears at once
-    OUTPUT/manifests/RUN_ID.json        what was read and written, last
+    OUTPUT/_work/plans/RUN_ID.parquet        what is to be done, written first
+    OUTPUT/_work/units/UNIT_ID.parquet       the rows of one unit, whole; named by everything that changes them
+    OUTPUT/predictions/RUN_ID.parquet        the rows of all units, one object that appears at once
+    OUTPUT/manifests/RUN_ID.inputs.parquet   the shards that were read
+    OUTPUT/manifests/RUN_ID.json             what was read and written, last: with it the run is published
 
 Every name is made from the content's identity, and nothing is written over: a run that died goes on where it was, a
 second copy of it finds the work done, and a reader never sees part of a run.
@@ -14,7 +15,7 @@ import io
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,10 +29,10 @@ from bcd_ray.archive import kind_of
 from bcd_ray.errors import JobError
 from bcd_ray.storage import StoredObject
 
-MANIFEST_VERSION = 1
 _LOOSE_IMAGES_PER_UNIT = 256
 _ROWS_PER_GROUP = 65_536
-_UNIT_SCHEMA = schema.PREDICTIONS.remove(schema.PREDICTIONS.get_field_index("run_id"))
+_ADDED_AT_PUBLICATION = ("run_id", "run_number")
+_UNIT_SCHEMA = pa.schema([field for field in schema.PREDICTIONS if field.name not in _ADDED_AT_PUBLICATION])
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +48,20 @@ class Plan:
     """What a run does: units in order of their URIs. The run's id is made from them, not from the clock."""
 
     run_id: str
+    run_number: int
     units: tuple[Unit, ...]
     identity: dict[str, Any]
+    superseded_shards: int
 
 
-def make_plan(shards: Iterable[StoredObject], identity: dict[str, Any]) -> Plan:
-    """Group shards, sorted by URI, into units.
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """The last publication of a shard."""
 
-    Args:
-        identity: everything besides the shards that changes the rows: model, limits, schema. JSON-ready.
-    """
-    units = []
-    for group in _groups(shards):
-        units.append(Unit(_digest([identity, [shard.version_name() for shard in group]])[:32], tuple(group)))
-    run_id = _digest([identity, [unit.unit_id for unit in units]])[:16]
-    return Plan(run_id, tuple(units), identity)
+    run_number: int
+    etag: str
+    identity: str
+    passing_failure: bool
 
 
 class Ledger:
@@ -70,25 +70,40 @@ class Ledger:
     def __init__(self, output: str) -> None:
         self.output = output
 
-    def published(self, identity: dict[str, Any]) -> set[str]:
-        """Version names of the shards that were published with this identity."""
-        names = set()
-        folder = storage.join(self.output, "manifests")
-        for name in storage.list_names(folder):
-            manifest = json.loads(storage.read_bytes(storage.join(folder, name)))
-            if manifest["identity"] == identity:
-                names |= {StoredObject(**shard).version_name() for shard in manifest["inputs"]}
-        return names
+    def plan(self, shards: Iterable[StoredObject], identity: dict[str, Any]) -> Plan:
+        """The units of the shards, sorted by URI, that are not published as they are now.
+
+        Args:
+            identity: everything besides the shards that changes the rows: model, limits, schema. JSON-ready.
+        """
+        last_run, published = self._published()
+        identity_digest = _digest(identity)
+        units, superseded = [], 0
+        for group in _groups(
+            shard for shard in shards if not _is_current(published.get(shard.uri), shard, identity_digest)
+        ):
+            before = [published.get(shard.uri) for shard in group]
+            superseded += sum(one is not None and not one.passing_failure for one in before)
+            # What failed for the moment is tried anew, so its unit is another one.
+            again = [one.run_number if one and one.passing_failure else 0 for one in before]
+            content = [identity_digest, [(shard.uri, shard.etag, run) for shard, run in zip(group, again, strict=True)]]
+            units.append(Unit(_digest(content)[:32], tuple(group)))
+        run_id = _digest([identity_digest, last_run + 1, [unit.unit_id for unit in units]])[:16]
+        return Plan(run_id, last_run + 1, tuple(units), identity, superseded)
 
     def begin(self, plan: Plan) -> None:
         """Write the plan, unless an earlier attempt at the same run did."""
-        rows = [
-            {"unit_id": unit.unit_id, "uri": storage.printable(shard.uri), "size": shard.size, "etag": shard.etag}
-            for unit in plan.units
-            for shard in unit.shards
-        ]
-        table = pa.Table.from_pylist(rows).replace_schema_metadata(
-            {"identity": json.dumps(plan.identity), "started_at": _now()}
+        known = [(unit, shard) for unit in plan.units for shard in unit.shards]
+        table = pa.table(
+            {
+                "unit_id": pa.array([unit.unit_id for unit, _ in known], pa.string()),
+                "uri": pa.array([storage.printable(shard.uri) for _, shard in known], pa.string()),
+                "size": pa.array([shard.size for _, shard in known], pa.int64()),
+                "etag": pa.array([shard.etag for _, shard in known], pa.string()),
+                # How many images a tar or a Parquet shard holds is known once it is read.
+                "images": pa.array([1 if kind_of(shard.uri) == "image" else None for _, shard in known], pa.int64()),
+            },
+            metadata={"identity": json.dumps(plan.identity), "started_at": _now()},
         )
         storage.create(self._plan_uri(plan), _parquet_bytes(table))
 
@@ -98,8 +113,9 @@ class Ledger:
         return [unit for unit in plan.units if f"{unit.unit_id}.parquet" not in done]
 
     def write_unit(self, unit: Unit, rows: pa.Table) -> None:
-        """Write the rows of a unit, of all columns but `run_id`; the first writer of a unit wins."""
-        rows = rows.select(_UNIT_SCHEMA.names).cast(_UNIT_SCHEMA).sort_by("image_uri")
+        """Write the rows of a unit, of all columns but the run's; the first writer of a unit wins."""
+        rows = rows.select(_UNIT_SCHEMA.names).cast(_UNIT_SCHEMA)
+        rows = rows.sort_by([(name, "ascending") for name in ("shard_uri", "image_uri", "image_id")])
         storage.create(self._unit_uri(unit), _parquet_bytes(rows))
 
     def publish(self, plan: Plan, facts: dict[str, Any]) -> dict[str, Any]:
@@ -109,69 +125,101 @@ class Ledger:
             JobError: rows and plan do not agree; nothing is published.
         """
         statuses, classes = Counter[str](), Counter[str]()
+        inputs = []
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "predictions.parquet")
             with pq.ParquetWriter(path, schema.PREDICTIONS, compression="zstd") as writer:
-                for table in self._reconciled(plan):
-                    statuses.update(table["status"].to_pylist())
-                    classes.update(table["predicted_class"].drop_null().to_pylist())
-                    writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
-            data_uri = storage.join(self.output, "predictions", f"{plan.run_id}.parquet")
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            if not storage.create_from_file(data_uri, path):
-                self._check_same(data_uri, digest)
-            output = {"uri": data_uri, "rows": statuses.total(), "bytes": path.stat().st_size, "sha256": digest}
+                for rows, read in self._reconciled(plan):
+                    statuses.update(rows["status"].to_pylist())
+                    classes.update(rows["predicted_class"].drop_null().to_pylist())
+                    inputs.append(read)
+                    writer.write_table(rows, row_group_size=_ROWS_PER_GROUP)
+            output = self._create_file(storage.join(self.output, "predictions", f"{plan.run_id}.parquet"), path)
+            pq.write_table(pa.concat_tables(inputs), path, compression="zstd")
+            read_uri = storage.join(self.output, "manifests", f"{plan.run_id}.inputs.parquet")
+            read_file = self._create_file(read_uri, path)
         plan_metadata = pq.read_schema(io.BytesIO(storage.read_bytes(self._plan_uri(plan)))).metadata
         manifest = {
-            "manifest_version": MANIFEST_VERSION,
+            "manifest_version": schema.MANIFEST_VERSION,
             "run_id": plan.run_id,
+            "run_number": plan.run_number,
             "started_at": plan_metadata[b"started_at"].decode(),
             "published_at": _now(),
             "identity": plan.identity,
             **facts,
             "statuses": dict(sorted(statuses.items())),
             "predicted_classes": dict(sorted(classes.items())),
+            "superseded_shards": plan.superseded_shards,
             "outputs": [output],
-            "inputs": [
-                {"uri": shard.uri, "size": shard.size, "etag": shard.etag}
-                for unit in plan.units
-                for shard in unit.shards
-            ],
+            "inputs": read_file,
         }
         manifest_uri = storage.join(self.output, "manifests", f"{plan.run_id}.json")
         if not storage.create(manifest_uri, (json.dumps(manifest, indent=2) + "\n").encode()):
             manifest = json.loads(storage.read_bytes(manifest_uri))  # another copy of this run was first
         return manifest
 
-    def _reconciled(self, plan: Plan) -> Iterator[pa.Table]:
-        """The units' rows in the plan's order, in large tables; JobError where they are not those of the plan."""
-        ids: set[bytes] = set()
-        waiting: list[pa.Table] = []
+    def manifests(self) -> list[dict[str, Any]]:
+        """The manifests of all published runs, in order of their numbers."""
+        folder = storage.join(self.output, "manifests")
+        names = [name for name in storage.list_names(folder) if name.endswith(".json")]
+        found = [json.loads(storage.read_bytes(storage.join(folder, name))) for name in names]
+        return sorted(found, key=lambda manifest: (manifest["run_number"], manifest["run_id"]))
+
+    def _published(self) -> tuple[int, dict[str, _Published]]:
+        """The number of the last run, and the last publication of each shard by its URI."""
+        last, published = 0, {}
+        for manifest in self.manifests():
+            last, identity = manifest["run_number"], _digest(manifest["identity"])
+            table = pq.read_table(io.BytesIO(storage.read_bytes(manifest["inputs"]["uri"])))
+            columns = (table[name].to_pylist() for name in ("uri", "etag", "passing_failure"))
+            for uri, etag, passing_failure in zip(*columns, strict=True):
+                published[uri] = _Published(last, etag, identity, passing_failure)
+        return last, published
+
+    def _reconciled(self, plan: Plan) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """The units' rows in the plan's order, some units together, and the shards they came from.
+
+        Ids are unique within a unit, shards within a plan, and an id is made from its shard's URI: so none repeats.
+        """
+        if len({shard.uri for unit in plan.units for shard in unit.shards}) != sum(len(u.shards) for u in plan.units):
+            raise JobError("the plan lists a shard twice: report this")
+        waiting: list[tuple[pa.Table, pa.Table]] = []
         for unit in plan.units:
             rows = pq.read_table(io.BytesIO(storage.read_bytes(self._unit_uri(unit))))
-            _check_shards(unit, rows)
-            before = len(ids)
-            ids.update(bytes.fromhex(image_id) for image_id in rows["image_id"].to_pylist())
-            if len(ids) - before != len(rows):
-                raise JobError(f"unit {unit.unit_id} repeats an image id: report this with the plan {plan.run_id}")
-            run_ids = pa.array([plan.run_id] * len(rows), pa.string())
-            waiting.append(rows.append_column("run_id", run_ids).select(schema.PREDICTIONS.names))
-            if sum(map(len, waiting)) >= _ROWS_PER_GROUP:
-                yield pa.concat_tables(waiting).cast(schema.PREDICTIONS)
+            read = _read_shards(unit, rows)
+            rows = rows.append_column("run_id", pa.repeat(pa.scalar(plan.run_id), len(rows)))
+            rows = rows.append_column("run_number", pa.repeat(pa.scalar(plan.run_number, pa.int32()), len(rows)))
+            waiting.append((rows.select(schema.PREDICTIONS.names).cast(schema.PREDICTIONS), read))
+            if sum(len(rows) for rows, _ in waiting) >= _ROWS_PER_GROUP:
+                yield pa.concat_tables(rows for rows, _ in waiting), pa.concat_tables(read for _, read in waiting)
                 waiting = []
         if waiting:
-            yield pa.concat_tables(waiting).cast(schema.PREDICTIONS)
+            yield pa.concat_tables(rows for rows, _ in waiting), pa.concat_tables(read for _, read in waiting)
 
-    def _check_same(self, uri: str, digest: str) -> None:
-        if hashlib.sha256(storage.read_bytes(uri)).hexdigest() != digest:
+    def _create_file(self, uri: str, path: Path) -> dict[str, Any]:
+        """Publish a file, unless an earlier attempt at the same run did, and describe it."""
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if not storage.create_from_file(uri, path) and hashlib.sha256(storage.read_bytes(uri)).hexdigest() != digest:
             raise JobError(f"{uri} exists with other content: move it away and run the same command again")
+        rows = pq.read_metadata(path).num_rows
+        return {"uri": uri, "rows": rows, "bytes": path.stat().st_size, "sha256": digest}
 
     def _plan_uri(self, plan: Plan) -> str:
         return storage.join(self.output, "_work", "plans", f"{plan.run_id}.parquet")
 
     def _unit_uri(self, unit: Unit) -> str:
         return storage.join(self.output, "_work", "units", f"{unit.unit_id}.parquet")
+
+
+def unscored(statuses: dict[str, int]) -> int:
+    """How many images of a manifest's `statuses` could not be scored."""
+    return sum(count for status, count in statuses.items() if status != "scored")
+
+
+def _is_current(last: _Published | None, shard: StoredObject, identity: str) -> bool:
+    """Whether the last publication of a shard is of this content and identity, and did not fail for the moment."""
+    return last is not None and (last.etag, last.identity, last.passing_failure) == (shard.etag, identity, False)
 
 
 def _groups(shards: Iterable[StoredObject]) -> Iterator[list[StoredObject]]:
@@ -190,19 +238,27 @@ def _groups(shards: Iterable[StoredObject]) -> Iterator[list[StoredObject]]:
         yield loose
 
 
-def _check_shards(unit: Unit, rows: pa.Table) -> None:
-    """JobError if rows are of other shards than the unit's, or a loose image has not exactly one."""
-    counted = rows.group_by("shard_uri").aggregate([("shard_uri", "count")])
-    found = dict(zip(counted["shard_uri"].to_pylist(), counted["shard_uri_count"].to_pylist(), strict=True))
+def _read_shards(unit: Unit, rows: pa.Table) -> pa.Table:
+    """The unit's shards with how many rows each gave; JobError where rows and unit do not agree."""
     planned = [storage.printable(shard.uri) for shard in unit.shards]
+    found, passing = Counter(rows["shard_uri"].to_pylist()), set[str]()
+    for uri, status in zip(rows["shard_uri"].to_pylist(), rows["status"].to_pylist(), strict=True):
+        if status in schema.PASSING_STATUSES:
+            passing.add(uri)
     loose = [uri for uri in planned if kind_of(uri) == "image"]
-    if not found.keys() <= set(planned) or any(found.get(uri) != 1 for uri in loose):
+    unique_ids = len(set(rows["image_id"].to_pylist())) == len(rows)
+    if not unique_ids or not found.keys() <= set(planned) or any(found[uri] != 1 for uri in loose):
         raise JobError(f"the rows of unit {unit.unit_id} are not those of its plan: delete it under _work/units")
-
-
-def unscored(statuses: dict[str, int]) -> int:
-    """How many images of a manifest's `statuses` could not be scored."""
-    return sum(count for status, count in statuses.items() if status != "scored")
+    return pa.table(
+        {
+            "uri": pa.array(planned, pa.string()),
+            "size": pa.array([shard.size for shard in unit.shards], pa.int64()),
+            "etag": pa.array([shard.etag for shard in unit.shards], pa.string()),
+            "unit_id": pa.array([unit.unit_id] * len(planned), pa.string()),
+            "rows": pa.array([found[uri] for uri in planned], pa.int64()),
+            "passing_failure": pa.array([uri in passing for uri in planned], pa.bool_()),
+        }
+    )
 
 
 def _parquet_bytes(table: pa.Table) -> bytes:
@@ -211,7 +267,7 @@ def _parquet_bytes(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def _digest(value: Sequence[Any]) -> str:
+def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

@@ -24,6 +24,9 @@ COLUMNS = (
     Column("image_id", _TEXT, "-", "Stable id: the same image in the same shard always gets the same"),
     Column("image_uri", _TEXT, "-", "Where the image is: SHARD#NAME, or the file itself"),
     Column("shard_uri", _TEXT, "-", "The tar, the Parquet file or the loose image that was read"),
+    Column(
+        "shard_etag", _TEXT, "-", "Version of the shard that was read: the store's etag, or size and time of a file"
+    ),
     Column("image_sha256", _TEXT, "hex", "Digest of the encoded image; null where there were no bytes to read"),
     Column("width", pa.int32(), "pixels", "Width of the original, upright; null if unknown"),
     Column("height", pa.int32(), "pixels", "Height of the original, upright; null if unknown"),
@@ -35,6 +38,7 @@ COLUMNS = (
     Column("p_malignant", pa.float32(), "0..1", "Sum of the three malignant classes; null if not scored"),
     Column("model_version", _TEXT, "hex", "Digest of the model bundle"),
     Column("run_id", _TEXT, "-", "The run that published the row; names its manifest"),
+    Column("run_number", pa.int32(), "-", "Runs of one output count up; of a shard's rows, those of its last run hold"),
     Column("scored_at", pa.timestamp("us", "UTC"), "UTC", "When the row was made"),
 )
 
@@ -50,8 +54,11 @@ STATUSES = {
     "unsafe_member": "A link, a device, or an absolute or `..` name in a tar",
     "unreadable_shard": "One row for the part of a shard that cannot be read",
     "missing": "Listed, but gone when it was read",
+    "changed": "Replaced by other content between listing and reading",
     "read_error": "The storage did not deliver it, after retries",
 }
+# Failures of the moment, not of the image: the next run tries these shards again.
+PASSING_STATUSES = ("missing", "changed", "read_error")
 
 PREDICTIONS = pa.schema(
     [
@@ -61,11 +68,32 @@ PREDICTIONS = pa.schema(
     metadata={"bcd_ray.schema_version": str(SCHEMA_VERSION)},
 )
 
+MANIFEST_VERSION = 1
+MANIFEST = {
+    "manifest_version": "Version of this table",
+    "run_id": "Names the run's files; made from its inputs, its model and its number",
+    "run_number": "Runs of one output count up from 1",
+    "started_at": "When the run was planned, UTC",
+    "published_at": "When the rows were published, UTC",
+    "identity": "Everything besides the shards that changes the rows: model, schema, decoder, limits",
+    "engine": "What the network ran on",
+    "versions": "Versions of this package, Python and the libraries that compute",
+    "configuration": "The job's options",
+    "statuses": "Rows by status",
+    "predicted_classes": "Scored rows by suggested class",
+    "superseded_shards": "Shards that were published before with other content or another identity",
+    "outputs": "The published Parquet: `uri`, `rows`, `bytes`, `sha256`",
+    "inputs": "A Parquet file with a row for each shard that was read, described in the same way; its columns are `uri`, "
+    "`size` in bytes, `etag`, `unit_id`, `rows`, and `passing_failure` where the next run is to try again",
+}
+
 
 def markdown() -> str:
-    """The tables of columns and statuses as the README shows them."""
+    """The tables of columns, statuses and the manifest as the README shows them."""
     lines = ["| column | type | unit | meaning |", "| --- | --- | --- | --- |"]
     lines += [f"| `{name}` | {kind} | {unit} | {text} |" for name, kind, unit, text in COLUMNS]
     lines += ["", "| status | meaning |", "| --- | --- |"]
     lines += [f"| `{status}` | {text} |" for status, text in STATUSES.items()]
+    lines += ["", "| in the manifest | meaning |", "| --- | --- |"]
+    lines += [f"| `{name}` | {text} |" for name, text in MANIFEST.items()]
     return "\n".join(lines)

@@ -20,7 +20,7 @@ from bcd_ray.engine import BATCH, OpenVinoEngine, Outputs, softmax
 from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.images import DECODER_VERSION, Decoded, Limits, Pixels, Rejected, decode
 from bcd_ray.labels import CLASSES
-from bcd_ray.ledger import Ledger, Unit, make_plan
+from bcd_ray.ledger import Ledger, Unit
 from bcd_ray.model import Bundle, load_bundle
 from bcd_ray.runtime import Progress, actor_pool, library_versions, ray_session, say
 from bcd_ray.storage import StoredObject
@@ -40,9 +40,7 @@ def score(config: ScoreConfig) -> Outcome:
     shards = list_shards(config)
     storage.check_writable(config.output)
     ledger = Ledger(config.output)
-    identity = _identity(bundle, config)
-    published = ledger.published(identity)
-    plan = make_plan((shard for shard in shards if shard.version_name() not in published), identity)
+    plan = ledger.plan(shards, _identity(bundle, config))
     if not plan.units:
         return Outcome(None, len(shards))
     ledger.begin(plan)
@@ -155,7 +153,8 @@ class _Row:
     """What is known of an image before it is scored; it keeps neither bytes nor pixels."""
 
     def __init__(self, entry: Entry, digest: str | None, result: Decoded | Rejected) -> None:
-        self.image_id, self.image_uri, self.shard_uri = entry.image_id, entry.image_uri, entry.shard_uri
+        self.image_id, self.image_uri = entry.image_id, entry.image_uri
+        self.shard_uri, self.shard_etag = entry.shard_uri, entry.shard_etag
         self.image_sha256, self.width, self.height = digest, result.width, result.height
         self.status = result.status if isinstance(result, Rejected) else "scored"
         self.error = result.error if isinstance(result, Rejected) else None
@@ -171,7 +170,7 @@ def _table(rows: list[_Row], outputs: list[Outputs], model_version: str) -> pa.T
     def share(values: Any) -> pa.Array:
         return pa.array(values, pa.float32(), mask=~scored)
 
-    names = ("image_id", "image_uri", "shard_uri", "image_sha256", "width", "height", "status", "error")
+    names = ("image_id", "image_uri", "shard_uri", "shard_etag", "image_sha256", "width", "height", "status", "error")
     columns: dict[str, Any] = {
         name: pa.array([getattr(row, name) for row in rows], schema.PREDICTIONS.field(name).type) for name in names
     }

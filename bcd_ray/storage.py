@@ -29,10 +29,6 @@ class StoredObject:
     size: int
     etag: str
 
-    def version_name(self) -> str:
-        """Uri and etag in one string: the identity of this content at this place."""
-        return f"{self.uri}\n{self.etag}"
-
 
 def is_s3(uri: str) -> bool:
     """Whether the URI names an object of an S3 store."""
@@ -165,7 +161,7 @@ def exists(uri: str) -> bool:
                     return False
                 raise
             return True
-        return os.path.exists(uri)
+        return os.path.isfile(uri)
 
 
 def list_names(uri: str) -> list[str]:

@@ -1,0 +1,128 @@
+"""What the tests share: an S3 store, a Ray session, drawn images and a model; each is made when first asked for."""
+
+import json
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+IMAGES_PER_CLASS = 18
+READER = ("reader-key", "reader-secret")  # credentials that may list and read, not write
+_LAB = ("lab-key", "lab-secret")
+
+
+@pytest.fixture(scope="session")
+def free_ports() -> Callable[[int], list[int]]:
+    """Finds ports of 127.0.0.1 that nothing listens on."""
+
+    def find(count: int) -> list[int]:
+        with ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+            for each in sockets:
+                each.bind(("127.0.0.1", 0))
+            return [each.getsockname()[1] for each in sockets]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], list[int]]) -> Iterator[str]:
+    """The URI of an empty bucket of SeaweedFS, which checks signatures; AWS_* of this process lead to it."""
+    folder = tmp_path_factory.mktemp("weed")
+    actions = {"lab": ["Admin", "Read", "Write", "List", "Tagging"], "reader": ["Read", "List"]}
+    identities = [
+        {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions[name]}
+        for name, (key, secret) in (("lab", _LAB), ("reader", READER))
+    ]
+    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
+    names = [f"{server}.port{kind}" for server in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    command = ["weed", "server", "-s3", f"-dir={folder}", f"-s3.config={folder / 's3.json'}", "-ip=127.0.0.1"]
+    command += [f"-{name}={port}" for name, port in ports.items()]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false", "-volume.max=20"]
+    command += ["-master.volumeSizeLimitMB=256", "-master.telemetry=false"]  # it would report home
+    with pytest.MonkeyPatch.context() as patch, (folder / "log").open("wb") as log:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{ports['s3.port']}")
+        patch.setenv("AWS_ACCESS_KEY_ID", _LAB[0])
+        patch.setenv("AWS_SECRET_ACCESS_KEY", _LAB[1])
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # no one to ask for a role
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+            patch.delenv(name, raising=False)
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+        try:
+            _make_bucket(process, folder / "log")
+            yield "s3://archive"
+        finally:
+            process.kill()  # its data are no longer needed, and a polite end takes it 15 s
+            process.wait()
+
+
+def _make_bucket(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Create the bucket as soon as the store takes an object."""
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    client = boto3.client("s3", config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=10))
+    for _ in range(600):
+        try:
+            client.create_bucket(Bucket="archive")
+            client.put_object(Bucket="archive", Key="probe", Body=b"probe")
+            client.delete_object(Bucket="archive", Key="probe")
+            return
+        except (BotoCoreError, ClientError) as error:
+            last = error
+        try:
+            process.wait(0.1)
+        except subprocess.TimeoutExpired:
+            continue
+        break
+    raise RuntimeError(f"SeaweedFS is not ready ({last}): {log.read_text(errors='replace')[-2000:]}")
+
+
+@pytest.fixture
+def s3_client(s3: str) -> Any:
+    """The store itself, for what `bcd_ray.storage` has no function for."""
+    import boto3
+
+    return boto3.client("s3")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3: str) -> Iterator[None]:
+    """One Ray session of 2 CPUs, which `runtime.ray_session` joins; its workers inherit AWS_* and so know the store."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+        import ray
+
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def synthetic_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder per class with drawn smears; only to be read."""
+    from bcd_ray.synthetic import write_synthetic_archive
+
+    folder = tmp_path_factory.mktemp("synthetic") / "smears"
+    write_synthetic_archive(folder, IMAGES_PER_CLASS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(ray_cluster: None, synthetic_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model trained on the synthetic archive; only to be read."""
+    from bcd_ray.config import TrainConfig
+    from bcd_ray.training import train
+
+    output = tmp_path_factory.mktemp("models") / "model"
+    train(TrainConfig(data=str(synthetic_archive), output=str(output), augmented_views=1, epochs=5))
+    return output
