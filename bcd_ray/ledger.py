@@ -79,10 +79,12 @@ class Ledger:
         last_run, published = self._published()
         identity_digest = _digest(identity)
         units, superseded = [], 0
-        for group in _groups(
-            shard for shard in shards if not _is_current(published.get(shard.uri), shard, identity_digest)
-        ):
-            before = [published.get(shard.uri) for shard in group]
+
+        def last(shard: StoredObject) -> _Published | None:
+            return published.get(storage.printable(shard.uri))
+
+        for group in _groups(shard for shard in shards if not _is_current(last(shard), shard, identity_digest)):
+            before = [last(shard) for shard in group]
             superseded += sum(one is not None and not one.passing_failure for one in before)
             # What failed for the moment is tried anew, so its unit is another one.
             again = [one.run_number if one and one.passing_failure else 0 for one in before]

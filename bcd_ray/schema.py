@@ -83,7 +83,7 @@ MANIFEST = {
     "predicted_classes": "Scored rows by suggested class",
     "superseded_shards": "Shards that were published before with other content or another identity",
     "outputs": "The published Parquet: `uri`, `rows`, `bytes`, `sha256`",
-    "inputs": "A Parquet file with a row for each shard that was read, described in the same way; its columns are `uri`, "
+    "inputs": "A Parquet file with a row for each shard read, described in the same way; its columns are `uri`, "
     "`size` in bytes, `etag`, `unit_id`, `rows`, and `passing_failure` where the next run is to try again",
 }
 
