@@ -81,6 +81,8 @@ def read_shard(shard: StoredObject, limits: Limits) -> Iterator[Entry]:
             for name, content in read(stream, limits):
                 occurrences[name] += 1
                 yield _entry(shard, name, occurrences[name], content)
+        if not occurrences:
+            yield _entry(shard, "", 1, Rejected("empty_shard", "holds no image: members need an image's suffix"))
     except StorageError as error:
         yield _entry(shard, "", 1, _not_delivered(error))
     except _UnreadableError as error:

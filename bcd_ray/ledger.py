@@ -16,7 +16,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from bcd_ray import schema, storage
 from bcd_ray.archive import kind_of
-from bcd_ray.errors import JobError
+from bcd_ray.errors import JobError, NotFoundError
 from bcd_ray.storage import StoredObject
 
 _LOOSE_IMAGES_PER_UNIT = 256
@@ -93,8 +93,8 @@ class Ledger:
         run_id = _digest([identity_digest, last_run + 1, [unit.unit_id for unit in units]])[:16]
         return Plan(run_id, last_run + 1, tuple(units), identity, superseded)
 
-    def begin(self, plan: Plan) -> None:
-        """Write the plan, unless an earlier attempt at the same run did."""
+    def begin(self, plan: Plan, facts: dict[str, Any]) -> None:
+        """Write the plan, and facts for the manifest, unless an earlier attempt at the same run did."""
         known = [(unit, shard) for unit in plan.units for shard in unit.shards]
         table = pa.table(
             {
@@ -105,9 +105,9 @@ class Ledger:
                 # How many images a tar or a Parquet shard holds is known once it is read.
                 "images": pa.array([1 if kind_of(shard.uri) == "image" else None for _, shard in known], pa.int64()),
             },
-            metadata={"identity": json.dumps(plan.identity), "started_at": _now()},
+            metadata={"bcd_ray": json.dumps(_described(plan) | {"started_at": _now(), **facts})},
         )
-        storage.create(self._plan_uri(plan), _parquet_bytes(table))
+        storage.create(self._plan_uri(plan.run_id), _parquet_bytes(table))
 
     def unfinished(self, plan: Plan) -> list[Unit]:
         """The units whose rows are not there yet."""
@@ -120,7 +120,7 @@ class Ledger:
         rows = rows.sort_by([(name, "ascending") for name in ("shard_uri", "image_uri", "image_id")])
         storage.create(self._unit_uri(unit), _parquet_bytes(rows))
 
-    def publish(self, plan: Plan, facts: dict[str, Any]) -> dict[str, Any]:
+    def publish(self, plan: Plan) -> dict[str, Any]:
         """Reconcile the units with the plan, publish their rows as one object, then the manifest; return it.
 
         Raises:
@@ -140,18 +140,13 @@ class Ledger:
             pq.write_table(pa.concat_tables(inputs), path, compression="zstd")
             read_uri = storage.join(self.output, "manifests", f"{plan.run_id}.inputs.parquet")
             read_file = self._create_file(read_uri, path)
-        plan_metadata = pq.read_schema(io.BytesIO(storage.read_bytes(self._plan_uri(plan)))).metadata
+        planned = self._read_plan(plan.run_id).schema.metadata[b"bcd_ray"]
         manifest = {
             "manifest_version": schema.MANIFEST_VERSION,
-            "run_id": plan.run_id,
-            "run_number": plan.run_number,
-            "started_at": plan_metadata[b"started_at"].decode(),
+            **json.loads(planned),
             "published_at": _now(),
-            "identity": plan.identity,
-            **facts,
             "statuses": dict(sorted(statuses.items())),
             "predicted_classes": dict(sorted(classes.items())),
-            "superseded_shards": plan.superseded_shards,
             "outputs": [output],
             "inputs": read_file,
         }
@@ -159,6 +154,23 @@ class Ledger:
         if not storage.create(manifest_uri, (json.dumps(manifest, indent=2) + "\n").encode()):
             manifest = json.loads(storage.read_bytes(manifest_uri))  # another copy of this run was first
         return manifest
+
+    def recover(self) -> list[str]:
+        """Finish the runs that died between their rows and their manifest, and return their ids.
+
+        Their rows are there to be read, so they must be known before another run is planned.
+        """
+        published = {manifest["run_id"] for manifest in self.manifests()}
+        names = storage.list_names(storage.join(self.output, "predictions"))
+        found = [name.removesuffix(".parquet") for name in names]
+        unknown = [run_id for run_id in found if run_id not in published]
+        for run_id in unknown:
+            try:
+                table = self._read_plan(run_id)
+            except NotFoundError as error:
+                raise JobError(f"predictions/{run_id}.parquet is of no known run: move it away") from error
+            self.publish(_plan_of(table))
+        return unknown
 
     def manifests(self) -> list[dict[str, Any]]:
         """The manifests of all published runs, in order of their numbers."""
@@ -207,11 +219,30 @@ class Ledger:
         rows = pq.read_metadata(path).num_rows
         return {"uri": uri, "rows": rows, "bytes": path.stat().st_size, "sha256": digest}
 
-    def _plan_uri(self, plan: Plan) -> str:
-        return storage.join(self.output, "_work", "plans", f"{plan.run_id}.parquet")
+    def _read_plan(self, run_id: str) -> pa.Table:
+        return pq.read_table(io.BytesIO(storage.read_bytes(self._plan_uri(run_id))))
+
+    def _plan_uri(self, run_id: str) -> str:
+        return storage.join(self.output, "_work", "plans", f"{run_id}.parquet")
 
     def _unit_uri(self, unit: Unit) -> str:
         return storage.join(self.output, "_work", "units", f"{unit.unit_id}.parquet")
+
+
+def _described(plan: Plan) -> dict[str, Any]:
+    """The plan's fields but its units, JSON-ready."""
+    return {field.name: getattr(plan, field.name) for field in fields(plan) if field.name != "units"}
+
+
+def _plan_of(table: pa.Table) -> Plan:
+    """The plan that `Ledger.begin` wrote."""
+    described = json.loads(table.schema.metadata[b"bcd_ray"])
+    units: dict[str, list[StoredObject]] = {}
+    for row in table.to_pylist():
+        units.setdefault(row["unit_id"], []).append(StoredObject(row["uri"], row["size"], row["etag"]))
+    names = {field.name for field in fields(Plan)} - {"units"}
+    grouped = tuple(Unit(unit_id, tuple(shards)) for unit_id, shards in units.items())
+    return Plan(units=grouped, **{name: described[name] for name in names})
 
 
 def unscored(statuses: dict[str, int]) -> int:
@@ -249,7 +280,7 @@ def _read_shards(unit: Unit, rows: pa.Table) -> pa.Table:
             passing.add(uri)
     loose = [uri for uri in planned if kind_of(uri) == "image"]
     unique_ids = len(set(rows["image_id"].to_pylist())) == len(rows)
-    if not unique_ids or not found.keys() <= set(planned) or any(found[uri] != 1 for uri in loose):
+    if not unique_ids or found.keys() != set(planned) or any(found[uri] != 1 for uri in loose):
         raise JobError(f"the rows of unit {unit.unit_id} are not those of its plan: delete it under _work/units")
     return pa.table(
         {

@@ -40,17 +40,19 @@ def score(config: ScoreConfig) -> Outcome:
     shards = list_shards(config)
     storage.check_writable(config.output)
     ledger = Ledger(config.output)
+    for run_id in ledger.recover():
+        say(f"run {run_id}: its rows were there, its manifest was not; published now")
     plan = ledger.plan(shards, _identity(bundle, config))
     if not plan.units:
         return Outcome(None, len(shards))
-    ledger.begin(plan)
+    facts = {"engine": OpenVinoEngine.name, "versions": library_versions(), "configuration": asdict(config)}
+    ledger.begin(plan, facts)
     unfinished = ledger.unfinished(plan)
     say(f"run {plan.run_id}: {len(plan.units):,} units, {len(plan.units) - len(unfinished):,} of them done before")
     if unfinished:
         with ray_session():
             _score_units(unfinished, bundle, ledger, config)
-    facts = {"engine": OpenVinoEngine.name, "versions": library_versions(), "configuration": asdict(config)}
-    return Outcome(ledger.publish(plan, facts), len(shards))
+    return Outcome(ledger.publish(plan), len(shards))
 
 
 def list_shards(config: ScoreConfig) -> list[StoredObject]:

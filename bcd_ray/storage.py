@@ -284,6 +284,10 @@ class _S3Reader(io.RawIOBase):
         self._position = max(0, start + offset)
         return self._position
 
+    def readall(self) -> bytes:
+        """All that is left in one request; the base class asks for 8 KiB at a time."""
+        return self.read(max(0, self._listed.size - self._position)) or b""
+
     def readinto(self, buffer: Any) -> int:
         end = min(self._position + len(buffer), self._listed.size)
         if end <= self._position:

@@ -99,9 +99,9 @@ def test_lists_more_than_one_page_of_s3(s3: str) -> None:
 def test_what_is_not_there_is_said_to_be_missing(folder: str) -> None:
     fill(folder, "x.jpg")
     for absent in (storage.join(folder, "none"), storage.join(folder, "x.jpg/below"), storage.join(folder, "x.jp")):
-        with pytest.raises(NotFoundError, match="nothing found at .*check"):
+        with pytest.raises(NotFoundError, match=r"nothing found at .*check"):
             list(storage.list_objects(absent))
-        with pytest.raises(NotFoundError, match="nothing found at .*check"):
+        with pytest.raises(NotFoundError, match=r"nothing found at .*check"):
             storage.read_bytes(absent)
         assert storage.list_names(absent) == []
         assert not storage.exists(absent)
@@ -116,7 +116,7 @@ def test_the_tag_changes_with_the_content(folder: str) -> None:
     assert listed(uri) == before
     storage.write_bytes(uri, b"other")
     assert listed(uri).size == before.size
-    assert listed(uri).version_name() != before.version_name()
+    assert listed(uri).etag != before.etag
 
 
 def test_a_reader_never_sees_part_of_a_write(folder: str) -> None:
@@ -229,6 +229,18 @@ def test_open_stream_seeks_and_reads_anywhere(folder: str) -> None:
         assert stream.read(1) == b""
 
 
+def test_reading_a_whole_object_takes_one_request(s3: str) -> None:
+    uri, data = storage.join(s3, uuid4().hex), random.Random(2).randbytes(9 << 20)
+    storage.write_bytes(uri, data)
+    requests: list[object] = []
+    events = storage._s3().meta.events
+    events.register("before-send.s3.GetObject", lambda **sent: requests.append(sent), unique_id="count")
+    with storage.open_stream(listed(uri)) as stream:
+        assert stream.read() == data
+    events.unregister("before-send.s3.GetObject", unique_id="count")
+    assert len(requests) == 1
+
+
 def test_open_stream_of_an_empty_object(folder: str) -> None:
     uri = storage.join(folder, "x.tar")
     storage.write_bytes(uri, b"")
@@ -311,7 +323,7 @@ def test_wrong_credentials(
     s3: str, s3_environment: pytest.MonkeyPatch, any_file: Path, operation: str, name: str
 ) -> None:
     s3_environment.setenv(name, "wrong")
-    with pytest.raises(StorageError, match="the store refuses .*check credentials"):
+    with pytest.raises(StorageError, match=r"the store refuses .*check credentials"):
         OPERATIONS[operation](storage.join(s3, "x"), any_file)
 
 
@@ -355,7 +367,7 @@ def test_a_folder_that_may_not_be_listed_is_an_error_and_not_an_empty_one(tmp_pa
             parent.chmod(0o755)
         os.seteuid(65534)
     try:
-        with pytest.raises(StorageError, match="closed: Permission denied.*readable"):
+        with pytest.raises(StorageError, match=r"closed: Permission denied.*readable"):
             list(storage.list_objects(str(tmp_path)))
     finally:
         os.seteuid(user)
@@ -416,6 +428,17 @@ def test_join() -> None:
     assert storage.join("s3://bucket/a/", "b.json") == "s3://bucket/a/b.json"
 
 
+def test_printable_makes_any_file_name_text() -> None:
+    name = os.fsdecode(b"/data/\xff\xc3\xa9.jpg")  # Latin-1 and UTF-8 in one name
+    assert storage.printable(name) == "/data/\\udcffé.jpg"
+    assert storage.printable("/data/é.jpg") == "/data/é.jpg"
+
+
+def test_a_file_name_that_is_no_text_is_listed_and_read(tmp_path: Path) -> None:
+    Path(os.fsdecode(bytes(tmp_path) + b"/\xff.jpg")).write_bytes(b"x")
+    assert storage.read_bytes(listed(str(tmp_path)).uri) == b"x"
+
+
 def test_checking_that_a_place_is_writable_leaves_nothing_there(folder: str) -> None:
     storage.check_writable(folder)
     assert_holds_only(folder)
@@ -430,5 +453,5 @@ def test_a_place_that_cannot_be_written(s3: str, s3_environment: pytest.MonkeyPa
     s3_environment.setenv("AWS_SECRET_ACCESS_KEY", READER[1])
     forget_settings()
     assert not storage.exists(storage.join(s3, "none"))
-    with pytest.raises(ConfigError, match="cannot write to the output: .*credentials and policy"):
+    with pytest.raises(ConfigError, match=r"cannot write to the output: .*credentials and policy"):
         storage.check_writable(s3)
