@@ -72,6 +72,13 @@ def read_shards(shards: Iterable[StoredObject], limits: Limits, threads: int) ->
             yield from entries
 
 
+def given_up(shards: Iterable[StoredObject]) -> Iterator[Entry]:
+    """One entry for each shard of a unit that killed its worker at every attempt."""
+    for shard in shards:
+        error = "reading it, or one that was read with it, killed the process at every attempt"
+        yield _entry(shard, "", 1, Rejected("crashed", error))
+
+
 def read_shard(shard: StoredObject, limits: Limits) -> Iterator[Entry]:
     """The entries of one tar or Parquet shard, in memory bounded by one image or one Parquet page."""
     occurrences: Counter[str] = Counter()

@@ -54,6 +54,7 @@ STATUSES = {
     "unsafe_member": "A link, a device, or an absolute or `..` name in a tar",
     "unreadable_shard": "One row for the part of a shard that cannot be read",
     "empty_shard": "One row for a tar or Parquet file without images",
+    "crashed": "Reading or decoding it killed the process that did it, time and again",
     "missing": "Listed, but gone when it was read",
     "changed": "Replaced by other content between listing and reading",
     "read_error": "The storage did not deliver it, after retries",

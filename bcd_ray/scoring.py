@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -13,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from bcd_ray import schema, storage
-from bcd_ray.archive import Entry, kind_of, map_ahead, read_shards
+from bcd_ray.archive import Entry, given_up, kind_of, map_ahead, read_shards
 from bcd_ray.config import ScoreConfig
 from bcd_ray.embedding import in_batches
 from bcd_ray.engine import BATCH, OpenVinoEngine, Outputs, softmax
 from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.images import DECODER_VERSION, Decoded, Limits, Pixels, Rejected, decode
+from bcd_ray.isolation import MAX_ATTEMPTS, Decoder, decode_apart, start_counter
 from bcd_ray.labels import CLASSES
 from bcd_ray.ledger import Ledger, Unit
 from bcd_ray.model import Bundle, load_bundle
@@ -103,7 +105,7 @@ def _score_units(units: list[Unit], bundle: Bundle, ledger: Ledger, config: Scor
     counts = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units)).map_batches(
         UnitScorer,
         batch_size=1,
-        fn_constructor_args=(bundle, ledger, limits, pool.threads),
+        fn_constructor_args=(bundle, ledger, limits, pool.threads, start_counter()),
         **pool.options(),
     )
     loose = sum(len(unit.shards) for unit in units if kind_of(unit.shards[0].uri) == "image")
@@ -117,24 +119,35 @@ def _score_units(units: list[Unit], bundle: Bundle, ledger: Ledger, config: Scor
 class UnitScorer:
     """Ray Data actor: reads, decodes and scores one unit at a time, and writes its rows."""
 
-    def __init__(self, bundle: Bundle, ledger: Ledger, limits: Limits, threads: int) -> None:
+    def __init__(self, bundle: Bundle, ledger: Ledger, limits: Limits, threads: int, starts: Any) -> None:
         self._engine = OpenVinoEngine(bundle.model.tensors, bundle.model.preprocessing, threads)
         self._version, self._ledger, self._limits, self._threads = bundle.version, ledger, limits, threads
-        self._pool = ThreadPoolExecutor(threads)
+        self._pool, self._starts = ThreadPoolExecutor(threads), starts
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        import ray
+
         (unit,) = batch["unit"]
-        rows = self.rows(unit)
+        rows = self.rows(unit, attempt=ray.get(self._starts.count.remote(unit.unit_id)))
         self._ledger.write_unit(unit, rows)
         return {"rows": np.array([len(rows)])}
 
-    def rows(self, unit: Unit) -> pa.Table:
-        """One row for each image of the unit, of all columns but `run_id`."""
+    def rows(self, unit: Unit, attempt: int) -> pa.Table:
+        """One row for each image of the unit, of all columns but the run's.
+
+        Ray starts a unit again, without end, when it killed its worker. So the second attempt decodes each image in a
+        process of its own, and what even then kills the worker is given up after `MAX_ATTEMPTS`.
+        """
         found: list[_Row] = []
+        decode_one = decode if attempt == 1 else decode_apart
 
         def scorable() -> Iterator[Pixels]:
-            entries = read_shards(unit.shards, self._limits, self._threads)
-            for row, pixels in map_ahead(self._pool, self._decode, entries, ahead=4 * BATCH):
+            if attempt > MAX_ATTEMPTS:
+                entries = given_up(unit.shards)
+            else:
+                entries = read_shards(unit.shards, self._limits, self._threads)
+            describe = partial(_describe, decode_one, self._limits)
+            for row, pixels in map_ahead(self._pool, describe, entries, ahead=4 * BATCH):
                 found.append(row)
                 if pixels is not None:
                     yield pixels
@@ -142,13 +155,14 @@ class UnitScorer:
         outputs = list(self._engine.run(in_batches(scorable())))
         return _table(found, outputs, self._version)
 
-    def _decode(self, entry: Entry) -> "tuple[_Row, Pixels | None]":
-        if isinstance(entry.content, Rejected):
-            return _Row(entry, None, entry.content), None
-        digest = hashlib.sha256(entry.content).hexdigest()
-        decoded = decode(entry.content, self._limits)
-        pixels = decoded.pixels if isinstance(decoded, Decoded) else None
-        return _Row(entry, digest, decoded), pixels
+
+def _describe(decode_one: Decoder, limits: Limits, entry: Entry) -> "tuple[_Row, Pixels | None]":
+    if isinstance(entry.content, Rejected):
+        return _Row(entry, None, entry.content), None
+    digest = hashlib.sha256(entry.content).hexdigest()
+    decoded = decode_one(entry.content, limits)
+    pixels = decoded.pixels if isinstance(decoded, Decoded) else None
+    return _Row(entry, digest, decoded), pixels
 
 
 class _Row:

@@ -1,0 +1,45 @@
+"""What kills its process must cost one image only: attempts are counted, and later ones decode in processes apart."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from bcd_ray.images import Decoded, Limits, Rejected, decode
+
+MAX_ATTEMPTS = 3  # of a unit: at full speed, then twice with each image in a process apart
+_TRIES_APART = 2  # of an image: a process can also die of something that is not its image's fault
+
+Decoder = Callable[[bytes, Limits], Decoded | Rejected]
+
+
+def start_counter() -> Any:
+    """A Ray actor whose method `count(name)` says how many times it was called with this name."""
+    import ray
+
+    return ray.remote(num_cpus=0)(_StartCounter).remote()
+
+
+def decode_apart(data: bytes, limits: Limits) -> Decoded | Rejected:
+    """`images.decode` in a Ray worker process that does nothing else, and may die of it."""
+    import ray
+    from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+
+    task = ray.remote(num_cpus=0, max_retries=0)(decode)
+    for _ in range(_TRIES_APART):
+        try:
+            result: Decoded | Rejected = ray.get(task.remote(data, limits))
+            return result
+        except (OutOfMemoryError, WorkerCrashedError):
+            continue
+    return Rejected(
+        "crashed", f"decoding it killed the process, {_TRIES_APART} times of {_TRIES_APART}: look with care"
+    )
+
+
+class _StartCounter:
+    def __init__(self) -> None:
+        self._counts = Counter[str]()
+
+    def count(self, name: str) -> int:
+        self._counts[name] += 1
+        return self._counts[name]
