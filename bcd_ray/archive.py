@@ -72,6 +72,11 @@ def read_shards(shards: Iterable[StoredObject], limits: Limits, threads: int) ->
             yield from entries
 
 
+def image_id(shard_uri: str, name: str, occurrence: int) -> str:
+    """The id of an image: 32 hexadecimal digits; a loose image has an empty name, and an occurrence counts from 1."""
+    return hashlib.sha256(json.dumps([shard_uri, name, occurrence]).encode()).hexdigest()[:32]
+
+
 def given_up(shards: Iterable[StoredObject]) -> Iterator[Entry]:
     """One entry for each shard of a unit that killed its worker at every attempt."""
     for shard in shards:
@@ -214,10 +219,14 @@ def _holds(column_type: Any, wanted: str) -> bool:
 
 
 def _entry(shard: StoredObject, name: str, occurrence: int, content: bytes | Rejected) -> Entry:
-    identity = json.dumps([shard.uri, name, occurrence]).encode()
     image_uri = f"{shard.uri}#{name}" if name else shard.uri
-    image_id = hashlib.sha256(identity).hexdigest()[:32]
-    return Entry(image_id, storage.printable(image_uri), storage.printable(shard.uri), shard.etag, content)
+    return Entry(
+        image_id(shard.uri, name, occurrence),
+        storage.printable(image_uri),
+        storage.printable(shard.uri),
+        shard.etag,
+        content,
+    )
 
 
 def _not_delivered(error: StorageError) -> Rejected:

@@ -111,6 +111,19 @@ class ScoreConfig:
 
 
 @dataclass(frozen=True)
+class VerifyConfig:
+    """Check published predictions against their manifests."""
+
+    output: str
+    """Output of jobs/score.py: a path or s3://."""
+    clear_leftovers: bool = False
+    """Delete the working state of finished and abandoned runs, after the check; not while a run is under way."""
+
+    def __post_init__(self) -> None:
+        _normalize(self, "output")
+
+
+@dataclass(frozen=True)
 class QuickstartConfig:
     """Draw a synthetic archive, train, evaluate, pack, score: the whole path in some two minutes."""
 

@@ -160,10 +160,7 @@ class Ledger:
 
         Their rows are there to be read, so they must be known before another run is planned.
         """
-        published = {manifest["run_id"] for manifest in self.manifests()}
-        names = storage.list_names(storage.join(self.output, "predictions"))
-        found = [name.removesuffix(".parquet") for name in names]
-        unknown = [run_id for run_id in found if run_id not in published]
+        unknown = self.without_manifest()
         for run_id in unknown:
             try:
                 table = self._read_plan(run_id)
@@ -171,6 +168,12 @@ class Ledger:
                 raise JobError(f"predictions/{run_id}.parquet is of no known run: move it away") from error
             self.publish(_plan_of(table))
         return unknown
+
+    def without_manifest(self) -> list[str]:
+        """Ids of the runs whose rows are there, and their manifest is not."""
+        published = {manifest["run_id"] for manifest in self.manifests()}
+        names = storage.list_names(storage.join(self.output, "predictions"))
+        return [run_id for run_id in (name.removesuffix(".parquet") for name in names) if run_id not in published]
 
     def manifests(self) -> list[dict[str, Any]]:
         """The manifests of all published runs, in order of their numbers."""
@@ -184,7 +187,9 @@ class Ledger:
         last, published = 0, {}
         for manifest in self.manifests():
             last, identity = manifest["run_number"], _digest(manifest["identity"])
-            table = pq.read_table(io.BytesIO(storage.read_bytes(manifest["inputs"]["uri"])))
+            # By name, not by the recorded URI: an output may have been moved.
+            inputs_uri = storage.join(self.output, "manifests", f"{manifest['run_id']}.inputs.parquet")
+            table = pq.read_table(io.BytesIO(storage.read_bytes(inputs_uri)))
             columns = (table[name].to_pylist() for name in ("uri", "etag", "passing_failure"))
             for uri, etag, passing_failure in zip(*columns, strict=True):
                 published[uri] = _Published(last, etag, identity, passing_failure)

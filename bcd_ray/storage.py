@@ -164,6 +164,16 @@ def exists(uri: str) -> bool:
         return os.path.isfile(uri)
 
 
+def delete(uri: str) -> None:
+    """Delete an object; nothing happens if it is not there."""
+    with _translated(uri):
+        if is_s3(uri):
+            bucket, key = _bucket_and_key(uri)
+            _s3().delete_object(Bucket=bucket, Key=key)
+        else:
+            Path(uri).unlink(missing_ok=True)
+
+
 def list_names(uri: str) -> list[str]:
     """Names of the objects below a folder, relative to it; empty if there is none."""
     try:
@@ -177,11 +187,7 @@ def check_writable(uri: str) -> None:
     probe = join(uri, f".write-check-{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"")
-        if is_s3(uri):
-            bucket, key = _bucket_and_key(probe)
-            _s3().delete_object(Bucket=bucket, Key=key)
-        else:
-            os.unlink(probe)
+        delete(probe)
     except (StorageError, OSError) as error:
         raise ConfigError(f"cannot write to the output: {error}") from error
 

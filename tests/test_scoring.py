@@ -60,7 +60,7 @@ def kinds_of_image() -> dict[str, tuple[str, bytes]]:
     """Images in the forms and states an archive may hold, by file name, with the status each must get."""
     image = smear(0)
     wide = Image.new("1", (MAX_PIXELS // 1000 + 1, 1000))
-    pages = [smear(1), smear(2)]
+    pages = [smear(number).resize((64, 64)) for number in (1, 2)]
     exif = Image.Exif()
     exif[0x0112] = 6  # camera held on its side
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8))
@@ -141,6 +141,7 @@ def mixed_archive() -> tuple[dict[str, bytes], Expected]:
     expected.update([("parquet/rows.parquet#empty", "empty_file"), ("tars/cut.tar#1.jpg", "scored")])
     unreadable = ("tars/cut.tar", "tars/cut.tar.gz", "tars/no.tar", "parquet/other.parquet", "parquet/no.parquet")
     expected.update((shard, "unreadable_shard") for shard in unreadable)
+    expected.update((shard, "empty_shard") for shard in ("tars/none.tar", "parquet/empty.parquet"))
     return files, expected
 
 
@@ -295,12 +296,8 @@ def test_the_manifest_names_every_shard_with_its_rows(scored: Scored) -> None:
     counted = Counter(scored.rows["shard_uri"].to_pylist())
     for shard in inputs:
         assert (shard["size"], shard["etag"]) == (shards[shard["uri"]].size, shards[shard["uri"]].etag)
-        assert shard["rows"] == counted[shard["uri"]]
+        assert shard["rows"] == counted[shard["uri"]] > 0
         assert not shard["passing_failure"]
-    assert {shard["uri"][len(scored.archive) + 1 :] for shard in inputs if shard["rows"] == 0} == {
-        "tars/none.tar",
-        "parquet/empty.parquet",
-    }
 
 
 def test_pyarrow_reads_the_predictions_where_they_are(scored: Scored) -> None:

@@ -1,0 +1,23 @@
+"""Check what was published: `python jobs/verify.py --output URI`."""
+
+from bcd_ray.cli import run
+from bcd_ray.config import VerifyConfig
+from bcd_ray.errors import EXIT_FAILED, EXIT_OK
+
+
+def main(config: VerifyConfig) -> int:
+    from bcd_ray.verification import clear_leftovers, verify
+
+    problems = verify(config.output)
+    for problem in problems:
+        print(problem)
+    if problems:
+        return EXIT_FAILED
+    print(f"all that is published in {config.output} is as its manifests say")
+    if config.clear_leftovers:
+        print(f"{clear_leftovers(config.output):,} leftovers deleted")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    run(VerifyConfig, main)

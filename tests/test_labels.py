@@ -1,0 +1,45 @@
+"""Folder names of both public releases mean the four classes; other names mean none."""
+
+import pytest
+
+from bcd_ray.labels import CLASSES, DISPLAY_NAMES, class_of_folder, class_of_path
+
+
+def test_the_order_of_the_classes_is_fixed() -> None:
+    """Bundles and published columns depend on it."""
+    assert CLASSES == ("benign", "early_pre_b", "pre_b", "pro_b")
+    assert len(DISPLAY_NAMES) == len(CLASSES)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Benign", "Early", "Pre", "Pro"),
+        ("Benign", "[Malignant] early Pre-B", "[Malignant] Pre-B", "[Malignant] Pro-B"),
+        ("BENIGN", "[malignant] Early Pre-B", "[MALIGNANT]Pre-B", "pro b"),
+        CLASSES,
+        DISPLAY_NAMES,
+    ],
+)
+def test_the_folders_of_a_release_mean_the_classes(names: tuple[str, ...]) -> None:
+    assert tuple(map(class_of_folder, names)) == CLASSES
+
+
+@pytest.mark.parametrize("name", ["", "Original", "Segmented", "images", "[Malignant]", "unlabelled", "Precursor"])
+def test_other_folders_mean_no_class(name: str) -> None:
+    assert class_of_folder(name) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("Benign/1.jpg", "benign"),
+        ("Original/Pre/slide 3/1.jpg", "pre_b"),
+        ("Benign/Pro/1.jpg", "pro_b"),
+        ("Pro.jpg", None),
+        ("other/Pro.jpg", None),
+        ("", None),
+    ],
+)
+def test_the_innermost_class_folder_counts_and_the_file_name_does_not(path: str, expected: str | None) -> None:
+    assert class_of_path(path) == expected
