@@ -55,4 +55,4 @@ def near_duplicate_groups(digests: list[str], hashes: npt.NDArray[np.uint64]) ->
         distance = np.bitwise_count(hashes[index + 1 :] ^ hashes[index])
         for offset in np.flatnonzero(distance <= NEAR_DUPLICATE_BITS):
             tie(index, index + 1 + int(offset))
-    return np.array([root(index) for index in range(len(hashes))])
+    return np.array([root(index) for index in range(len(hashes))], np.int64)

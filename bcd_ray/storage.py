@@ -11,13 +11,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import BinaryIO, NoReturn
 
+from bcd_ray import s3
 from bcd_ray.errors import ChangedError, ConfigError, NotFoundError, StorageError
 
-_PART_BYTES = 64 << 20  # S3 takes 10,000 parts: 625 GiB
 READ_AHEAD_BYTES = 8 << 20  # one ranged GET; 8 MiB keeps 200 images of 40 kB per round trip
 
 
@@ -74,11 +73,9 @@ def list_objects(uri: str) -> Iterator[StoredObject]:
 
 def read_bytes(uri: str) -> bytes:
     """The whole object."""
+    if is_s3(uri):
+        return s3.get(uri)
     with _translated(uri):
-        if is_s3(uri):
-            bucket, key = _bucket_and_key(uri)
-            body: bytes = _s3().get_object(Bucket=bucket, Key=key)["Body"].read()
-            return body
         return Path(uri).read_bytes()
 
 
@@ -86,7 +83,7 @@ def read_bytes(uri: str) -> bytes:
 def open_stream(listed: StoredObject) -> Iterator[BinaryIO]:
     """A seekable reader of an object in bounded memory; ChangedError if it is not the listed version."""
     if is_s3(listed.uri):
-        yield io.BufferedReader(_S3Reader(listed), READ_AHEAD_BYTES)
+        yield io.BufferedReader(s3.Reader(listed.uri, listed.size, listed.etag), READ_AHEAD_BYTES)
         return
     with _translated(listed.uri), open(listed.uri, "rb", buffering=1 << 20) as stream:
         if _local_etag(os.fstat(stream.fileno())) != listed.etag:
@@ -96,28 +93,17 @@ def open_stream(listed: StoredObject) -> Iterator[BinaryIO]:
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write an object whole: a reader sees the old one or all of the new one."""
+    if is_s3(uri):
+        s3.put(uri, data)
+        return
     with _translated(uri):
-        if is_s3(uri):
-            bucket, key = _bucket_and_key(uri)
-            _s3().put_object(Bucket=bucket, Key=key, Body=data)
-        else:
-            os.replace(_write_beside(uri, data), uri)
+        os.replace(_write_beside(uri, data), uri)
 
 
 def create(uri: str, data: bytes) -> bool:
     """Write an object whole unless it exists; False, and nothing changed, if it does."""
     if is_s3(uri):
-        from botocore.exceptions import ClientError
-
-        bucket, key = _bucket_and_key(uri)
-        with _translated(uri):
-            try:
-                _s3().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-            except ClientError as error:
-                if _status(error) in (409, 412):  # 412: it exists; 409: another writer is creating it
-                    return False
-                raise
-            return True
+        return s3.create(uri, data)
     with _translated(uri):
         beside = _write_beside(uri, data)
         try:
@@ -130,48 +116,22 @@ def create(uri: str, data: bytes) -> bool:
 
 
 def create_from_file(uri: str, path: Path) -> bool:
-    """`create` from a local file of any size; on S3 in parts, which appear as one object at the end."""
-    if not is_s3(uri) or path.stat().st_size <= _PART_BYTES:
-        return create(uri, path.read_bytes())
-    from botocore.exceptions import ClientError
-
-    if exists(uri):
-        return False
-    with _translated(uri):
-        try:
-            _create_in_parts(uri, path)
-        except ClientError as error:
-            if _status(error) in (409, 412):
-                return False
-            raise
-    return True
+    """`create` from a local file of any size; it appears as one object at the end."""
+    return s3.create_from_file(uri, path) if is_s3(uri) else create(uri, path.read_bytes())
 
 
 def exists(uri: str) -> bool:
     """Whether there is an object of exactly this URI."""
-    with _translated(uri):
-        if is_s3(uri):
-            from botocore.exceptions import ClientError
-
-            bucket, key = _bucket_and_key(uri)
-            try:
-                _s3().head_object(Bucket=bucket, Key=key)
-            except ClientError as error:
-                if _status(error) == 404:
-                    return False
-                raise
-            return True
-        return os.path.isfile(uri)
+    return s3.exists(uri) if is_s3(uri) else os.path.isfile(uri)
 
 
 def delete(uri: str) -> None:
     """Delete an object; nothing happens if it is not there."""
+    if is_s3(uri):
+        s3.delete(uri)
+        return
     with _translated(uri):
-        if is_s3(uri):
-            bucket, key = _bucket_and_key(uri)
-            _s3().delete_object(Bucket=bucket, Key=key)
-        else:
-            Path(uri).unlink(missing_ok=True)
+        Path(uri).unlink(missing_ok=True)
 
 
 def list_names(uri: str) -> list[str]:
@@ -188,7 +148,7 @@ def check_writable(uri: str) -> None:
     try:
         write_bytes(probe, b"")
         delete(probe)
-    except (StorageError, OSError) as error:
+    except StorageError as error:
         raise ConfigError(f"cannot write to the output: {error}") from error
 
 
@@ -219,15 +179,13 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def _list_s3(uri: str) -> Iterator[StoredObject]:
-    bucket, key = _bucket_and_key(uri)
-    with _translated(uri):
-        for page in _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key):
-            for item in page.get("Contents", []):
-                name: str = item["Key"]
-                inside = name == key or key == "" or name.startswith(key + "/")
-                hidden = any(part.startswith(".") for part in name[len(key) :].split("/"))
-                if inside and not hidden and not name.endswith("/"):
-                    yield StoredObject(f"s3://{bucket}/{name}", item["Size"], item["ETag"].strip('"'))
+    prefix = f"{uri}/".split("/", 3)[3]  # of the keys below the URI
+    for item in s3.list_keys(uri):
+        name: str = item["Key"]
+        inside = name == prefix.rstrip("/") or name.startswith(prefix)
+        hidden = any(part.startswith(".") for part in name.removeprefix(prefix).split("/"))
+        if inside and not hidden and not name.endswith("/"):
+            yield StoredObject(f"{'/'.join(uri.split('/', 3)[:3])}/{name}", item["Size"], item["ETag"].strip('"'))
 
 
 def _local_etag(stat: os.stat_result) -> str:
@@ -251,109 +209,12 @@ def _write_beside(uri: str, data: bytes) -> str:
     return beside
 
 
-def _create_in_parts(uri: str, path: Path) -> None:
-    """A multipart upload with the condition at its end, which boto3's own `upload_file` cannot pass on."""
-    bucket, key = _bucket_and_key(uri)
-    upload = {"Bucket": bucket, "Key": key}
-    upload["UploadId"] = _s3().create_multipart_upload(**upload)["UploadId"]
-    parts: list[dict[str, Any]] = []
-    try:
-        with path.open("rb") as stream:
-            while data := stream.read(_PART_BYTES):
-                number = len(parts) + 1
-                part = _s3().upload_part(**upload, PartNumber=number, Body=data)
-                parts.append({"PartNumber": number, "ETag": part["ETag"]})
-        _s3().complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
-    except BaseException:
-        _s3().abort_multipart_upload(**upload)  # else its parts stay, unseen and billed
-        raise
-
-
-class _S3Reader(io.RawIOBase):
-    """Ranged GETs of one version of an object: each is retried alone, and none mixes two versions."""
-
-    def __init__(self, listed: StoredObject) -> None:
-        self._listed = listed
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._listed.size}[whence]
-        self._position = max(0, start + offset)
-        return self._position
-
-    def readall(self) -> bytes:
-        """All that is left in one request; the base class asks for 8 KiB at a time."""
-        return self.read(max(0, self._listed.size - self._position)) or b""
-
-    def readinto(self, buffer: Any) -> int:
-        end = min(self._position + len(buffer), self._listed.size)
-        if end <= self._position:
-            return 0
-        bucket, key = _bucket_and_key(self._listed.uri)
-        with _translated(self._listed.uri):
-            data = (
-                _s3()
-                .get_object(
-                    Bucket=bucket,
-                    Key=key,
-                    Range=f"bytes={self._position}-{end - 1}",
-                    IfMatch=self._listed.etag,
-                )["Body"]
-                .read()
-            )
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-
-@lru_cache(maxsize=1)
-def _s3() -> Any:
-    """One client a process: botocore's clients are safe to share between threads, and slow to make."""
-    import boto3
-    from botocore.config import Config
-
-    retries = {"mode": "standard", "total_max_attempts": 8}
-    return boto3.client("s3", config=Config(retries=retries, max_pool_connections=32))
-
-
-def _bucket_and_key(uri: str) -> tuple[str, str]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, key
-
-
-def _status(error: Any) -> int:
-    status: int = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return status
-
-
 @contextmanager
 def _translated(uri: str) -> Iterator[None]:
-    """Errors of the system and of S3 as StorageErrors that name the remedy."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
+    """Errors of the system as StorageErrors that name the remedy."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFoundError(f"nothing found at {uri}: check the path") from error
     except OSError as error:
         raise StorageError(f"{uri}: {error.strerror or error}") from error
-    except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
-        if _status(error) == 404:
-            raise NotFoundError(f"nothing found at {uri} ({code}): check bucket and key") from error
-        if _status(error) == 412:
-            raise ChangedError(f"{uri} changed since it was listed: run the same command again") from error
-        if _status(error) in (401, 403):
-            raise StorageError(f"{uri}: the store refuses ({code}): check credentials and policy") from error
-        raise StorageError(f"{uri}: the store answers {code or error}") from error
-    except BotoCoreError as error:
-        raise StorageError(f"{uri}: {error}; check AWS_ENDPOINT_URL, region and credentials") from error

@@ -3,6 +3,7 @@
 import json
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,7 +42,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], lis
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     names = [f"{server}.port{kind}" for server in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
     ports = dict(zip(names, free_ports(len(names)), strict=True))
-    command = ["weed", "server", "-s3", f"-dir={folder}", f"-s3.config={folder / 's3.json'}", "-ip=127.0.0.1"]
+    command = [
+        str(Path(sys.executable).with_name("weed")),
+        "server",
+        "-s3",
+        f"-dir={folder}",
+        f"-s3.config={folder / 's3.json'}",
+        "-ip=127.0.0.1",
+    ]
     command += [f"-{name}={port}" for name, port in ports.items()]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false", "-volume.max=20"]
     command += ["-master.volumeSizeLimitMB=256", "-master.telemetry=false"]  # it would report home

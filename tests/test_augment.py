@@ -1,4 +1,4 @@
-"""Augmented views are a pure function of seed, image and view; near duplicates are tied, other images are not."""
+"""Augmented views are a pure function of seed, image and view; near duplicates are tied, others are not."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ SMEAR = draw_smear(2, seed=1)
 def test_the_same_seed_image_and_view_give_the_same_pixels_in_any_order() -> None:
     tasks = [(seed, key, view) for seed in (0, 1) for key in (KEY, "other") for view in (1, 2, 3)]
     forwards = {task: augment(SMEAR, *task) for task in tasks}
-    np.random.seed(7)  # noqa: NPY002 - the global state must not matter
+    np.random.seed(7)  # the global state must not matter
     backwards = {task: augment(SMEAR, *task) for task in reversed(tasks)}
     for task in tasks:
         np.testing.assert_array_equal(forwards[task], backwards[task])
@@ -155,28 +155,31 @@ def test_ties_pass_through_chains() -> None:
 
 
 def test_the_bound_on_bits_is_met_exactly() -> None:
-    hashes = np.array([0, (1 << NEAR_DUPLICATE_BITS) - 1, ((1 << NEAR_DUPLICATE_BITS + 1) - 1) << 40], np.uint64)
+    within, beyond = (1 << NEAR_DUPLICATE_BITS) - 1, (1 << NEAR_DUPLICATE_BITS + 1) - 1
+    hashes = np.array([0, within, beyond << 40], np.uint64)
     assert near_duplicate_groups(list("abc"), hashes).tolist() == [0, 0, 2]
 
 
-close_hashes = st.builds(lambda base, bits: base ^ bits, st.sampled_from([0, 2**64 - 1]), st.integers(0, 2**12))
+low_bits, any_bits = st.integers(0, 2**12), st.integers(0, 2**64 - 1)
+close_hashes = st.builds(lambda base, bits: base ^ bits, st.sampled_from([0, 2**64 - 1]), low_bits)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("abcdefghij"), close_hashes | st.integers(0, 2**64 - 1)), max_size=25))
+@given(st.lists(st.tuples(st.sampled_from("abcdefghij"), close_hashes | any_bits), max_size=25))
 def test_groups_are_the_components_of_the_ties(images: list[tuple[str, int]]) -> None:
     digests, hashes = [digest for digest, _ in images], np.array([value for _, value in images], np.uint64)
     group = near_duplicate_groups(digests, hashes)
     assert group.dtype == np.int64
     assert (group[group] == group).all()
     assert (group <= np.arange(len(images))).all()
-    component = list(range(len(images)))  # the same by the plainest means: spread the least index until nothing changes
-    tied = [
-        (one, two)
-        for one, two in combinations(range(len(images)), 2)
-        if digests[one] == digests[two] or (images[one][1] ^ images[two][1]).bit_count() <= NEAR_DUPLICATE_BITS
-    ]
-    for _ in images:
+
+    def are_tied(one: int, two: int) -> bool:
+        bits = (images[one][1] ^ images[two][1]).bit_count()
+        return digests[one] == digests[two] or bits <= NEAR_DUPLICATE_BITS
+
+    component = list(range(len(images)))
+    tied = [pair for pair in combinations(component, 2) if are_tied(*pair)]
+    for _ in images:  # the plainest means: the least index spreads along every tie
         for one, two in tied:
             component[one] = component[two] = min(component[one], component[two])
     assert group.tolist() == component

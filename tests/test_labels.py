@@ -25,7 +25,7 @@ def test_the_folders_of_a_release_mean_the_classes(names: tuple[str, ...]) -> No
     assert tuple(map(class_of_folder, names)) == CLASSES
 
 
-@pytest.mark.parametrize("name", ["", "Original", "Segmented", "images", "[Malignant]", "unlabelled", "Precursor"])
+@pytest.mark.parametrize("name", ["", "Original", "Segmented", "[Malignant]", "unlabelled", "Precursor"])
 def test_other_folders_mean_no_class(name: str) -> None:
     assert class_of_folder(name) is None
 
@@ -41,5 +41,5 @@ def test_other_folders_mean_no_class(name: str) -> None:
         ("", None),
     ],
 )
-def test_the_innermost_class_folder_counts_and_the_file_name_does_not(path: str, expected: str | None) -> None:
+def test_the_innermost_class_folder_counts_not_the_file_name(path: str, expected: str | None) -> None:
     assert class_of_path(path) == expected

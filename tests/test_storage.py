@@ -13,6 +13,7 @@ import boto3
 import pytest
 from conftest import READER
 
+from bcd_ray import s3 as s3_side
 from bcd_ray import storage
 from bcd_ray.errors import ChangedError, ConfigError, NotFoundError, StorageError
 
@@ -37,7 +38,7 @@ def s3_environment(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.
 
 def forget_settings() -> None:
     """Drop the client, and boto3's session, which remembers credentials."""
-    storage._s3.cache_clear()
+    s3_side.client.cache_clear()
     boto3.DEFAULT_SESSION = None
 
 
@@ -179,7 +180,7 @@ def test_of_many_creators_one_wins(folder: str, create: Callable[[str, bytes], b
 
 
 def test_create_from_a_file_larger_than_a_part(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_PART_BYTES", 5 << 20)  # the least S3 takes; the real size would be slow here
+    monkeypatch.setattr(s3_side, "_PART_BYTES", 5 << 20)  # the least S3 takes; the real size would be slow here
     large, small, uri = tmp_path / "large", tmp_path / "small", storage.join(folder, "x.parquet")
     large.write_bytes(random.Random(0).randbytes((11 << 20) + 1))
     small.write_bytes(b"small")
@@ -197,12 +198,12 @@ def test_create_from_a_file_larger_than_a_part(folder: str, tmp_path: Path, monk
 def test_a_failed_upload_in_parts_is_a_storage_error_that_leaves_nothing(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3_side, "_PART_BYTES", 5 << 20)
     path = tmp_path / "large"
     path.write_bytes(bytes(6 << 20))
     with pytest.raises(NotFoundError, match="check bucket and key"):
         storage.create_from_file("s3://no-such-bucket/x.parquet", path)
-    monkeypatch.setattr(storage, "_PART_BYTES", 1 << 20)  # S3 refuses smaller parts than 5 MiB at the end
+    monkeypatch.setattr(s3_side, "_PART_BYTES", 1 << 20)  # S3 refuses smaller parts than 5 MiB at the end
     folder = storage.join(s3, uuid4().hex)
     with pytest.raises(StorageError):
         storage.create_from_file(storage.join(folder, "x.parquet"), path)
@@ -233,7 +234,7 @@ def test_reading_a_whole_object_takes_one_request(s3: str) -> None:
     uri, data = storage.join(s3, uuid4().hex), random.Random(2).randbytes(9 << 20)
     storage.write_bytes(uri, data)
     requests: list[object] = []
-    events = storage._s3().meta.events
+    events = s3_side.client().meta.events
     events.register("before-send.s3.GetObject", lambda **sent: requests.append(sent), unique_id="count")
     with storage.open_stream(listed(uri)) as stream:
         assert stream.read() == data

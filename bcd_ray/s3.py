@@ -1,0 +1,200 @@
+"""The S3 side of `storage`: each operation as one call that is retried while the fault may pass.
+
+botocore retries refused and timed-out requests, 500 and 503 with backoff. Added here: bodies that break off while
+they are read, credentials that expired and may have been renewed in the environment or a profile since, and a
+conditional write that met another writer.
+"""
+
+import io
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bcd_ray.errors import ChangedError, NotFoundError, StorageError
+
+_PART_BYTES = 64 << 20  # S3 takes 10,000 parts: 625 GiB
+_ATTEMPTS = 8  # with backoff of at most 20 s between them: about two minutes; AWS_MAX_ATTEMPTS says otherwise
+_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
+_Result = TypeVar("_Result")
+
+
+def list_keys(uri: str) -> Iterator[dict[str, Any]]:
+    """The listed objects whose keys begin with the URI's, page by page: `Key`, `Size`, `ETag`."""
+    bucket, key = _bucket_and_key(uri)
+    token: dict[str, str] = {}
+    while True:
+        page = _call(uri, lambda client: client.list_objects_v2(Bucket=bucket, Prefix=key, **token))
+        yield from page.get("Contents", [])
+        if not page.get("IsTruncated"):
+            return
+        token["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def get(uri: str, **conditions: str) -> bytes:
+    """The object's bytes; `Range` and `IfMatch` as for S3's GetObject."""
+    bucket, key = _bucket_and_key(uri)
+    data: bytes = _call(uri, lambda client: client.get_object(Bucket=bucket, Key=key, **conditions)["Body"].read())
+    return data
+
+
+def put(uri: str, data: bytes, **conditions: str) -> None:
+    """Write an object; `IfNoneMatch` as for S3's PutObject."""
+    bucket, key = _bucket_and_key(uri)
+    _call(uri, lambda client: client.put_object(Bucket=bucket, Key=key, Body=data, **conditions))
+
+
+def create(uri: str, data: bytes) -> bool:
+    """Write an object unless it exists; False if it does."""
+    try:
+        put(uri, data, IfNoneMatch="*")
+    except ChangedError:
+        return False
+    return True
+
+
+def create_from_file(uri: str, path: Path) -> bool:
+    """`create` for a file of any size; a large one goes in parts that appear as one object at the end."""
+    if path.stat().st_size <= _PART_BYTES:
+        return create(uri, path.read_bytes())
+    if exists(uri):
+        return False
+    bucket, key = _bucket_and_key(uri)
+    upload = {"Bucket": bucket, "Key": key}
+    upload["UploadId"] = _call(uri, lambda client: client.create_multipart_upload(**upload))["UploadId"]
+    try:
+        parts = {"Parts": list(_upload_parts(uri, path, upload))}
+        # boto3's own upload_file cannot pass the condition on to the end of an upload.
+        end = {**upload, "MultipartUpload": parts, "IfNoneMatch": "*"}
+        _call(uri, lambda client: client.complete_multipart_upload(**end))
+    except BaseException as error:
+        _call(uri, lambda client: client.abort_multipart_upload(**upload))  # else its parts stay, unseen and billed
+        if isinstance(error, ChangedError):
+            return False
+        raise
+    return True
+
+
+def exists(uri: str) -> bool:
+    """Whether there is an object of exactly this URI."""
+    bucket, key = _bucket_and_key(uri)
+    try:
+        _call(uri, lambda client: client.head_object(Bucket=bucket, Key=key))
+    except NotFoundError:
+        return False
+    return True
+
+
+def delete(uri: str) -> None:
+    """Delete an object; nothing happens if it is not there."""
+    bucket, key = _bucket_and_key(uri)
+    _call(uri, lambda client: client.delete_object(Bucket=bucket, Key=key))
+
+
+class Reader(io.RawIOBase):
+    """Ranged GETs of one version of an object: each is retried alone, and none mixes two versions."""
+
+    def __init__(self, uri: str, size: int, etag: str) -> None:
+        self._uri, self._size, self._etag = uri, size, etag
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readall(self) -> bytes:
+        """All that is left in one request; the base class asks for 8 KiB at a time."""
+        return self.read(max(0, self._size - self._position)) or b""
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._position + len(buffer), self._size)
+        if end <= self._position:
+            return 0
+        data = get(self._uri, Range=f"bytes={self._position}-{end - 1}", IfMatch=self._etag)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+@lru_cache(maxsize=1)
+def client() -> Any:
+    """One client a process: botocore's clients are safe to share between threads, and slow to make."""
+    import boto3
+    from botocore.config import Config
+
+    retries = {"mode": "standard", "total_max_attempts": _attempts()}
+    # A session of its own: boto3's shared one remembers credentials that were read when it was made.
+    return boto3.session.Session().client("s3", config=Config(retries=retries, max_pool_connections=32))
+
+
+def _upload_parts(uri: str, path: Path, upload: dict[str, str]) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as stream:
+        for number in range(1, 2 + path.stat().st_size // _PART_BYTES):
+            if data := stream.read(_PART_BYTES):
+                part = {**upload, "PartNumber": number, "Body": data}
+                etag = _call(uri, lambda client: client.upload_part(**part))["ETag"]  # noqa: B023
+                yield {"PartNumber": number, "ETag": etag}
+
+
+def _call(uri: str, operation: Callable[[Any], _Result]) -> _Result:
+    """The result of an operation on the client; errors as StorageErrors that name the remedy."""
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        IncompleteReadError,
+        ReadTimeoutError,
+        ResponseStreamingError,
+    )
+
+    attempts = _attempts()
+    for attempt in range(1, attempts + 1):
+        try:
+            return operation(client())
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            if code in _EXPIRED:
+                client.cache_clear()
+            elif code != "ConditionalRequestConflict":
+                raise _translated(uri, error) from error
+            failure: Exception = error
+        except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError) as error:
+            failure = error
+        except BotoCoreError as error:
+            raise StorageError(f"{uri}: {error}; check AWS_ENDPOINT_URL, region and credentials") from error
+        if attempt < attempts:
+            time.sleep(min(20, random.uniform(0.5, 1) * 0.2 * 2**attempt))
+    raise StorageError(f"{uri}: {failure}, {attempts} times; check credentials and network") from failure
+
+
+def _translated(uri: str, error: Any) -> StorageError:
+    code = error.response.get("Error", {}).get("Code", "")
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if status == 404:
+        return NotFoundError(f"nothing found at {uri} ({code}): check bucket and key")
+    if status == 412:
+        return ChangedError(f"{uri} changed since it was listed: run the same command again")
+    if status in (401, 403):
+        return StorageError(f"{uri}: the store refuses ({code}): check credentials and policy")
+    return StorageError(f"{uri}: the store answers {code or error}")
+
+
+def _attempts() -> int:
+    return int(os.environ.get("AWS_MAX_ATTEMPTS", _ATTEMPTS))
+
+
+def _bucket_and_key(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key

@@ -1,0 +1,216 @@
+"""The engine gives what the torch reference gives, batch by batch and in order; where the weights come from."""
+
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
+
+from bcd_ray.engine import BATCH, OpenVinoEngine, Outputs, softmax
+from bcd_ray.errors import ConfigError
+from bcd_ray.images import Decoded, Limits, Pixels, decode
+from bcd_ray.model import EMBEDDING_SIZE, PREPROCESSING, Model, WeightsName, pretrained
+from bcd_ray.network import SmearClassifier, torchvision_backbone
+from bcd_ray.synthetic import draw_smear
+
+REAL_IMAGES = Path(__file__).parents[2] / "shared" / "data" / "taleqani-all"
+
+
+def random_mobilenet() -> dict[str, torch.Tensor]:
+    """Tensors of torchvision's MobileNetV2 as training would leave them: no BatchNorm is the identity."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = mobilenet_v2()
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+                torch.nn.init.normal_(module.bias, std=0.3)
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_(std=0.3)
+                module.running_var.uniform_(0.5, 2.0)
+    return network.state_dict()
+
+
+def with_random_head(model: Model) -> Model:
+    random = np.random.default_rng(1)
+    weight = random.normal(0, 0.1, (4, EMBEDDING_SIZE)).astype(np.float32)
+    return model.with_head(weight, random.normal(0, 0.5, 4).astype(np.float32))
+
+
+@pytest.fixture(scope="module", params=["keras", "torchvision"])
+def model(request: pytest.FixtureRequest) -> Model:
+    """The packaged weights, or random ones with torchvision's scaling and padding, under a random head."""
+    weights: WeightsName = request.param
+    if weights == "keras":
+        return with_random_head(pretrained("keras"))
+    backbone = {
+        name: value.numpy()
+        for name, value in random_mobilenet().items()
+        if name.startswith("features.") and not name.endswith("num_batches_tracked")
+    }
+    return with_random_head(Model(backbone, PREPROCESSING[weights]))
+
+
+@pytest.fixture(scope="module")
+def engine(model: Model) -> OpenVinoEngine:
+    return OpenVinoEngine(model.tensors, model.preprocessing, threads=2)
+
+
+@pytest.fixture(scope="module")
+def reference(model: Model) -> Callable[[Pixels], Outputs]:
+    network = SmearClassifier(model.tensors, model.preprocessing)
+
+    def run(images: Pixels) -> Outputs:
+        with torch.inference_mode():
+            parts = [network(torch.from_numpy(part)) for part in np.array_split(images, -(-len(images) // 16))]
+        embeddings, logits = (torch.cat(each).numpy() for each in zip(*parts, strict=True))
+        return Outputs(embeddings, logits)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def smears() -> Pixels:
+    return np.stack([draw_smear(number % 4, number) for number in range(21)])
+
+
+def in_parts(images: Pixels, sizes: list[int]) -> Iterator[Pixels]:
+    for start, size in zip(np.cumsum([0, *sizes[:-1]]), sizes, strict=True):
+        yield images[start : start + size]
+
+
+def joined(outputs: list[Outputs]) -> Outputs:
+    return Outputs(*(np.concatenate(parts) for parts in zip(*outputs, strict=True)))
+
+
+def full_batches(images: Pixels) -> list[Pixels]:
+    return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+
+
+def assert_same(found: Outputs, expected: Outputs) -> None:
+    assert found.embeddings.shape == expected.embeddings.shape == (len(expected.logits), EMBEDDING_SIZE)
+    assert found.logits.shape == expected.logits.shape == (len(expected.logits), 4)
+    assert found.embeddings.dtype == found.logits.dtype == np.float32
+    error = np.linalg.norm(found.embeddings - expected.embeddings, axis=1)
+    assert (error < 1e-3 * np.linalg.norm(expected.embeddings, axis=1)).all()
+    assert np.abs(softmax(found.logits) - softmax(expected.logits)).max() < 1e-3
+    np.testing.assert_array_equal(found.logits.argmax(1), expected.logits.argmax(1))
+
+
+def test_the_engine_gives_what_torch_gives(
+    engine: OpenVinoEngine, reference: Callable[[Pixels], Outputs], smears: Pixels
+) -> None:
+    expected = reference(smears)
+    spread = np.linalg.norm(expected.embeddings - expected.embeddings.mean(0), axis=1)
+    assert (spread > 0.01 * np.linalg.norm(expected.embeddings, axis=1)).all()  # images differ by far more
+    assert_same(joined(list(engine.run(full_batches(smears)))), expected)
+
+
+def test_extreme_pixels_give_what_torch_gives(
+    engine: OpenVinoEngine, reference: Callable[[Pixels], Outputs]
+) -> None:
+    """Constant images show the padding best: only the borders differ from the middle."""
+    noise = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3)).astype(np.uint8)
+    images = np.concatenate([np.full((1, 224, 224, 3), level, np.uint8) for level in (0, 128, 255)])
+    images = np.concatenate([images, noise])
+    assert_same(joined(list(engine.run([images]))), reference(images))
+
+
+def test_real_smears_give_what_torch_gives(
+    engine: OpenVinoEngine, reference: Callable[[Pixels], Outputs]
+) -> None:
+    paths = [path for folder in sorted(REAL_IMAGES.glob("*/")) for path in sorted(folder.glob("*.jpg"))[:25]]
+    if len(paths) < 100:
+        pytest.skip("the real images are not here")
+    decoded = [decode(path.read_bytes(), Limits()) for path in paths[:100]]
+    images = np.stack([image.pixels for image in decoded if isinstance(image, Decoded)])
+    assert len(images) == 100
+    assert_same(joined(list(engine.run(full_batches(images)))), reference(images))
+
+
+@pytest.mark.parametrize("sizes", [[1], [7], [8, 1], [3, 8, 2, 8], [1] * 21])
+def test_batches_need_not_be_full(engine: OpenVinoEngine, smears: Pixels, sizes: list[int]) -> None:
+    outputs = list(engine.run(in_parts(smears, sizes)))
+    assert [len(batch.logits) for batch in outputs] == sizes
+    count = sum(sizes)
+    expected = joined(list(engine.run(full_batches(smears))))
+    found = joined(outputs)
+    np.testing.assert_allclose(found.logits, expected.logits[:count], atol=1e-4)
+    np.testing.assert_allclose(found.embeddings, expected.embeddings[:count], atol=1e-4)
+
+
+def test_outputs_keep_the_order_of_many_batches(engine: OpenVinoEngine, smears: Pixels) -> None:
+    """More than can be under way at a time, of sizes that take different time, and no output shares memory."""
+    random = np.random.default_rng(2)
+    batches = [smears[random.integers(0, len(smears), size)] for size in random.integers(1, BATCH + 1, 24)]
+    alone = [next(engine.run([batch])) for batch in batches]
+    together = list(engine.run(iter(batches)))
+    assert len(together) == len(alone)
+    for found, expected in zip(together, alone, strict=True):
+        np.testing.assert_allclose(found.logits, expected.logits, atol=1e-4)
+        np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=1e-4)
+
+
+def test_no_batch_gives_nothing(engine: OpenVinoEngine) -> None:
+    assert list(engine.run([])) == []
+
+
+def test_an_engine_runs_again_after_a_run_that_was_left(engine: OpenVinoEngine, smears: Pixels) -> None:
+    expected = joined(list(engine.run(full_batches(smears))))
+    next(engine.run(full_batches(smears)))
+    assert_same(joined(list(engine.run(full_batches(smears)))), expected)
+
+
+def test_softmax_gives_probabilities_however_large_the_logits() -> None:
+    logits = np.array([[0, 0, 0, 0], [1e4, 0, 0, -1e4], [1, 2, 3, 4]], np.float32)
+    expected = [[0.25] * 4, [1, 0, 0, 0], np.exp([1, 2, 3, 4]) / np.exp([1, 2, 3, 4]).sum()]
+    np.testing.assert_allclose(softmax(logits), expected, atol=1e-12)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, free_ports: Callable[[int], list[int]]) -> None:
+    """Every request goes to a port of this machine that refuses it."""
+    refusing = f"http://127.0.0.1:{free_ports(1)[0]}"
+    for name in ("http_proxy", "https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, refusing)
+    for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
+
+
+def test_torchvision_weights_are_found_in_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    state = random_mobilenet()
+    torch.save(state, cache / Path(MobileNet_V2_Weights.IMAGENET1K_V2.url).name)
+    found = torchvision_backbone()
+    expected = {name for name in state if name.startswith("features.") and "num_batches" not in name}
+    assert set(found) == expected
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, state[name].numpy())
+    model = pretrained("torchvision")
+    assert model.preprocessing == PREPROCESSING["torchvision"]
+    SmearClassifier(model.tensors, model.preprocessing)  # takes exactly these tensors
+
+
+def test_without_network_and_cache_the_remedy_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match="could not be downloaded .*--weights keras"):
+        torchvision_backbone()
+
+
+def test_tensors_of_another_network_are_refused() -> None:
+    tensors: dict[str, npt.NDArray[np.float32]] = dict(pretrained("keras").tensors)
+    del tensors["features.18.0.weight"]
+    with pytest.raises(ConfigError, match="not those of a MobileNetV2"):
+        SmearClassifier(tensors, PREPROCESSING["keras"])
