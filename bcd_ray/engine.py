@@ -55,16 +55,20 @@ class OpenVinoEngine:
             batches: arrays (n, 224, 224, 3) uint8 with 1 <= n <= BATCH.
         """
         idle, running = list(self._requests), deque[tuple[Any, int]]()
-        for batch in batches:
-            if not idle:
+        try:
+            for batch in batches:
+                if not idle:
+                    yield _finished(running, idle)
+                request, count = idle.pop(), len(batch)
+                if count < BATCH:  # the compiled shape is fixed
+                    batch = np.concatenate([batch, np.zeros((BATCH - count, SIZE, SIZE, 3), np.uint8)])
+                request.start_async({0: batch})
+                running.append((request, count))
+            while running:
                 yield _finished(running, idle)
-            request, count = idle.pop(), len(batch)
-            if count < BATCH:  # the compiled shape is fixed
-                batch = np.concatenate([batch, np.zeros((BATCH - count, SIZE, SIZE, 3), np.uint8)])
-            request.start_async({0: batch})
-            running.append((request, count))
-        while running:
-            yield _finished(running, idle)
+        finally:  # an error in `batches`, or a caller that stops early: the next run uses the same requests
+            for request, _ in running:
+                request.wait()
 
 
 def _finished(running: deque[tuple[Any, int]], idle: list[Any]) -> Outputs:

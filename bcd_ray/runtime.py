@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from bcd_ray.errors import JobError
+
 _LINE_EVERY_S = 10.0  # where output goes to a log file, a line each ten seconds
 
 
@@ -42,21 +44,33 @@ def ray_session() -> Iterator[None]:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     import ray
     from ray.data import DataContext
+    from ray.data.exceptions import UserCodeException
 
     started = not ray.is_initialized()
     if started:
         with _stderr_silenced():
             ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is raised too
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     try:
         yield
+    except (ray.exceptions.RayError, UserCodeException) as error:
+        raise _job_error(error) from error
     finally:
         if started:
             ray.shutdown()
+
+
+def _job_error(error: BaseException) -> JobError:
+    """What went wrong on a worker in one line, the last of its traceback."""
+    import ray
+
+    logs = ray._private.worker.global_worker.node.get_logs_dir_path() if ray.is_initialized() else "Ray's logs"
+    last_line = ([line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__])[-1]
+    return JobError(f"{last_line[:300]} (more in {logs}); the same command goes on where it was")
 
 
 @contextmanager

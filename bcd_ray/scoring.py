@@ -18,7 +18,7 @@ from bcd_ray.archive import Entry, given_up, kind_of, map_ahead, read_shards
 from bcd_ray.config import ScoreConfig
 from bcd_ray.embedding import in_batches
 from bcd_ray.engine import BATCH, OpenVinoEngine, Outputs, softmax
-from bcd_ray.errors import ConfigError, NotFoundError
+from bcd_ray.errors import ConfigError, JobError, NotFoundError, StorageError
 from bcd_ray.images import DECODER_VERSION, Decoded, Limits, Pixels, Rejected, decode
 from bcd_ray.isolation import MAX_ATTEMPTS, Decoder, decode_apart, start_counter
 from bcd_ray.labels import CLASSES
@@ -111,9 +111,16 @@ def _score_units(units: list[Unit], bundle: Bundle, ledger: Ledger, config: Scor
     loose = sum(len(unit.shards) for unit in units if kind_of(unit.shards[0].uri) == "image")
     all_loose = all(kind_of(unit.shards[0].uri) == "image" for unit in units)
     progress = Progress("scoring", loose if all_loose else None, units=len(units))
+    errors = []
     for batch in counts.iter_batches(batch_size=1):
+        errors += [str(error) for error in batch["error"] if error]
         progress.add(int(batch["rows"][0]))
     progress.finish()
+    if errors:
+        raise JobError(
+            f"{len(errors)} of {len(units)} units could not be written ({errors[0]}): "
+            "make room or mend the store; the same command does only what is missing"
+        )
 
 
 class UnitScorer:
@@ -128,9 +135,12 @@ class UnitScorer:
         import ray
 
         (unit,) = batch["unit"]
-        rows = self.rows(unit, attempt=ray.get(self._starts.count.remote(unit.unit_id)))
-        self._ledger.write_unit(unit, rows)
-        return {"rows": np.array([len(rows)])}
+        try:
+            rows = self.rows(unit, attempt=ray.get(self._starts.count.remote(unit.unit_id)))
+            self._ledger.write_unit(unit, rows)
+        except StorageError as error:  # the other units may do better: the driver tells at the end
+            return {"rows": np.array([0]), "error": np.array([str(error)], object)}
+        return {"rows": np.array([len(rows)]), "error": np.array([""], object)}
 
     def rows(self, unit: Unit, attempt: int) -> pa.Table:
         """One row for each image of the unit, of all columns but the run's.

@@ -1,7 +1,8 @@
-"""The engine gives what the torch reference gives, batch by batch and in order; where the weights come from."""
+"""The engine gives what the torch reference gives, batch by batch, in order; where the weights come from."""
 
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +21,25 @@ from bcd_ray.synthetic import draw_smear
 REAL_IMAGES = Path(__file__).parents[2] / "shared" / "data" / "taleqani-all"
 
 
+@lru_cache(maxsize=1)
 def random_mobilenet() -> dict[str, torch.Tensor]:
-    """Tensors of torchvision's MobileNetV2 as training would leave them: no BatchNorm is the identity."""
-    with torch.random.fork_rng():
+    """Random tensors of torchvision's MobileNetV2, with BatchNorm statistics of smears that went through it.
+
+    With statistics out of thin air the biases drown the image, and all images get the same embedding.
+    """
+    preprocessing = PREPROCESSING["torchvision"]
+    smears = torch.from_numpy(np.stack([draw_smear(number % 4, 100 + number) for number in range(16)]))
+    scaled = (smears - torch.tensor(preprocessing["mean"])) / torch.tensor(preprocessing["std"])
+    with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        network = mobilenet_v2()
+        network = mobilenet_v2().train()
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 torch.nn.init.uniform_(module.weight, 0.5, 1.5)
                 torch.nn.init.normal_(module.bias, std=0.3)
-                assert module.running_mean is not None
-                assert module.running_var is not None
-                module.running_mean.normal_(std=0.3)
-                module.running_var.uniform_(0.5, 2.0)
-    return network.state_dict()
+                module.momentum = None  # the statistics of all that it saw, not a moving average
+        network.features(scaled.permute(0, 3, 1, 2))
+    return dict(network.state_dict())
 
 
 def with_random_head(model: Model) -> Model:
@@ -67,7 +73,7 @@ def reference(model: Model) -> Callable[[Pixels], Outputs]:
 
     def run(images: Pixels) -> Outputs:
         with torch.inference_mode():
-            parts = [network(torch.from_numpy(part)) for part in np.array_split(images, -(-len(images) // 16))]
+            parts = [network(torch.from_numpy(part)) for part in full_batches(images)]
         embeddings, logits = (torch.cat(each).numpy() for each in zip(*parts, strict=True))
         return Outputs(embeddings, logits)
 
@@ -133,7 +139,7 @@ def test_real_smears_give_what_torch_gives(
     assert_same(joined(list(engine.run(full_batches(images)))), reference(images))
 
 
-@pytest.mark.parametrize("sizes", [[1], [7], [8, 1], [3, 8, 2, 8], [1] * 21])
+@pytest.mark.parametrize("sizes", [[1], [7], [8, 1], [3, 8, 2, 8], [1] * 5])
 def test_batches_need_not_be_full(engine: OpenVinoEngine, smears: Pixels, sizes: list[int]) -> None:
     outputs = list(engine.run(in_parts(smears, sizes)))
     assert [len(batch.logits) for batch in outputs] == sizes
@@ -145,9 +151,9 @@ def test_batches_need_not_be_full(engine: OpenVinoEngine, smears: Pixels, sizes:
 
 
 def test_outputs_keep_the_order_of_many_batches(engine: OpenVinoEngine, smears: Pixels) -> None:
-    """More than can be under way at a time, of sizes that take different time, and no output shares memory."""
+    """More batches than can be under way at a time, of all sizes."""
     random = np.random.default_rng(2)
-    batches = [smears[random.integers(0, len(smears), size)] for size in random.integers(1, BATCH + 1, 24)]
+    batches = [smears[random.integers(0, len(smears), size)] for size in random.integers(1, BATCH + 1, 16)]
     alone = [next(engine.run([batch])) for batch in batches]
     together = list(engine.run(iter(batches)))
     assert len(together) == len(alone)
@@ -205,7 +211,7 @@ def test_without_network_and_cache_the_remedy_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(ConfigError, match="could not be downloaded .*--weights keras"):
+    with pytest.raises(ConfigError, match=r"could not be downloaded .*--weights keras"):
         torchvision_backbone()
 
 

@@ -30,16 +30,10 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def s3_environment(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """For tests that change AWS_*: what is kept for a whole process is made anew before and after."""
-    forget_settings()
-    yield monkeypatch
-    forget_settings()
-
-
-def forget_settings() -> None:
-    """Drop the client, and boto3's session, which remembers credentials."""
+    """For tests that change AWS_*: the client, kept for a whole process, is made anew before and after."""
     s3_side.client.cache_clear()
-    boto3.DEFAULT_SESSION = None
+    yield monkeypatch
+    s3_side.client.cache_clear()
 
 
 def fill(folder: str, *names: str) -> None:
@@ -108,6 +102,12 @@ def test_what_is_not_there_is_said_to_be_missing(folder: str) -> None:
         assert not storage.exists(absent)
     assert storage.exists(storage.join(folder, "x.jpg"))
     assert not storage.exists(folder)  # a folder is no object
+
+
+def test_delete(folder: str) -> None:
+    fill(folder, "x.jpg", "y.jpg")
+    storage.delete(storage.join(folder, "x.jpg"))
+    assert storage.list_names(folder) == ["y.jpg"]
 
 
 def test_the_tag_changes_with_the_content(folder: str) -> None:
@@ -189,7 +189,7 @@ def test_create_from_a_file_larger_than_a_part(folder: str, tmp_path: Path, monk
     assert storage.read_bytes(uri) == large.read_bytes()
     assert not storage.create_from_file(uri, large)
     assert not storage.create_from_file(uri, small)
-    monkeypatch.setattr(storage, "exists", lambda uri: False)  # as for a writer that looked before another was done
+    monkeypatch.setattr(s3_side, "exists", lambda uri: False)  # as for a writer that looked before another was done
     assert not storage.create_from_file(uri, large)
     assert listed(uri) == before
     assert_holds_only(folder, "x.parquet")
@@ -277,15 +277,11 @@ def test_an_object_replaced_while_it_is_read_gives_no_mixture(folder: str) -> No
             assert begin + rest == old
 
 
-def test_an_object_gone_since_it_was_listed(folder: str, request: pytest.FixtureRequest) -> None:
+def test_an_object_gone_since_it_was_listed(folder: str) -> None:
     uri = storage.join(folder, "x.tar")
     storage.write_bytes(uri, b"first")
     before = listed(uri)
-    if storage.is_s3(uri):
-        bucket, _, key = uri.removeprefix("s3://").partition("/")
-        request.getfixturevalue("s3_client").delete_object(Bucket=bucket, Key=key)
-    else:
-        os.unlink(uri)
+    storage.delete(uri)
 
     def read() -> bytes:
         with storage.open_stream(before) as stream:
@@ -303,6 +299,7 @@ OPERATIONS: dict[str, Callable[[str, Path], object]] = {
     "write": lambda uri, path: storage.write_bytes(uri, b"x"),
     "create": lambda uri, path: storage.create(uri, b"x"),
     "create from file": lambda uri, path: storage.create_from_file(uri, path),
+    "delete": lambda uri, path: storage.delete(uri),
 }
 
 
@@ -337,7 +334,7 @@ def test_unreachable_endpoint(
 ) -> None:
     (port,) = free_ports(1)
     s3_environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    s3_environment.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
+    s3_environment.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(StorageError, match="AWS_ENDPOINT_URL"):
         OPERATIONS[operation]("s3://archive/x", any_file)
 
@@ -452,7 +449,7 @@ def test_a_place_that_cannot_be_written(s3: str, s3_environment: pytest.MonkeyPa
         assert "\n" not in str(refused.value)
     s3_environment.setenv("AWS_ACCESS_KEY_ID", READER[0])
     s3_environment.setenv("AWS_SECRET_ACCESS_KEY", READER[1])
-    forget_settings()
+    s3_side.client.cache_clear()
     assert not storage.exists(storage.join(s3, "none"))
     with pytest.raises(ConfigError, match=r"cannot write to the output: .*credentials and policy"):
         storage.check_writable(s3)

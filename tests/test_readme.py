@@ -1,0 +1,50 @@
+"""The README says what the code does: its tables, its options and its commands are held against the code."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from bcd_ray import config, schema
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = {
+    name: each for name, each in vars(config).items() if name.endswith("Config") and dataclasses.is_dataclass(each)
+}
+
+
+@pytest.fixture(scope="module")
+def readme() -> str:
+    return (ROOT / "README.md").read_text()
+
+
+def test_the_tables_of_the_schema_stand_in_it(readme: str) -> None:
+    assert schema.markdown() in readme
+
+
+def test_every_job_has_a_configuration() -> None:
+    jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")}
+    assert {name.removesuffix("Config").lower() for name in CONFIGS} == jobs
+
+
+@pytest.mark.parametrize(
+    ("job", "field"), [(name, field.name) for name, each in CONFIGS.items() for field in dataclasses.fields(each)]
+)
+def test_every_option_is_explained(readme: str, job: str, field: str) -> None:
+    assert f"`--{field.replace('_', '-')}`" in readme
+
+
+def test_no_option_is_made_up(readme: str) -> None:
+    known = {f"--{field.name.replace('_', '-')}" for each in CONFIGS.values() for field in dataclasses.fields(each)}
+    commands = re.findall(r"python jobs/\w+\.py((?:[^\n]|\\\n)*)", readme)
+    used = {option for command in commands for option in re.findall(r"(?<!\S)--[a-z-]+", command)}
+    assert used
+    assert used <= known
+
+
+def test_every_file_it_names_exists(readme: str) -> None:
+    jobs = set(re.findall(r"\bjobs/\w+\.py\b", readme))
+    assert {f"jobs/{name}.py" for name in ("train", "score", "evaluate", "pack", "quickstart")} <= jobs
+    linked = {target for target in re.findall(r"\]\(([^)#\s]+)", readme) if "://" not in target}
+    assert [name for name in jobs | linked if not (ROOT / name).exists()] == []
