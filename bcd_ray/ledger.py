@@ -114,6 +114,10 @@ class Ledger:
         done = set(storage.list_names(storage.join(self.output, "_work", "units")))
         return [unit for unit in plan.units if f"{unit.unit_id}.parquet" not in done]
 
+    def is_finished(self, unit: Unit) -> bool:
+        """Whether the rows of a unit are there."""
+        return storage.exists(self._unit_uri(unit))
+
     def write_unit(self, unit: Unit, rows: pa.Table) -> None:
         """Write the rows of a unit, of all columns but the run's; the first writer of a unit wins."""
         rows = rows.select(_UNIT_SCHEMA.names).cast(_UNIT_SCHEMA)

@@ -27,6 +27,8 @@ from bcd_ray.model import Bundle, load_bundle
 from bcd_ray.runtime import Progress, actor_pool, library_versions, ray_session, say
 from bcd_ray.storage import StoredObject
 
+_MOST_TASKS = 4000  # of Ray Data, each of one unit or, in a large plan, several: its driver keeps state for every task
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -102,7 +104,9 @@ def _score_units(units: list[Unit], bundle: Bundle, ledger: Ledger, config: Scor
 
     pool = actor_pool(config.max_actors)
     limits = Limits(config.max_image_bytes, config.max_pixels)
-    counts = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units)).map_batches(
+    counts = ray.data.from_items(
+        [{"unit": unit} for unit in units], override_num_blocks=min(len(units), _MOST_TASKS)
+    ).map_batches(
         UnitScorer,
         batch_size=1,
         fn_constructor_args=(bundle, ledger, limits, pool.threads, start_counter()),
@@ -135,8 +139,11 @@ class UnitScorer:
         import ray
 
         (unit,) = batch["unit"]
+        attempt = ray.get(self._starts.count.remote(unit.unit_id))
         try:
-            rows = self.rows(unit, attempt=ray.get(self._starts.count.remote(unit.unit_id)))
+            if attempt > 1 and self._ledger.is_finished(unit):  # it died after this unit, in another of the same task
+                return {"rows": np.array([0]), "error": np.array([""], object)}
+            rows = self.rows(unit, attempt)
             self._ledger.write_unit(unit, rows)
         except StorageError as error:  # the other units may do better: the driver tells at the end
             return {"rows": np.array([0]), "error": np.array([str(error)], object)}

@@ -32,7 +32,8 @@ def test_every_job_has_a_configuration() -> None:
     ("job", "field"), [(name, field.name) for name, each in CONFIGS.items() for field in dataclasses.fields(each)]
 )
 def test_every_option_is_explained(readme: str, job: str, field: str) -> None:
-    assert f"`--{field.replace('_', '-')}`" in readme
+    option = f"--{field.replace('_', '-')}"
+    assert re.search(rf"(?<![\w-]){option}(?![\w-])", readme), f"README.md does not mention {option} of {job}"
 
 
 def test_no_option_is_made_up(readme: str) -> None:
