@@ -124,6 +124,21 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True)
+class BenchmarkConfig:
+    """Measure what the scoring ledger costs."""
+
+    what: Literal["ledger", "plan"]
+    """`ledger`: scoring with and without it, in turn, on synthetic images; `plan`: plans of large archives."""
+    units: int = 4
+    """Shards of 512 synthetic images to score."""
+    rounds: int = 5
+    """Rounds to count, after one to warm up."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "units", "rounds")
+
+
+@dataclass(frozen=True)
 class QuickstartConfig:
     """Draw a synthetic archive, train, evaluate, pack, score: the whole path in some two minutes."""
 

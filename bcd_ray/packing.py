@@ -117,7 +117,7 @@ def _parquet(contents: list[tuple[_Source, bytes]]) -> bytes:
 
     table = pa.table(
         {
-            "image_id": pa.array([source.name for source, _ in contents], pa.string()),
+            "image_id": pa.array([storage.printable(source.name) for source, _ in contents], pa.string()),
             "image": pa.array([data for _, data in contents], pa.binary()),
             "label": pa.array([source.label for source, _ in contents], pa.string()),
         }

@@ -134,4 +134,4 @@ def _check_unchanged(images: Sequence[LabelledImage], embedded: Embedded, digest
 def _fingerprint(images: Sequence[LabelledImage], digests: Sequence[str]) -> str:
     """sha256 over the names and digests of all images, in order of name."""
     lines = (f"{digest}  {image.name}\n" for image, digest in zip(images, digests, strict=True))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()  # file names as they are

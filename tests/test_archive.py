@@ -541,7 +541,7 @@ def test_map_ahead_keeps_the_order_and_its_bound(items: list[int], ahead: int, t
             drawn += 1
             yield item
 
-    results = []
+    results: list[int] = []
     with ThreadPoolExecutor(threads) as pool:
         for result in map_ahead(pool, lambda item: 2 * item, drawing(), ahead):
             assert drawn - len(results) <= ahead

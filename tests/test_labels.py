@@ -38,6 +38,7 @@ def test_other_folders_mean_no_class(name: str) -> None:
         ("Benign/Pro/1.jpg", "pro_b"),
         ("Pro.jpg", None),
         ("other/Pro.jpg", None),
+        ("Benign/Pro", "benign"),
         ("", None),
     ],
 )
