@@ -85,7 +85,7 @@ def given_up(shards: Iterable[StoredObject]) -> Iterator[Entry]:
 
 
 def read_shard(shard: StoredObject, limits: Limits) -> Iterator[Entry]:
-    """The entries of one tar or Parquet shard, in memory bounded by one image or one Parquet page."""
+    """The entries of one tar or Parquet shard, in memory bounded by one image or one row group of a Parquet file."""
     occurrences: Counter[str] = Counter()
     try:
         with storage.open_stream(shard) as stream:
@@ -159,7 +159,7 @@ def _read_tar(stream: BinaryIO, limits: Limits) -> Iterator[tuple[str, bytes | R
         plain = gzip.GzipFile(fileobj=stream) if compressed else stream  # tarfile's own gzip checks no checksum
         with tarfile.open(fileobj=plain, mode="r|", tarinfo=_MarkedTarInfo) as tar:
             for member in tar:
-                if kind_of(member.name) == "image" and not member.isdir():
+                if _is_image_name(member.name) and not member.isdir():
                     yield member.name, _read_member(tar, member, limits)
             if not getattr(tar, "end_marker_seen", False):
                 raise _UnreadableError("the tar ends early or is damaged in the middle")
@@ -169,7 +169,19 @@ def _read_tar(stream: BinaryIO, limits: Limits) -> Iterator[tuple[str, bytes | R
     except (StorageError, _UnreadableError):
         raise
     except Exception as error:  # tarfile raises many types on hostile headers; each is this shard's fault
+        _raise_if_of_the_disk(error)
         raise _UnreadableError(f"the tar cannot be read ({error})") from error
+
+
+def _is_image_name(name: str) -> bool:
+    """Whether a tar member is an image: `._NAME` beside it is macOS' own record of its attributes."""
+    return kind_of(name) == "image" and not name.rpartition("/")[2].startswith("._")
+
+
+def _raise_if_of_the_disk(error: Exception) -> None:
+    """A number of the system's means that reading failed, not that what was read is wrong."""
+    if isinstance(error, OSError) and error.errno:
+        raise StorageError(str(error)) from error
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, limits: Limits) -> bytes | Rejected:
@@ -207,6 +219,7 @@ def _read_parquet(stream: BinaryIO, limits: Limits) -> Iterator[tuple[str, bytes
                 over = too_large(len(data), limits) if len(data) > limits.max_bytes else None
                 yield name.as_py() or f"row-{row}", over or data
     except (pa.ArrowException, OSError, ValueError) as error:
+        _raise_if_of_the_disk(error)
         raise _UnreadableError(f"the Parquet file cannot be read ({' '.join(str(error).split())[:200]})") from error
 
 

@@ -21,6 +21,9 @@ Pixels = npt.NDArray[np.uint8]
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP")  # MPO opens as JPEG; Pillow has no opener of that name
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")  # BMP's "BM" alone says too little
 _CHANNELS_8_BIT = ("L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "1")
+_TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC, _TIFF_BLACK_IS_ZERO = 258, 262, 1
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow's bound for the whole process would answer before `Limits.max_pixels`
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,6 @@ def decode(data: bytes, limits: Limits) -> Decoded | Rejected:
         warnings.simplefilter("ignore")  # Pillow's hints on odd metadata: nothing a user can act on
         try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        except Image.DecompressionBombError:
-            return Rejected("too_many_pixels", _too_many(None, limits))
         except UnidentifiedImageError:
             if data.startswith(_MAGIC):
                 return Rejected("corrupt_image", "the header is damaged or cut off")
@@ -70,7 +71,8 @@ def decode(data: bytes, limits: Limits) -> Decoded | Rejected:
             return Rejected("corrupt_image", _one_line(error))
         width, height = image.size
         if width * height > limits.max_pixels:
-            return Rejected("too_many_pixels", _too_many((width, height), limits), width, height)
+            text = f"{width}x{height} pixels, over the limit of {limits.max_pixels:,}: see --max-pixels"
+            return Rejected("too_many_pixels", text, width, height)
         try:
             pictures = getattr(image, "n_frames", 1)
             if image.format != "MPO" and pictures > 1:
@@ -78,7 +80,9 @@ def decode(data: bytes, limits: Limits) -> Decoded | Rejected:
                 return Rejected("multiple_pictures", error_text, width, height)
             rgb = _to_rgb(image)
             if rgb is None:
-                return Rejected("unsupported_mode", f"pixels of type {image.mode}: save as 8 bits", width, height)
+                return Rejected(
+                    "unsupported_mode", f"pixels of type {image.mode}: save with 8 bits a channel", width, height
+                )
             resized = rgb if rgb.size == (SIZE, SIZE) else rgb.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
             return Decoded(np.asarray(resized), rgb.width, rgb.height)
         except Exception as error:  # as above
@@ -92,9 +96,14 @@ def too_large(size: int, limits: Limits) -> Rejected:
 
 def _to_rgb(image: Image.Image) -> Image.Image | None:
     """The upright RGB image, or None where the pixel type has no defined range."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
+        # Pillow gives 12-bit samples and inverted ones as they are: nearly black, or a negative.
+        plain = (tags.get(_TIFF_BITS_PER_SAMPLE, (16,)), tags.get(_TIFF_PHOTOMETRIC, _TIFF_BLACK_IS_ZERO))
+        if plain != ((16,), _TIFF_BLACK_IS_ZERO):
+            return None
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode not in _CHANNELS_8_BIT:
         return None
@@ -102,11 +111,6 @@ def _to_rgb(image: Image.Image) -> Image.Image | None:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
-
-
-def _too_many(size: tuple[int, int] | None, limits: Limits) -> str:
-    found = f"{size[0]}x{size[1]} pixels" if size else "more pixels than can be trusted"
-    return f"{found}, over the limit of {limits.max_pixels:,}: see --max-pixels"
 
 
 def _one_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """The classifier in torch: the reference for `engine`, and where torchvision's own weights come from."""
 
 from collections.abc import Mapping
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,10 @@ class SmearClassifier(nn.Module):
 def torchvision_backbone() -> dict[str, npt.NDArray[np.float32]]:
     """The tensors of torchvision's own ImageNet weights, downloaded by torchvision or found in its cache."""
     try:
-        state = MobileNet_V2_Weights.IMAGENET1K_V2.get_state_dict(progress=False)
-    except OSError as error:
+        state = MobileNet_V2_Weights.IMAGENET1K_V2.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError, UnpicklingError) as error:
         raise ConfigError(
-            f"torchvision's weights could not be downloaded ({error}): use --weights keras, which needs no network"
+            f"torchvision's weights could not be downloaded or read ({error}): use --weights keras, which needs no network"
         ) from error
     wanted = {name: value.numpy() for name, value in state.items() if name.startswith("features.")}
     return {name: value for name, value in wanted.items() if not name.endswith("num_batches_tracked")}

@@ -65,11 +65,12 @@ def ray_session() -> Iterator[None]:
 
 
 def _job_error(error: BaseException) -> JobError:
-    """What went wrong on a worker in one line, the last of its traceback."""
+    """What went wrong on a worker in one line: the last of the first traceback, before Ray's own about it."""
     import ray
 
     logs = ray._private.worker.global_worker.node.get_logs_dir_path() if ray.is_initialized() else "Ray's logs"
-    last_line = ([line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__])[-1]
+    cause = str(error).partition("\nThe above exception was the direct cause")[0]
+    last_line = ([line.strip() for line in cause.splitlines() if line.strip()] or [type(error).__name__])[-1]
     return JobError(f"{last_line[:300]} (more in {logs}); the same command goes on where it was")
 
 

@@ -97,8 +97,10 @@ def split_images(labels: Labels, embedded: Embedded, config: TrainConfig) -> Spl
     if config.holdout == "validation":
         aside = hold_out(labels[train], groups[~aside], _VALIDATION_FRACTION, config.seed)
         train, held_out = train[~aside], train[aside]
-    if not len(held_out):
-        raise JobError(f"no image is left for the {config.holdout} part: raise --test-fraction or add images")
+    for part, members in (("training", train), (config.holdout, held_out)):
+        if lacking := set(labels[usable]) - set(labels[members]):
+            names = ", ".join(CLASSES[label] for label in sorted(lacking))
+            raise JobError(f"no image of {names} is left for the {part} part: add images or change --test-fraction")
     group_sizes = np.bincount(groups)
     identical, near = len(usable) - len(set(digests)), int(group_sizes[group_sizes > 1].sum())
     summary = (

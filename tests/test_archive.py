@@ -285,9 +285,7 @@ def test_a_compressed_tar_cut_off_anywhere_is_noticed(tmp_path: Path, cut: int) 
 
 @fuzz
 @given(st.sampled_from(members_of(PLAIN)), st.integers(0, 511), st.integers(1, 255))
-def test_a_damaged_header_ends_the_tar_there(
-    tmp_path: Path, member: tarfile.TarInfo, position: int, mask: int
-) -> None:
+def test_a_damaged_header_ends_the_tar_there(tmp_path: Path, member: tarfile.TarInfo, position: int, mask: int) -> None:
     data = bytearray(PLAIN)
     data[member.offset + position] ^= mask
     entries = read(tmp_path / "a.tar", bytes(data))
@@ -594,9 +592,7 @@ def test_arbitrary_bytes_never_raise(tmp_path: Path, name: str, magic: bytes, da
 @fuzz
 @given(
     st.sampled_from([("a.tar", MIXED), ("a.tar.gz", PACKED), ("a.parquet", TABLE)]),
-    st.lists(
-        st.tuples(st.integers(0, 1 << 20), st.integers(0, 8), st.binary(max_size=8)), min_size=1, max_size=3
-    ),
+    st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 8), st.binary(max_size=8)), min_size=1, max_size=3),
 )
 def test_damaged_shards_never_raise(
     tmp_path: Path, shard: tuple[str, bytes], edits: list[tuple[int, int, bytes]]

@@ -39,12 +39,8 @@ def test_view_0_is_the_image_itself() -> None:
     np.testing.assert_array_equal(augment(SMEAR, 3, KEY, 0), SMEAR)
 
 
-@given(
-    height=st.integers(1, 70), width=st.integers(1, 70), seed=st.integers(0, 2**32), view=st.integers(0, 1000)
-)
-def test_shape_and_type_are_kept_and_the_input_is_not_touched(
-    height: int, width: int, seed: int, view: int
-) -> None:
+@given(height=st.integers(1, 70), width=st.integers(1, 70), seed=st.integers(0, 2**32), view=st.integers(0, 1000))
+def test_shape_and_type_are_kept_and_the_input_is_not_touched(height: int, width: int, seed: int, view: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
     before = pixels.copy()
     pixels.setflags(write=False)  # as decoded pixels are

@@ -127,9 +127,7 @@ def test_no_group_is_taken_apart(images: list[tuple[int, int]], fraction: float,
 
 
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=15), min_size=1, max_size=4), fractions)
-def test_a_class_misses_its_share_by_less_than_any_group_left(
-    sizes: list[list[int]], fraction: float
-) -> None:
+def test_a_class_misses_its_share_by_less_than_any_group_left(sizes: list[list[int]], fraction: float) -> None:
     labels, group_numbers = [], []
     for label, groups_of_class in enumerate(sizes):
         for number, size in enumerate(groups_of_class):

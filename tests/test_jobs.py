@@ -126,7 +126,7 @@ def test_train_as_a_process(trained: tuple[Ended, Path]) -> None:
     assert check.stdout == "model.safetensors: OK\nmodel.json: OK\n"
 
 
-def test_score_and_pack_and_evaluate_as_processes(bundle: Path, small_archive: Path, tmp_path: Path) -> None:
+def test_pack_and_score_as_processes(bundle: Path, small_archive: Path, tmp_path: Path) -> None:
     packed = as_process("pack", "--input", small_archive, "--output", tmp_path / "shards", "--images-per-shard", 10)
     assert packed.code == EXIT_OK
     assert packed.out == f"24 images packed into 3 shards in {tmp_path / 'shards'}\n"
@@ -140,12 +140,6 @@ def test_score_and_pack_and_evaluate_as_processes(bundle: Path, small_archive: P
     (predictions,) = (tmp_path / "scores/predictions").iterdir()
     assert f"predictions  {predictions}\n" in scored.out
     assert f"manifest     {tmp_path / 'scores/manifests' / predictions.stem}.json\n" in scored.out
-
-    evaluated = as_process("evaluate", "--model", bundle, "--data", small_archive, "--output", tmp_path / "evaluated")
-    assert evaluated.code == EXIT_OK
-    assert evaluated.out.startswith("24 images: accuracy")
-    assert_says_no_more_than_progress(evaluated)
-    assert {"metrics.json", "figures/confusion_matrix.png"} <= set(storage.list_names(str(tmp_path / "evaluated")))
 
 
 def test_wrong_usage_as_a_process(tmp_path: Path) -> None:
@@ -165,6 +159,15 @@ def test_every_option_has_its_help() -> None:
 
 
 # Exit codes and errors
+
+
+def test_evaluate(ray_cluster: None, bundle: Path, small_archive: Path, tmp_path: Path, in_process: Job) -> None:
+    ended = in_process("evaluate", "--model", bundle, "--data", small_archive, "--output", tmp_path / "evaluated")
+    assert ended.code == EXIT_OK
+    assert ended.out.startswith("24 images: accuracy")
+    assert ended.out.endswith(f"metrics and figures written to {tmp_path / 'evaluated'}\n")
+    assert_says_no_more_than_progress(ended)
+    assert {"metrics.json", "figures/confusion_matrix.png"} <= set(storage.list_names(str(tmp_path / "evaluated")))
 
 
 def test_unscored_images_and_how_many_may_be(
@@ -196,6 +199,15 @@ def test_a_job_that_fails(small_archive: Path, tmp_path: Path, in_process: Job, 
     assert ended.error().startswith("too few readable images to split")
     assert "not_an_image" in ended.error()
     assert not (tmp_path / "model/model.sha256").exists()
+
+
+def test_a_worker_that_fails(bundle: Path, small_archive: Path, tmp_path: Path, in_process: Job) -> None:
+    (tmp_path / "scores/_work").mkdir(parents=True)
+    (tmp_path / "scores/_work/units").touch()  # where the workers need a folder
+    ended = in_process("score", "--model", bundle, "--input", small_archive, "--output", tmp_path / "scores")
+    assert ended.code == EXIT_FAILED
+    assert re.search(r"scores/_work/units.*File exists", ended.error())
+    assert not (tmp_path / "scores/predictions").exists()
 
 
 def test_storage_that_fails(s3: str, in_process: Job, bundle: Path, tmp_path: Path) -> None:
@@ -344,7 +356,8 @@ def test_a_mistake_ends_with_code_2_and_one_line_that_says_what_to_do(
 @pytest.fixture(scope="module")
 def embeddings(bundle: Path, synthetic_archive: Path) -> Embeddings:
     images = list_labelled(str(synthetic_archive))
-    return embed(images, load_bundle(str(bundle)).model, views=[0], seed=0, verb="embedding").embeddings[0]
+    found = embed(images, load_bundle(str(bundle)).model, views=[0], seed=0, verb="embedding").embeddings
+    return found.reshape(len(images), -1)
 
 
 def metrics_of(model: Path) -> dict[str, Any]:

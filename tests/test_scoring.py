@@ -251,7 +251,12 @@ def test_scored_rows_hold_probabilities_and_the_others_a_reason(scored: Scored) 
 
 def test_sizes_and_digests_are_those_of_the_original(scored: Scored) -> None:
     kinds = kinds_of_image()
-    sizes = {"plain.jpg": (224, 224), "sideways.jpg": (100, 300), "sixteen.png": (60, 50), "wide.png": (1001, 1000)}
+    sizes: dict[str, tuple[int | None, int | None]] = {
+        "plain.jpg": (224, 224),
+        "sideways.jpg": (100, 300),
+        "sixteen.png": (60, 50),
+        "wide.png": (1001, 1000),
+    }
     sizes |= {"empty.jpg": (None, None), "large.png": (None, None), "half.jpg": (224, 224)}
     by_uri = {row["image_uri"][len(scored.archive) + 1 :]: row for row in scored.rows.to_pylist()}
     for name, (status, data) in kinds.items():
@@ -427,7 +432,8 @@ def test_nights_of_one_archive(nightly: ScoreConfig, capfd: pytest.CaptureFixtur
     frame = pd.read_parquet(output / "predictions")
     assert sorted(frame["image_id"]) == sorted(wanted)
     assert frame["predicted_class"].notna().sum() == 3
-    found = duckdb.sql(f"SELECT status, count(*) FROM '{output}/predictions/*.parquet' GROUP BY status").fetchall()
+    query = f"SELECT status, count(*) FROM '{output}/predictions/*.parquet' GROUP BY status"
+    found = duckdb.connect().execute(query).fetchall()
     assert dict(found) == {"scored": 3, "empty_file": 1}
 
 

@@ -123,8 +123,13 @@ def test_the_tag_changes_with_the_content(folder: str) -> None:
 def test_a_reader_never_sees_part_of_a_write(folder: str) -> None:
     uri, contents = storage.join(folder, "deep/x.bin"), [bytes([digit]) * 300_000 for digit in range(2)]
     storage.write_bytes(uri, contents[0])
+
+    def alternate() -> None:
+        for turn in range(40):
+            storage.write_bytes(uri, contents[turn % 2])
+
     with ThreadPoolExecutor(2) as pool:
-        writing = pool.submit(lambda: [storage.write_bytes(uri, contents[turn % 2]) for turn in range(40)])
+        writing = pool.submit(alternate)
         while not writing.done():
             assert storage.read_bytes(uri) in contents
         writing.result()
