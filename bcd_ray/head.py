@@ -59,19 +59,19 @@ def fit_head(
 
     arrays = {"train": ray.put(train), "held_out": ray.put(held_out)}
     # Ray Train keeps its bookkeeping here and resumes a run of the same name: a fresh folder for each.
-    scratch = tempfile.mkdtemp(prefix="bcd_ray_train_")
-    trainer = TorchTrainer(
-        _fit_worker,
-        train_loop_config={
-            "config": config,
-            "arrays": arrays,
-            "train_labels": train_labels,
-            "held_out_labels": held_out_labels,
-        },
-        scaling_config=ScalingConfig(num_workers=config.workers, resources_per_worker={"CPU": 0.5}),
-        run_config=RunConfig(name=Path(scratch).name, storage_path=scratch),
-    )
-    fitted: FittedHead = trainer.fit().return_value
+    with tempfile.TemporaryDirectory(prefix="bcd_ray_train_", ignore_cleanup_errors=True) as scratch:
+        trainer = TorchTrainer(
+            _fit_worker,
+            train_loop_config={
+                "config": config,
+                "arrays": arrays,
+                "train_labels": train_labels,
+                "held_out_labels": held_out_labels,
+            },
+            scaling_config=ScalingConfig(num_workers=config.workers, resources_per_worker={"CPU": 0.5}),
+            run_config=RunConfig(name=Path(scratch).name, storage_path=scratch),
+        )
+        fitted: FittedHead = trainer.fit().return_value
     return fitted
 
 

@@ -51,7 +51,8 @@ def torchvision_backbone() -> dict[str, npt.NDArray[np.float32]]:
         state = MobileNet_V2_Weights.IMAGENET1K_V2.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, UnpicklingError) as error:
         raise ConfigError(
-            f"torchvision's weights could not be downloaded or read ({error}): use --weights keras, which needs no network"
+            f"torchvision's weights could not be downloaded or read ({error}): "
+            "use --weights keras, which needs no network"
         ) from error
     wanted = {name: value.numpy() for name, value in state.items() if name.startswith("features.")}
     return {name: value for name, value in wanted.items() if not name.endswith("num_batches_tracked")}
