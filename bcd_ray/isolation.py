@@ -13,10 +13,16 @@ Decoder = Callable[[bytes, Limits], Decoded | Rejected]
 
 
 def start_counter() -> Any:
-    """A Ray actor whose method `count(name)` says how many times it was called with this name."""
-    import ray
+    """A Ray actor whose method `count(name)` says how many times it was called with this name.
 
-    return ray.remote(num_cpus=0)(_StartCounter).remote()
+    It lives on the driver's node: a node that goes would else end the job. One whose process dies starts from nothing.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    again = {"max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(num_cpus=0, scheduling_strategy=here, **again)(_StartCounter).remote()
 
 
 def decode_apart(data: bytes, limits: Limits) -> Decoded | Rejected:

@@ -94,6 +94,21 @@ def delete(uri: str) -> None:
     _call(uri, lambda client: client.delete_object(Bucket=bucket, Key=key))
 
 
+def abort_uploads(uri: str) -> int:
+    """End the uploads in parts that were begun and never finished for keys that begin with the URI's; count them."""
+    bucket, key = _bucket_and_key(uri)
+    count = 0
+    while True:
+        page = _call(uri, lambda client: client.list_multipart_uploads(Bucket=bucket, Prefix=key))
+        uploads = page.get("Uploads", [])
+        for upload in uploads:
+            end = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+            _call(uri, lambda client: client.abort_multipart_upload(**end))  # noqa: B023
+        count += len(uploads)
+        if not uploads or not page.get("IsTruncated"):
+            return count
+
+
 class Reader(io.RawIOBase):
     """Ranged GETs of one version of an object: each is retried alone, and none mixes two versions."""
 

@@ -7,6 +7,7 @@ on a file system that every node mounts. S3 takes its endpoint, region and crede
 
 import io
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from typing import BinaryIO, NoReturn
 from bcd_ray import s3
 from bcd_ray.errors import ChangedError, ConfigError, NotFoundError, StorageError
 
+_PROBE = ".write-check-"
+_BROKEN_OFF = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|" + re.escape(_PROBE) + "[0-9a-f]{32}")
 READ_AHEAD_BYTES = 8 << 20  # one ranged GET; 8 MiB keeps 200 images of 40 kB per round trip
 
 
@@ -142,9 +145,25 @@ def list_names(uri: str) -> list[str]:
         return []
 
 
+def delete_broken_off(uri: str) -> int:
+    """Delete what writers that were killed left below a URI, and return how many pieces; none may be at work.
+
+    No listing shows them: hidden files on disk, parts of uploads that never ended on S3; and probes on both.
+    """
+    if is_s3(uri):
+        bucket = "/".join(uri.split("/", 3)[:3])
+        found = [join(bucket, item["Key"]) for item in s3.list_keys(join(uri, _PROBE))]
+    else:
+        paths = [os.path.join(folder, name) for folder, _, names in os.walk(uri) for name in names]
+        found = [path for path in paths if _BROKEN_OFF.fullmatch(os.path.basename(path))]
+    for piece in found:
+        delete(piece)
+    return len(found) + (s3.abort_uploads(f"{uri}/") if is_s3(uri) else 0)
+
+
 def check_writable(uri: str) -> None:
     """ConfigError, in one line, if nothing can be written below this URI."""
-    probe = join(uri, f".write-check-{uuid.uuid4().hex}")
+    probe = join(uri, f"{_PROBE}{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"")
         delete(probe)
@@ -158,9 +177,13 @@ def _list_local(uri: str) -> Iterator[StoredObject]:
             stat = os.stat(uri)
             yield StoredObject(uri, stat.st_size, _local_etag(stat))
             return
-        paths = []
+        paths, seen = [], set()
         for folder, folders, files in os.walk(uri, onerror=_refuse, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+            place = os.path.realpath(folder)
+            folders[:] = [name for name in folders if not name.startswith(".") and place not in seen]
+            if place in seen:  # a link back: without this one loop lists an image 40 times
+                continue
+            seen.add(place)
             paths += [os.path.join(folder, name) for name in files if not name.startswith(".")]
         for path in paths:
             try:

@@ -32,7 +32,7 @@ def verify(output: str) -> list[str]:
 
 
 def clear_leftovers(output: str) -> int:
-    """Delete the working state of all runs, finished or not, and return how many objects that were.
+    """Delete the working state of all runs, finished or not, and what killed writers left; return how many objects.
 
     Published files lie elsewhere and are not touched. A run that is under way loses its work: it then fails at its
     end, and the same command does it anew.
@@ -47,7 +47,8 @@ def clear_leftovers(output: str) -> int:
     names = storage.list_names(work)
     for name in names:
         storage.delete(storage.join(work, name))
-    return len(names)
+    parts = ("_work", "predictions", "manifests")
+    return len(names) + sum(storage.delete_broken_off(storage.join(output, part)) for part in parts)
 
 
 def _problems(output: str, manifest: dict[str, Any]) -> Iterator[str]:

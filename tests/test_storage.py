@@ -458,3 +458,9 @@ def test_a_place_that_cannot_be_written(s3: str, s3_environment: pytest.MonkeyPa
     assert not storage.exists(storage.join(s3, "none"))
     with pytest.raises(ConfigError, match=r"cannot write to the output: .*credentials and policy"):
         storage.check_writable(s3)
+
+
+def test_a_link_back_lists_nothing_twice(tmp_path: Path) -> None:
+    fill(str(tmp_path), "a/x.jpg")
+    (tmp_path / "a" / "back").symlink_to(tmp_path)
+    assert [Path(each.uri).name for each in storage.list_objects(str(tmp_path))] == ["x.jpg"]

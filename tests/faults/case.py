@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from faults import hooks
 from faults.stage import ROOT, Fault, Stage
-from faults.store import plain_client
 
 from bcd_ray import s3, schema, storage
 from bcd_ray.archive import image_id, kind_of, read_shards
@@ -291,7 +290,7 @@ class _Reader:
 
     def __init__(self, stage: Stage, output: str) -> None:
         self._output = output
-        self._client = plain_client(f"http://127.0.0.1:{stage.store.port}")
+        self._client = stage.client
         self.seen: dict[str, set[str | None]] = {}  # digests by name
         self.problems: list[str] = []
         self._end = threading.Event()

@@ -20,12 +20,16 @@ def scenarios(place: str) -> Iterator[Scenario]:
 
 
 def driver_steps(place: str) -> list[Fault]:
-    """The moments around every write of the driver, and around the return of units."""
-    steps = [Fault("probe"), Fault("probe", "after"), Fault("unprobe", "after"), Fault("plan"), Fault("plan", "after")]
+    """The moments around every write of the driver, in order, and after the return of each unit."""
+    half_way = ("plan", "predictions", "inputs", "manifest") if place == "local" else ("predictions",)
+
+    def around(step: str) -> list[Fault]:  # `beside`: written, and not yet under its name
+        middle = [Fault(f"{step} beside", "after")] if step in half_way else []
+        return [Fault(step), *middle, Fault(step, "after")]
+
+    steps = [*around("probe"), Fault("unprobe", "after"), *around("plan")]
     steps += [Fault("counted", "after", first=count) for count in range(1, UNITS + 1)]
-    steps += [Fault(step, when) for step in ("predictions", "inputs", "manifest") for when in ("before", "after")]
-    written = ("plan", "predictions", "inputs", "manifest") if place == "local" else ("predictions",)
-    return steps + [Fault(f"{step} beside", "after") for step in written]  # half way: not yet under its name
+    return steps + [step for name in ("predictions", "inputs", "manifest") for step in around(name)]
 
 
 def worker_steps(place: str) -> list[Fault]:
@@ -165,8 +169,8 @@ def _kill_node(place: str, step: str, when: str, replaced: bool, stage: Stage) -
     finally:
         for node in nodes[int(killed.is_set()) :]:
             stage.nodes.kill(node)
-    assert killed.is_set(), attempt.err
-    assert attempt.code == 0, attempt.err
+    assert killed.is_set(), attempt
+    assert attempt.code == 0, attempt
     case.check()
 
 
@@ -176,7 +180,7 @@ def _kill_head(place: str, stage: Stage) -> None:
     attempt = case.begin(Fault("unit", first=3, action="tell")).join()
     stage.nodes.close()
     stage.nodes = stage.new_nodes()
-    assert attempt.fired
-    assert attempt.code not in (0, 3)
+    assert attempt.fired, attempt
+    assert attempt.code not in (0, 3), attempt
     case.publishes()
     case.check()

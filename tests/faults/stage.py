@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from faults import hooks
-from faults.store import BUCKET, KEYS, Proxy, Store
+from faults.store import BUCKET, KEYS, Proxy, Store, plain_client
 from PIL import Image
 
 from bcd_ray import s3, storage
@@ -103,6 +103,7 @@ class Stage:
         self.store = Store(root / "store")
         self.store.start()
         self.proxy = Proxy(self.store.port)
+        self.client = plain_client(f"http://127.0.0.1:{self.store.port}")
         self._credentials, self._faults = root / "credentials", root / "faults.json"
         self.on_report: Callable[[Report], None] = lambda report: None
         self._listener = _listen(root / "tell", lambda report: self.on_report(report))
@@ -114,7 +115,9 @@ class Stage:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(_PRELOADED)
         with _environment({"PYTHONPATH": _python_path(), "RAY_BACKEND_LOG_LEVEL": "fatal"}):
-            self.context.Process(target=len, args=("",)).start()  # the server of forks starts with the first
+            first = self.context.Process(target=len, args=("",))  # with it the server of forks starts
+            first.start()
+            first.join()
         self.nodes = self.new_nodes()
         self.archives = {place: f"{self.home(place)}/archive" for place in ("local", "s3")}
         for archive in self.archives.values():
