@@ -39,7 +39,8 @@ def test_an_impossible_drawing_is_refused_with_the_remedy(class_index: int, seed
 def test_archive_has_a_folder_per_class_and_says_that_it_is_synthetic(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "archive"
     assert write_synthetic_archive(folder, images_per_class=2) == 8
-    written = sorted(path for path in folder.rglob("*") if path.is_file())
+    assert "synthetic" in (folder / "SYNTHETIC.txt").read_text()
+    written = sorted(folder.rglob("*.jpg"))
     names = ("Benign", "Early", "Pre", "Pro")
     assert written == [folder / name / f"synthetic-000{number}.jpg" for name in names for number in (1, 2)]
     for path in written:

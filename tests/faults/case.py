@@ -87,14 +87,17 @@ class Case:
         clock_s: float = 0,
         part_bytes: int = 0,
         environment: dict[str, str] | None = None,
+        second: bool = False,
     ) -> Running:
-        """Start an attempt; the faults are for its driver and for all workers."""
+        """Start an attempt; the faults are for its driver and for all workers, those of a second copy for its driver."""
         self._attempts += 1
         folder = self.folder / str(self._attempts)
         folder.mkdir(parents=True)
-        self.stage.plan(folder, faults, clock_s, part_bytes)
+        path = str(folder / "faults.json") if second else ""
+        self.stage.plan(folder, faults, clock_s, part_bytes, path)
         arguments = ["--model", self.stage.model, "--input", self.archive, "--output", self.output]
         variables = {**self.stage.environment, "RAY_ADDRESS": self.stage.nodes.address, **(environment or {})}
+        variables |= {hooks.FAULTS: path} if second else {}
         process = self.stage.context.Process(target=_drive, args=(variables, arguments, str(folder)))
         running = Running(self, folder, process)
         process.start()
@@ -143,12 +146,15 @@ class Case:
         (name,) = _names(f"{self.output}/predictions")
         return pq.read_table(io.BytesIO(storage.read_bytes(f"{self.output}/predictions/{name}")))
 
-    def check(self, others: dict[str, str] | None = None, gone: tuple[str, ...] = ()) -> None:
+    def check(
+        self, others: dict[str, str] | None = None, gone: tuple[str, ...] = (), replaced: tuple[str, ...] = ()
+    ) -> None:
         """What must hold once a command has published.
 
         Args:
             others: statuses of images, or of whole shards, that are not scored, by their names below the archive.
             gone: shards that are no longer there, whose rows stay.
+            replaced: shards that hold other images than in the base archive.
         """
         others = others or {}
         rows = self.rows()
@@ -157,7 +163,7 @@ class Case:
         assert len(set(ids)) == len(ids), f"{len(ids) - len(set(ids))} ids stand twice"
         assert set(ids) - set(kept) == expected, f"{len(ids)} ids, {len(expected)} images"
         assert verify(self.output) == []
-        self._check_contents(rows, others)
+        self._check_contents(rows, others, replaced)
         self._check_views()
         before = self._digests()
         again = self.attempt()
@@ -208,7 +214,7 @@ class Case:
         ids += [image_id(shard.uri, "", 1) for shard in shards if self._name(shard.uri) in others]
         return set(ids)
 
-    def _check_contents(self, rows: pa.Table, others: dict[str, str]) -> None:
+    def _check_contents(self, rows: pa.Table, others: dict[str, str], replaced: tuple[str, ...]) -> None:
         """Each row is that of an undisturbed run, but for when and which run."""
         found = _contents(rows, self.archive)
         statuses = {name: content["status"] for name, content in found.items() if content["status"] != "scored"}
@@ -217,10 +223,11 @@ class Case:
         if reference is None:
             return
         undisturbed = _contents(reference, self.stage.archives[self.place])
-        wrong = [name for name in found if name not in others and undisturbed.get(name, found[name]) != found[name]]
+        same = [name for name in found if name in undisturbed and name not in others and not name.startswith(replaced)]
+        wrong = [name for name in same if undisturbed[name] != found[name]]
         assert not wrong, f"other rows than of an undisturbed run: {wrong}"
         if self.archive == self.stage.archives[self.place] and len(self.manifests()) == 1:
-            undated = [table.drop(["run_id", "scored_at"]) for table in (self.only_run(), reference)]
+            undated = [table.drop(["scored_at"]) for table in (self.only_run(), reference)]
             assert undated[0].equals(undated[1]), "another order or other columns"
 
     def _check_views(self) -> None:

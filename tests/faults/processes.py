@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from functools import partial
 
 from faults.case import Case, Scenario
-from faults.stage import ALWAYS, Fault, Report, Stage, jpeg, parquet_of, tar_of
+from faults.stage import ALWAYS, UNITS, Fault, Report, Stage, jpeg, parquet_of, tar_of
 
 from bcd_ray import storage
 
-UNITS = 8  # of the base archive
 POISON = b"POISON"  # after the end of an image, where no decoder looks but the hooks do
 
 

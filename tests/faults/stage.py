@@ -4,8 +4,10 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import socketserver
 import tarfile
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +30,7 @@ from bcd_ray.synthetic import draw_smear
 
 ROOT = Path(__file__).parents[2]
 ALWAYS = 1_000_000
+UNITS = 8  # of the base archive
 _PRELOADED = ["ray", "ray.data", "ray.cluster_utils", "boto3", "tyro", "bcd_ray.scoring", "faults.hooks"]
 Report = dict[str, Any]
 
@@ -52,8 +55,10 @@ class Nodes:
     """A Ray cluster in a process of its own, so that it leaves no trace in the test's."""
 
     def __init__(self, context: Any, environment: dict[str, str]) -> None:
+        self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # it holds sockets, whose paths must be short
         self._line, theirs = context.Pipe()
-        self._process = context.Process(target=_serve_nodes, args=(theirs, environment))
+        variables = environment | {"RAY_TMPDIR": self._folder}
+        self._process = context.Process(target=_serve_nodes, args=(theirs, variables))
         self._process.start()
         theirs.close()
         self.address = ""
@@ -73,6 +78,7 @@ class Nodes:
         """Stop all nodes."""
         self._line.close()
         self._process.join()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _serve_nodes(line: Connection, environment: dict[str, str]) -> None:
@@ -145,6 +151,7 @@ class Stage:
         return {
             "PYTHONPATH": _python_path(),
             "RAY_BACKEND_LOG_LEVEL": "fatal",
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # Ray's own 60 would only be slower
             "AWS_ENDPOINT_URL": self.proxy.url,
             "AWS_SHARED_CREDENTIALS_FILE": str(self._credentials),
             "AWS_REGION": "us-east-1",
@@ -156,9 +163,8 @@ class Stage:
         """A Ray cluster of one node of 2 CPUs, whose workers run the hooks and reach the store through the proxy."""
         from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 
-        folder = Path(f"/tmp/ray-{uuid4().hex[:6]}")  # it holds sockets, whose paths must be short
-        folder.mkdir()
-        settings = {"RAY_TMPDIR": str(folder), "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+        settings = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+        settings |= {"RAY_health_check_period_ms": "500", "RAY_health_check_initial_delay_ms": "1000"}
         settings[WORKER_PROCESS_SETUP_HOOK_ENV_VAR] = "faults.hooks.install"
         nodes = Nodes(self.context, self.environment | settings)
         nodes.add(num_cpus=2, include_dashboard=False)
@@ -176,11 +182,13 @@ class Stage:
         text = f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {KEYS[key]}\n"
         storage.write_bytes(str(self._credentials), text.encode())
 
-    def plan(self, folder: Path, faults: tuple[Fault, ...], clock_s: float = 0, part_bytes: int = 0) -> None:
-        """What the hooks do from now on; they count and note in the folder."""
+    def plan(
+        self, folder: Path, faults: tuple[Fault, ...], clock_s: float = 0, part_bytes: int = 0, path: str = ""
+    ) -> None:
+        """What the hooks do from now on; they count and note in the folder. The path: another plan, for one driver."""
         asked = {"folder": str(folder), "tell": str(self.root / "tell"), "faults": [asdict(fault) for fault in faults]}
         asked |= {"clock_s": clock_s, "part_bytes": part_bytes}
-        storage.write_bytes(str(self._faults), json.dumps(asked).encode())
+        storage.write_bytes(path or str(self._faults), json.dumps(asked).encode())
 
     def own_archive(self, place: str, *parts: str) -> str:
         """A copy of the base archive, or of its files whose names begin with one of the parts, to be changed."""

@@ -104,7 +104,8 @@ class Rule:
     pattern: str
     times: int = 1
     signed_by: str = ""  # only requests of this access key
-    at_last: Callable[[], None] | None = None  # called when it was injected for the last time
+    call: Callable[[], None] | None = None  # what to call when it is injected for the `at`th time
+    at: int = 1
     hits: int = 0
 
 
@@ -131,8 +132,8 @@ class Proxy(ThreadingHTTPServer):
             for rule in self.rules:
                 if rule.hits < rule.times and rule.signed_by in key and re.search(rule.pattern, line):
                     rule.hits += 1
-                    if rule.hits == rule.times and rule.at_last:
-                        rule.at_last()
+                    if rule.call and rule.hits == rule.at:
+                        rule.call()
                     return rule.kind
         return ""
 
