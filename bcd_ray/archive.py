@@ -31,6 +31,7 @@ _HEADERS_OF_HEADERS = (
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
 )
+_CONCURRENT_READS = 16  # of loose images: a GET takes some 30 ms, and the cores must not wait for it
 _MAX_HEADER_BYTES = 1 << 20  # tarfile reads these whole; names are at most some kB
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -61,14 +62,14 @@ def kind_of(name: str) -> Kind | None:
     return "parquet" if lower.endswith(".parquet") else None
 
 
-def read_shards(shards: Iterable[StoredObject], limits: Limits, threads: int) -> Iterator[Entry]:
-    """The entries of several shards in order; loose images are fetched `threads` at a time."""
+def read_shards(shards: Iterable[StoredObject], limits: Limits) -> Iterator[Entry]:
+    """The entries of several shards in order; loose images are read many at a time."""
 
     def fetch(shard: StoredObject) -> Iterator[Entry]:
         return iter([_read_loose(shard, limits)]) if kind_of(shard.uri) == "image" else read_shard(shard, limits)
 
-    with ThreadPoolExecutor(threads) as pool:
-        for entries in map_ahead(pool, fetch, shards, ahead=2 * threads):
+    with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
+        for entries in map_ahead(pool, fetch, shards, ahead=_CONCURRENT_READS):
             yield from entries
 
 

@@ -44,39 +44,48 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": False,
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        compiled = openvino.Core().compile_model(_graph(tensors, preprocessing), "CPU", config)
-        parallel: int = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-        self._requests = [compiled.create_infer_request() for _ in range(parallel)]
+        self._compiled = openvino.Core().compile_model(_graph(tensors, preprocessing), "CPU", config)
+        streams: int = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        # Twice the streams: one that ends finds its next batch waiting, whatever Python does at the time.
+        self._parallel, self._idle = 2 * streams, list[Any]()
 
     def run(self, batches: Iterable[Pixels]) -> Iterator[Outputs]:
         """The outputs of each batch, in order; while requests run, the next batches are drawn from the input.
 
+        Several threads may run batches at a time.
+
         Args:
             batches: arrays (n, 224, 224, 3) uint8 with 1 <= n <= BATCH.
         """
-        idle, running = list(self._requests), deque[tuple[Any, int]]()
+        running = deque[tuple[Any, int]]()
         try:
             for batch in batches:
-                if not idle:
-                    yield _finished(running, idle)
-                request, count = idle.pop(), len(batch)
+                if len(running) == self._parallel:
+                    yield self._finished(running)
+                request, count = self._request(), len(batch)
                 if count < BATCH:  # the compiled shape is fixed
                     batch = np.concatenate([batch, np.zeros((BATCH - count, SIZE, SIZE, 3), np.uint8)])
                 request.start_async({0: batch})
                 running.append((request, count))
             while running:
-                yield _finished(running, idle)
+                yield self._finished(running)
         finally:  # an error in `batches`, or a caller that stops early: the next run uses the same requests
             for request, _ in running:
                 request.wait()
+                self._idle.append(request)
 
+    def _request(self) -> Any:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._compiled.create_infer_request()
 
-def _finished(running: deque[tuple[Any, int]], idle: list[Any]) -> Outputs:
-    request, count = running.popleft()
-    request.wait()
-    embeddings, logits = (request.get_output_tensor(index).data[:count].copy() for index in (0, 1))
-    idle.append(request)
-    return Outputs(embeddings, logits)
+    def _finished(self, running: deque[tuple[Any, int]]) -> Outputs:
+        request, count = running.popleft()
+        request.wait()
+        embeddings, logits = (request.get_output_tensor(index).data[:count].copy() for index in (0, 1))
+        self._idle.append(request)
+        return Outputs(embeddings, logits)
 
 
 def _graph(tensors: Tensors, preprocessing: Mapping[str, Any]) -> Any:

@@ -1,7 +1,9 @@
 """What kills its process must cost one image only: attempts are counted, and later ones decode in processes apart."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock, Semaphore
 from typing import Any
 
 from bcd_ray.images import Decoded, Limits, Rejected, decode
@@ -13,7 +15,7 @@ Decoder = Callable[[bytes, Limits], Decoded | Rejected]
 
 
 def start_counter() -> Any:
-    """A Ray actor whose method `count(name)` says how many times it was called with this name.
+    """A Ray actor: `count(name)` says how many times it was called with this name, `known(name)` how many times before.
 
     It lives on the driver's node: a node that goes would else end the job. One whose process dies starts from nothing.
     """
@@ -42,10 +44,35 @@ def decode_apart(data: bytes, limits: Limits) -> Decoded | Rejected:
     )
 
 
+class Turns:
+    """Lets several threads work side by side, and one that may kill the process only while no other does.
+
+    Who works beside a killer dies with it, and would be taken for one.
+    """
+
+    def __init__(self, side_by_side: int) -> None:
+        self._all, self._free, self._asking = side_by_side, Semaphore(side_by_side), Lock()
+
+    @contextmanager
+    def turn(self, *, alone: bool) -> Iterator[None]:
+        """Wait for a place, or for all of them."""
+        places = self._all if alone else 1
+        with self._asking:  # one at a time, or two could hold half of the places each, for ever
+            for _ in range(places):
+                self._free.acquire()
+        try:
+            yield
+        finally:
+            self._free.release(places)
+
+
 class _StartCounter:
     def __init__(self) -> None:
         self._counts = Counter[str]()
 
     def count(self, name: str) -> int:
         self._counts[name] += 1
+        return self._counts[name]
+
+    def known(self, name: str) -> int:
         return self._counts[name]

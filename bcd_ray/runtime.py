@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bcd_ray.errors import JobError
@@ -24,11 +25,17 @@ class ActorPool:
     threads: int
     cpus: float
 
-    def options(self) -> dict[str, Any]:
-        """Arguments for `Dataset.map_batches`."""
+    def options(self, calls: int = 1) -> dict[str, Any]:
+        """Arguments for `Dataset.map_batches`, where an actor runs `calls` batches at a time."""
         from ray.data import ActorPoolStrategy
 
-        compute = ActorPoolStrategy(min_size=self.least, max_size=self.most, max_tasks_in_flight_per_actor=2)
+        compute = ActorPoolStrategy(
+            min_size=self.least,
+            max_size=self.most,
+            max_tasks_in_flight_per_actor=2 * calls,
+            max_concurrent_calls_per_actor=calls,
+            enable_true_multi_threading=calls > 1,
+        )
         return {"compute": compute, "num_cpus": self.cpus}
 
 
@@ -49,7 +56,7 @@ def ray_session() -> Iterator[None]:
     started = not ray.is_initialized()
     if started:
         with _stderr_silenced():
-            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(num_cpus=available_cores(), include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is raised too
     context = DataContext.get_current()
@@ -105,6 +112,20 @@ def actor_pool(most: int = 0) -> ActorPool:
     reserved = 0.75 * threads
     fit = max(1, sum(int(count // reserved) for count in cores))
     return ActorPool(least=fit, most=max(fit, most), threads=threads, cpus=reserved)
+
+
+def available_cores() -> int:
+    """Cores that this process may use: those of its affinity, fewer where a control group grants less time."""
+    cores = float(len(os.sched_getaffinity(0)))
+    for quota_file, period_file in (("cpu.max", "cpu.max"), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota = Path("/sys/fs/cgroup", quota_file).read_text().split()[0]
+            period = Path("/sys/fs/cgroup", period_file).read_text().split()[-1]
+        except OSError:  # the other version of control groups, or none
+            continue
+        if quota not in ("max", "-1"):
+            cores = min(cores, int(quota) / int(period))
+    return max(1, int(cores))
 
 
 class Progress:

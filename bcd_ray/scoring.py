@@ -20,7 +20,7 @@ from bcd_ray.embedding import in_batches
 from bcd_ray.engine import BATCH, OpenVinoEngine, Outputs, softmax
 from bcd_ray.errors import ConfigError, JobError, NotFoundError, StorageError
 from bcd_ray.images import DECODER_VERSION, Decoded, Limits, Pixels, Rejected, decode
-from bcd_ray.isolation import MAX_ATTEMPTS, Decoder, decode_apart, start_counter
+from bcd_ray.isolation import MAX_ATTEMPTS, Decoder, Turns, decode_apart, start_counter
 from bcd_ray.labels import CLASSES
 from bcd_ray.ledger import Ledger, Unit
 from bcd_ray.model import Bundle, load_bundle
@@ -28,6 +28,7 @@ from bcd_ray.runtime import Progress, actor_pool, library_versions, ray_session,
 from bcd_ray.storage import StoredObject
 
 _MOST_TASKS = 4000  # of Ray Data, each of one unit or, in a large plan, several: its driver keeps state for every task
+_UNITS_AT_A_TIME = 2  # of an actor: while one opens its shard or writes its rows, the other keeps the cores busy
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _score_units(units: list[Unit], bundle: Bundle, ledger: Ledger, config: Scor
         UnitScorer,
         batch_size=1,
         fn_constructor_args=(bundle, ledger, limits, pool.threads, start_counter()),
-        **pool.options(),
+        **pool.options(calls=_UNITS_AT_A_TIME),
     )
     loose = sum(len(unit.shards) for unit in units if kind_of(unit.shards[0].uri) == "image")
     all_loose = all(kind_of(unit.shards[0].uri) == "image" for unit in units)
@@ -128,26 +129,27 @@ def _score_units(units: list[Unit], bundle: Bundle, ledger: Ledger, config: Scor
 
 
 class UnitScorer:
-    """Ray Data actor: reads, decodes and scores one unit at a time, and writes its rows."""
+    """Ray Data actor: reads, decodes and scores units, and writes their rows; several threads may call it."""
 
     def __init__(self, bundle: Bundle, ledger: Ledger, limits: Limits, threads: int, starts: Any) -> None:
         self._engine = OpenVinoEngine(bundle.model.tensors, bundle.model.preprocessing, threads)
-        self._version, self._ledger, self._limits, self._threads = bundle.version, ledger, limits, threads
-        self._pool, self._starts = ThreadPoolExecutor(threads), starts
+        self._version, self._ledger, self._limits = bundle.version, ledger, limits
+        self._pool, self._starts, self._turns = ThreadPoolExecutor(threads), starts, Turns(_UNITS_AT_A_TIME)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         import ray
 
         (unit,) = batch["unit"]
-        attempt = ray.get(self._starts.count.remote(unit.unit_id))
-        try:
-            if attempt > 1 and self._ledger.is_finished(unit):  # it died after this unit, in another of the same task
-                return {"rows": np.array([0]), "error": np.array([""], object)}
-            rows = self.rows(unit, attempt)
-            self._ledger.write_unit(unit, rows)
-        except StorageError as error:  # the other units may do better: the driver tells at the end
-            return {"rows": np.array([0]), "error": np.array([str(error)], object)}
-        return {"rows": np.array([len(rows)]), "error": np.array([""], object)}
+        with self._turns.turn(alone=ray.get(self._starts.known.remote(unit.unit_id)) > 0):
+            attempt = ray.get(self._starts.count.remote(unit.unit_id))
+            try:
+                if attempt > 1 and self._ledger.is_finished(unit):  # it died after this unit, in another
+                    return _written(0)
+                rows = self.rows(unit, attempt)
+                self._ledger.write_unit(unit, rows)
+            except StorageError as error:  # the other units may do better: the driver tells at the end
+                return _written(0, str(error))
+            return _written(len(rows))
 
     def rows(self, unit: Unit, attempt: int) -> pa.Table:
         """One row for each image of the unit, of all columns but the run's.
@@ -162,7 +164,7 @@ class UnitScorer:
             if attempt > MAX_ATTEMPTS:
                 entries = given_up(unit.shards)
             else:
-                entries = read_shards(unit.shards, self._limits, self._threads)
+                entries = read_shards(unit.shards, self._limits)
             describe = partial(_describe, decode_one, self._limits)
             for row, pixels in map_ahead(self._pool, describe, entries, ahead=4 * BATCH):
                 found.append(row)
@@ -171,6 +173,11 @@ class UnitScorer:
 
         outputs = list(self._engine.run(in_batches(scorable())))
         return _table(found, outputs, self._version)
+
+
+def _written(rows: int, error: str = "") -> dict[str, Any]:
+    """What comes back of a unit: a batch of one row."""
+    return {"rows": np.array([rows]), "error": np.array([error], object)}
 
 
 def _describe(decode_one: Decoder, limits: Limits, entry: Entry) -> "tuple[_Row, Pixels | None]":

@@ -8,7 +8,7 @@ from bcd_ray.errors import EXIT_OK
 
 
 def main(config: BenchmarkConfig) -> int:
-    from bcd_ray.benchmark import ledger_cost, plan_cost
+    from bcd_ray.benchmarks.ledger import ledger_cost, plan_cost
 
     print(json.dumps(ledger_cost(config) if config.what == "ledger" else plan_cost(), indent=2))
     return EXIT_OK

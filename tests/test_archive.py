@@ -450,7 +450,7 @@ def test_loose_images_are_read_whatever_their_names(tmp_path: Path) -> None:
     for number, name in enumerate(names):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(bytes([number]))
-    entries = list(read_shards(storage.list_objects(str(tmp_path)), LIMITS, threads=2))
+    entries = list(read_shards(storage.list_objects(str(tmp_path)), LIMITS))
     assert {entry.image_uri: entry.content for entry in entries} == {
         str(tmp_path / name): bytes([number]) for number, name in enumerate(names)
     }
@@ -468,7 +468,7 @@ def test_what_is_wrong_with_loose_images_is_told(tmp_path: Path) -> None:
     (tmp_path / "rewritten.jpg").write_bytes(b"other")
     (tmp_path / "folder.jpg").unlink()
     (tmp_path / "folder.jpg").mkdir()
-    found = {Path(entry.image_uri).name: entry.content for entry in read_shards(shards, LIMITS, threads=2)}
+    found = {Path(entry.image_uri).name: entry.content for entry in read_shards(shards, LIMITS)}
     assert found.pop("fine.jpg") == b"x"
     assert {name: content.status for name, content in found.items() if isinstance(content, Rejected)} == {
         "gone.jpg": "missing",
@@ -500,10 +500,9 @@ def write_mixed_archive(folder: Path) -> list[StoredObject]:
     return list(storage.list_objects(str(folder)))
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_shards_of_all_kinds_come_in_order(tmp_path: Path, threads: int) -> None:
+def test_shards_of_all_kinds_come_in_order(tmp_path: Path) -> None:
     shards = write_mixed_archive(tmp_path)
-    entries = list(read_shards(shards, LIMITS, threads))
+    entries = list(read_shards(shards, LIMITS))
     order = [entry.shard_uri for entry in entries]
     assert list(dict.fromkeys(order)) == [shard.uri for shard in shards]
     assert order == sorted(order)
@@ -520,11 +519,11 @@ def test_shards_of_all_kinds_come_in_order(tmp_path: Path, threads: int) -> None
 
 def test_image_ids_are_stable_and_unique_in_an_archive(tmp_path: Path) -> None:
     shards = write_mixed_archive(tmp_path)
-    first = [entry.image_id for entry in read_shards(shards, LIMITS, threads=2)]
-    again = [entry.image_id for entry in read_shards(storage.list_objects(str(tmp_path)), LIMITS, threads=1)]
+    first = [entry.image_id for entry in read_shards(shards, LIMITS)]
+    again = [entry.image_id for entry in read_shards(storage.list_objects(str(tmp_path)), LIMITS)]
     assert first == again
     assert len(set(first)) == len(first)
-    backwards = {entry.image_id for entry in read_shards(reversed(shards), LIMITS, threads=2)}
+    backwards = {entry.image_id for entry in read_shards(reversed(shards), LIMITS)}
     assert backwards == set(first)
 
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bcd_ray import images
 from bcd_ray.images import Decoded, Limits, Rejected, decode
 from bcd_ray.schema import STATUSES
 from bcd_ray.synthetic import draw_smear
@@ -445,3 +446,61 @@ def test_a_damaged_file_never_raises(data: bytes, changes: list[tuple[str, int, 
 )
 def test_arbitrary_bytes_never_raise(magic: bytes, data: bytes) -> None:
     check_any_outcome(magic + data)
+
+
+def decoded_by_pillow(data: bytes) -> Decoded | Rejected:
+    """`decode` without its fast path."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "_plain_jpeg", lambda image, data: None)
+        return decode(data, LIMITS)
+
+
+def assert_same_result(found: Decoded | Rejected, expected: Decoded | Rejected) -> None:
+    if isinstance(found, Decoded) and isinstance(expected, Decoded):
+        np.testing.assert_array_equal(found.pixels, expected.pixels)
+        assert (found.width, found.height) == (expected.width, expected.height)
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 5}])
+@pytest.mark.parametrize("size", [(224, 224), (225, 223), (48, 500), (895, 896)])
+def test_the_fast_path_of_jpegs_gives_the_pixels_of_pillow(size: tuple[int, int], options: dict[str, Any]) -> None:
+    data = encode(SMEAR.resize(size), "JPEG", **options)
+    assert images._plain_jpeg(Image.open(io.BytesIO(data)), data) is not None
+    assert_same_result(accepted(data), decoded_by_pillow(data))
+
+
+@given(st.binary(min_size=1, max_size=8), st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=200, deadline=None)
+def test_damaged_jpegs_end_as_with_pillow_alone(noise: bytes, place: float, end: float) -> None:
+    data = bytearray(encode(SMALL, "JPEG", quality=95))
+    start = int(place * (len(data) - len(noise)))
+    data[start : start + len(noise)] = noise
+    damaged = bytes(data[: max(1, int((0.5 + end) * len(data)))])
+    assert_same_result(decode(damaged, LIMITS), decoded_by_pillow(damaged))
+
+
+def test_rotated_jpegs_take_the_way_through_pillow() -> None:
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    data = encode(SMEAR.resize((300, 100)), "JPEG", exif=exif)
+    assert images._plain_jpeg(Image.open(io.BytesIO(data)), data) is None
+    assert (accepted(data).width, accepted(data).height) == (100, 300)
+
+
+@pytest.mark.parametrize("size", [(1280, 960), (2592, 1944), (4000, 1800)])
+def test_large_jpegs_decoded_to_a_fraction_look_the_same(size: tuple[int, int]) -> None:
+    smear = Image.fromarray(draw_smear(2, seed=5, size=960)).resize(size, Image.Resampling.BICUBIC)
+    noise = np.random.default_rng(0).normal(0, 4, (size[1], size[0], 3))
+    noisy = Image.fromarray((np.asarray(smear) + noise).clip(0, 255).astype(np.uint8))
+    data = encode(noisy, "JPEG", quality=90)
+    scaled = images._plain_jpeg(Image.open(io.BytesIO(data)), data)
+    assert scaled is not None
+    assert 2 * 224 <= min(scaled.shape[:2]) < min(size)
+    found, expected = accepted(data), decoded_by_pillow(data)
+    assert isinstance(expected, Decoded)
+    assert (found.width, found.height) == size
+    difference = np.abs(found.pixels.astype(int) - expected.pixels)
+    assert difference.mean() < 0.5
+    assert difference.max() <= 12

@@ -1,0 +1,1 @@
+"""What can be claimed of speed, each claim measured by one command: `jobs/benchmark.py`."""

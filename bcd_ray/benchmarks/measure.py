@@ -1,0 +1,82 @@
+"""A program as a whole: its speed, and the processor time and memory of it and of all that it starts."""
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bcd_ray.errors import JobError
+
+Marks = Sequence[tuple[float, int]]  # the clock in seconds, and the images done by then, both growing
+_SAMPLE_S = 0.5
+_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Usage:
+    """What a program used of the machine, sampled twice a second while it ran."""
+
+    started: float = 0.0  # the clock in seconds
+    wall_s: float = 0.0
+    peak_gb: float = 0.0  # proportional set size of all its processes together
+    cpu_of: dict[str, float] = field(default_factory=dict)  # seconds, by process
+
+    @property
+    def cpu_s(self) -> float:
+        return sum(self.cpu_of.values())
+
+
+def run_program(command: Sequence[str], environment: Mapping[str, str]) -> tuple[str, Usage]:
+    """Run a program to its end; what it wrote to standard output, and what it used. JobError if it fails."""
+    usage, known = Usage(started=time.time()), set[int]()
+    process = subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while True:
+        try:
+            output, errors = process.communicate(timeout=_SAMPLE_S)
+            break
+        except subprocess.TimeoutExpired:
+            _sample(process.pid, known, usage)
+    usage.wall_s = time.time() - usage.started
+    if process.returncode:
+        raise JobError(f"{' '.join(command)} ended with {process.returncode}: {errors[-500:]}")
+    return output, usage
+
+
+def steady_rate(marks: Marks) -> float:
+    """Images a second between the first mark past 20 % of the images and the first past 80 %: no start, no end."""
+    total = marks[-1][1]
+    begin = next(mark for mark in marks if mark[1] >= 0.2 * total)
+    end = next(mark for mark in marks if mark[1] >= 0.8 * total)
+    if end[0] <= begin[0]:
+        raise JobError(f"too few results for a rate ({len(marks)}): measure with more images")
+    return (end[1] - begin[1]) / (end[0] - begin[0])
+
+
+def _sample(root: int, known: set[int], usage: Usage) -> None:
+    """Add the processes that descend from `root`, or did when they were first seen, to what is used."""
+    parents, cpu = dict[int, int](), dict[int, tuple[str, float]]()
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            pid = int(path.name)
+            parents[pid] = int(fields[1])
+            cpu[pid] = (f"{pid}-{fields[19]}", (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND)
+    found = {root} | (known & parents.keys())
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    known |= found
+    usage.cpu_of.update(cpu[pid] for pid in found if pid in cpu)
+    usage.peak_gb = max(usage.peak_gb, sum(_pss_gb(pid) for pid in found))
+
+
+def _pss_gb(pid: int) -> float:
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1e6
+    return 0.0

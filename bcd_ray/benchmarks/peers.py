@@ -1,0 +1,125 @@
+"""What the job is compared with, each as its documentation writes it, and the ceiling: programs of their own.
+
+`python -m bcd_ray.benchmarks.peers NAME BUNDLE FOLDER PRECISION` scores all images of the folder and prints a line for
+every batch that is done: the clock in seconds, and the images so far.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_BATCH = 32
+
+
+def pytorch(bundle: str, folder: str) -> Iterator[int]:
+    """A DataLoader with a worker for each core, torchvision's transforms, the network in torch."""
+    import torch
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms
+
+    from bcd_ray.runtime import available_cores
+
+    steps = [transforms.Resize((224, 224)), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
+    to_tensor = transforms.Compose(steps)
+
+    class Images(Dataset[torch.Tensor]):
+        paths = sorted(Path(folder).rglob("*.jpg"))
+
+        def __len__(self) -> int:
+            return len(self.paths)
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            tensor: torch.Tensor = to_tensor(Image.open(self.paths[index]).convert("RGB"))
+            return tensor
+
+    network = _torch_network(bundle)
+    with torch.inference_mode():
+        for images in DataLoader(Images(), batch_size=_BATCH, num_workers=available_cores()):
+            yield len(network(images).softmax(1))
+
+
+def ray_pattern(bundle: str, folder: str) -> Iterator[int]:
+    """Ray Data's guide to batch inference: `read_images`, a map that scales, and actors that run the network."""
+    import ray
+    import torch
+    from torchvision import transforms
+
+    from bcd_ray.runtime import ray_session
+
+    to_tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
+
+    def preprocess(row: dict[str, Any]) -> dict[str, Any]:
+        return {"image": to_tensor(row["image"])}
+
+    class Predictor:
+        def __init__(self) -> None:
+            self.network = _torch_network(bundle)
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            with torch.inference_mode():
+                return {"p": self.network(torch.as_tensor(batch["image"])).softmax(1).numpy()}
+
+    with ray_session():
+        images = ray.data.read_images(folder, mode="RGB", size=(224, 224)).map(preprocess)
+        scored = images.map_batches(Predictor, batch_size=_BATCH, compute=ray.data.ActorPoolStrategy(size=1))
+        for batch in scored.iter_batches(batch_size=None):
+            yield len(batch["p"])
+
+
+def ceiling(bundle: str, folder: str, precision: str) -> Iterator[int]:
+    """One process without Ray: the same engine, JPEGs decoded in threads, and nothing else."""
+    import tarfile
+    from concurrent.futures import ThreadPoolExecutor
+
+    from bcd_ray.archive import map_ahead
+    from bcd_ray.embedding import in_batches
+    from bcd_ray.engine import BATCH, OpenVinoEngine
+    from bcd_ray.images import Decoded, Limits, Pixels, decode
+    from bcd_ray.model import load_bundle
+    from bcd_ray.runtime import available_cores
+
+    def members() -> Iterator[bytes]:
+        for path in sorted(Path(folder).glob("*.tar")):
+            with tarfile.open(path, "r|") as tar:
+                for member in tar:
+                    if member.name.endswith(".jpg"):
+                        yield tar.extractfile(member).read()  # type: ignore[union-attr]
+
+    def pixels(data: bytes) -> Pixels:
+        decoded = decode(data, Limits())
+        assert isinstance(decoded, Decoded)
+        return decoded.pixels
+
+    threads = available_cores()
+    model = load_bundle(bundle).model
+    engine = OpenVinoEngine(model.tensors, model.preprocessing, threads)
+    with ThreadPoolExecutor(threads) as pool:
+        for outputs in engine.run(in_batches(map_ahead(pool, pixels, members(), ahead=4 * BATCH))):
+            yield len(outputs.logits)
+
+
+def _torch_network(bundle: str) -> Any:
+    """torchvision's MobileNetV2 under a head of four classes, as a user would write it."""
+    import torch
+    from torchvision.models import mobilenet_v2
+
+    network = mobilenet_v2(num_classes=4)
+    from bcd_ray.model import load_bundle
+
+    tensors = dict(load_bundle(bundle).model.tensors)
+    tensors["classifier.1.weight"], tensors["classifier.1.bias"] = tensors.pop("head.weight"), tensors.pop("head.bias")
+    network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, strict=False)
+    return network.eval()
+
+
+if __name__ == "__main__":
+    name, *arguments = sys.argv[1:]
+    done = 0
+    for count in {"pytorch": pytorch, "ray_pattern": ray_pattern, "ceiling": ceiling}[name](*arguments):
+        done += count
+        print(time.time(), done, flush=True)
