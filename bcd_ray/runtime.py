@@ -1,5 +1,6 @@
 """The Ray session of a job, how many actors its cores carry, and the progress that a person sees."""
 
+import json
 import logging
 import os
 import sys
@@ -46,6 +47,8 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 whatever else runs takes the cores
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray counts the machine's cores, whatever the affinity; `num_cpus` is refused where a cluster is joined.
+    os.environ.setdefault("RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": available_cores()}))
     # Ray 2.60 prints an error for every actor of a Ray Data pool, though nothing is wrong and nothing can be done.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
@@ -56,7 +59,7 @@ def ray_session() -> Iterator[None]:
     started = not ray.is_initialized()
     if started:
         with _stderr_silenced():
-            ray.init(num_cpus=available_cores(), include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is raised too
     context = DataContext.get_current()

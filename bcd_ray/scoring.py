@@ -161,10 +161,7 @@ class UnitScorer:
         decode_one = decode if attempt == 1 else decode_apart
 
         def scorable() -> Iterator[Pixels]:
-            if attempt > MAX_ATTEMPTS:
-                entries = given_up(unit.shards)
-            else:
-                entries = read_shards(unit.shards, self._limits)
+            entries = given_up(unit.shards) if attempt > MAX_ATTEMPTS else read_shards(unit.shards, self._limits)
             describe = partial(_describe, decode_one, self._limits)
             for row, pixels in map_ahead(self._pool, describe, entries, ahead=4 * BATCH):
                 found.append(row)
