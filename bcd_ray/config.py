@@ -37,6 +37,9 @@ class TrainConfig:
     """Ray Train workers that fit the head; 0 fits in the driver and saves some 20 s of start-up."""
     seed: int = 0
     """Of the split, the augmentation and the fit: the same seed gives the same metrics."""
+    int8: bool = False
+    """Put the network in 8-bit integers into the bundle too, calibrated on training images: for `jobs/score.py
+    --engine openvino-int8`."""
 
     def __post_init__(self) -> None:
         _normalize(self, "data", "output")
@@ -100,6 +103,9 @@ class ScoreConfig:
     max_actors: int = 0
     """Most scoring actors; 0: as many as the cluster's cores allow when the job starts. Set it on a cluster that
     grows on demand."""
+    engine: Literal["auto", "openvino", "openvino-int8", "torch", "torch-cuda"] = "auto"
+    """What the network runs on: `openvino`, CPUs in fp32; `openvino-int8`, about twice as fast; `torch-cuda`, GPUs in
+    half precision; `torch`, the reference in fp32 on CPUs. `auto`: GPUs where the cluster has them, else `openvino`."""
 
     def __post_init__(self) -> None:
         if not self.input:
