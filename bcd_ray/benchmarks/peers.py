@@ -1,7 +1,7 @@
 """What the job is compared with, each as its documentation writes it, and the ceiling: programs of their own.
 
 `python -m bcd_ray.benchmarks.peers NAME BUNDLE FOLDER [ENGINE]` scores all images of the folder and prints a line for
-every batch that is done: the clock in seconds, and the images so far.
+every batch: the clock in seconds when it was done, and the images so far.
 """
 
 import os
@@ -15,10 +15,11 @@ import numpy as np
 
 from bcd_ray.engine import EngineName
 
+Done = tuple[float, int]  # when a batch was done, and how many images it had
 _BATCH, _CORES = 32, len(os.sched_getaffinity(0))
 
 
-def pytorch(bundle: str, folder: str) -> Iterator[int]:
+def pytorch(bundle: str, folder: str) -> Iterator[Done]:
     """A DataLoader with a worker for each core, torchvision's transforms, the network in torch."""
     import torch
     from PIL import Image
@@ -41,10 +42,10 @@ def pytorch(bundle: str, folder: str) -> Iterator[int]:
     network = _torch_network(bundle)
     with torch.inference_mode():
         for images in DataLoader(Images(), batch_size=_BATCH, num_workers=_CORES):
-            yield len(network(images).softmax(1))
+            yield time.time(), len(network(images).softmax(1))
 
 
-def ray_pattern(bundle: str, folder: str) -> Iterator[int]:
+def ray_pattern(bundle: str, folder: str) -> Iterator[Done]:
     """Ray Data's guide to batch inference: `read_images`, a map that scales, and actors that run the network."""
     import ray
     import torch
@@ -63,16 +64,17 @@ def ray_pattern(bundle: str, folder: str) -> Iterator[int]:
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             with torch.inference_mode():
-                return {"p": self.network(torch.as_tensor(batch["image"])).softmax(1).numpy()}
+                p = self.network(torch.as_tensor(batch["image"])).softmax(1).numpy()
+            return {"p": p, "done_at": np.full(len(p), time.time())}  # blocks of many batches come back at once
 
     with ray_session():
         images = ray.data.read_images(folder, mode="RGB", size=(224, 224)).map(preprocess)
         scored = images.map_batches(Predictor, batch_size=_BATCH, compute=ray.data.ActorPoolStrategy(size=1))
-        for batch in scored.iter_batches(batch_size=None):
-            yield len(batch["p"])
+        done_at = np.concatenate([batch["done_at"] for batch in scored.iter_batches(batch_size=None)])
+    yield from zip(*np.unique(done_at, return_counts=True), strict=True)
 
 
-def ceiling(bundle: str, folder: str, engine: EngineName) -> Iterator[int]:
+def ceiling(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
     """One process without Ray: the same engine, JPEGs decoded in threads, and nothing else."""
     import tarfile
     from concurrent.futures import ThreadPoolExecutor
@@ -99,7 +101,7 @@ def ceiling(bundle: str, folder: str, engine: EngineName) -> Iterator[int]:
     network = open_engine(engine, load_bundle(bundle), threads)
     with ThreadPoolExecutor(threads) as pool:
         for outputs in network.run(in_batches(map_ahead(pool, pixels, members(), ahead=4 * network.batch))):
-            yield len(outputs.logits)
+            yield time.time(), len(outputs.logits)
 
 
 def _torch_network(bundle: str) -> Any:
@@ -116,11 +118,11 @@ def _torch_network(bundle: str) -> Any:
     return network.eval()
 
 
-_PEERS: dict[str, Callable[..., Iterator[int]]] = {"pytorch": pytorch, "ray_pattern": ray_pattern, "ceiling": ceiling}
+_PEERS: dict[str, Callable[..., Iterator[Done]]] = {"pytorch": pytorch, "ray_pattern": ray_pattern, "ceiling": ceiling}
 
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]
     done = 0
-    for count in _PEERS[name](*arguments):
+    for when, count in _PEERS[name](*arguments):
         done += count
-        print(time.time(), done, flush=True)
+        print(when, done, flush=True)
