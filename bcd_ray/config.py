@@ -37,6 +37,9 @@ class TrainConfig:
     """Ray Train workers that fit the head; 0 fits in the driver and saves some 20 s of start-up."""
     seed: int = 0
     """Of the split, the augmentation and the fit: the same seed gives the same metrics."""
+    int8: bool = False
+    """Put the network in 8-bit integers into the bundle too, calibrated on training images: for `jobs/score.py
+    --engine openvino-int8`."""
 
     def __post_init__(self) -> None:
         _normalize(self, "data", "output")
@@ -100,6 +103,9 @@ class ScoreConfig:
     max_actors: int = 0
     """Most scoring actors; 0: as many as the cluster's cores allow when the job starts. Set it on a cluster that
     grows on demand."""
+    engine: Literal["auto", "openvino", "openvino-int8", "torch", "torch-cuda"] = "auto"
+    """What the network runs on: `openvino`, CPUs in fp32; `openvino-int8`, about twice as fast; `torch-cuda`, GPUs in
+    half precision; `torch`, the reference in fp32 on CPUs. `auto`: GPUs where the cluster has them, else `openvino`."""
 
     def __post_init__(self) -> None:
         if not self.input:
@@ -125,17 +131,35 @@ class VerifyConfig:
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """Measure what the scoring ledger costs."""
+    """Measure speed, start-up, and what the scoring ledger costs."""
 
-    what: Literal["ledger", "plan"]
-    """`ledger`: scoring with and without it, in turn, on synthetic images; `plan`: plans of large archives."""
+    what: Literal["speed", "startup", "ledger", "plan"]
+    """`speed`: the job beside a PyTorch loop, Ray's pattern and the engine alone; `startup`: the time to the first row,
+    itemised; `ledger`: scoring with and without it, in turn, on synthetic images; `plan`: plans of large archives."""
+    output: str = "benchmarks"
+    """Folder for the figures of `speed` as JSON and as a plot."""
+    data: str = ""
+    """Folder of images to measure `speed` with, one folder per class; drawn ones where none is named."""
+    images: int = 1000
+    """Images for `speed`; those of `--data` are repeated where they are fewer."""
+    image_width: int = 224
+    """Of drawn images, in pixels."""
+    image_height: int = 224
+    """Of drawn images, in pixels."""
+    images_per_shard: int = 64
+    """Images in each shard for `speed`."""
+    engine: Literal["openvino", "openvino-int8"] = "openvino"
+    """Of the job and of the ceiling."""
     units: int = 4
-    """Shards of 512 synthetic images to score."""
-    rounds: int = 5
-    """Rounds to count, after one to warm up."""
+    """Shards of 512 synthetic images to score for `ledger`."""
+    rounds: int = 3
+    """Rounds to count."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "units", "rounds")
+        _at_least(self, 1, "images_per_shard", "units", "rounds")
+        _at_least(self, 32, "image_width", "image_height")
+        if self.images < 10 * self.images_per_shard:
+            raise ConfigError("--images must be at least ten times --images-per-shard: fewer results give no rate")
 
 
 @dataclass(frozen=True)

@@ -108,12 +108,12 @@ class _Embedder:
         return augment(image.pixels, self._seed, image.digest, view)
 
 
-def in_batches(images: Iterator[Pixels]) -> Iterator[Pixels]:
-    """Stack images (224, 224, 3) into batches (n, 224, 224, 3) of at most `engine.BATCH`."""
+def in_batches(images: Iterator[Pixels], most: int = BATCH) -> Iterator[Pixels]:
+    """Stack images (224, 224, 3) into batches (n, 224, 224, 3) of at most `most`."""
     batch: list[Pixels] = []
     for pixels in images:
         batch.append(pixels)
-        if len(batch) == BATCH:
+        if len(batch) == most:
             yield np.stack(batch)
             batch = []
     if batch:

@@ -1,18 +1,23 @@
-"""How the network runs on CPUs: OpenVINO, from the bundle's tensors alone.
+"""How the network runs: OpenVINO on CPUs, from the bundle's tensors alone; torch on a GPU, and as the reference.
 
-The graph is built here in OpenVINO's own operations, with every BatchNorm folded into its convolution, so that a
+OpenVINO's graph is built here in OpenVINO's own operations, with every BatchNorm folded into its convolution, so that a
 scoring process imports no torch and starts in a second (torch, torchvision and a conversion took 12).
 `network.SmearClassifier` is the same network in torch; a test holds the two together.
 """
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from bcd_ray.errors import ConfigError
 from bcd_ray.images import SIZE, Pixels
+
+if TYPE_CHECKING:
+    from bcd_ray.model import Bundle
 
 BATCH = 8  # images a request; 4 to 8 beat larger batches on a CPU, whose caches they fit
 Tensors = Mapping[str, npt.NDArray[np.float32]]
@@ -29,12 +34,111 @@ class Outputs(NamedTuple):
     logits: npt.NDArray[np.float32]  # (n, 4)
 
 
+class Engine(Protocol):
+    """The network, ready to run."""
+
+    @property
+    def batch(self) -> int:
+        """The most images in a batch."""
+
+    def run(self, batches: Iterable[Pixels]) -> Iterator[Outputs]:
+        """The outputs of each batch, in order; while batches are computed, the next are drawn from the input.
+
+        Several threads may run batches at a time.
+
+        Args:
+            batches: arrays (n, 224, 224, 3) uint8 with 1 <= n <= `batch`.
+        """
+
+
+EngineName = Literal["openvino", "openvino-int8", "torch", "torch-cuda"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine of a run, and why it is the one."""
+
+    name: EngineName
+    reason: str
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that an actor of it takes."""
+        return int(self.name == "torch-cuda")
+
+    def __str__(self) -> str:
+        return f"engine {self.name}: {self.reason}"
+
+
+def precision(wanted: EngineName | Literal["auto"], bundle: "Bundle") -> str:
+    """What of an engine changes the rows.
+
+    Half precision on a GPU counts as float: were it another, an archive would be scored anew whenever `auto` finds a
+    GPU, or finds none any more.
+
+    Raises:
+        ConfigError: the bundle lacks what the engine needs.
+    """
+    if wanted == "openvino-int8" and bundle.int8 is None:
+        raise ConfigError("--engine openvino-int8: this bundle holds no int8 network: train it with --int8")
+    return "int8" if wanted == "openvino-int8" else "float"
+
+
+def choose_engine(wanted: EngineName | Literal["auto"], gpus: float) -> Choice:
+    """The engine that was asked for, or, for `auto`, the best for a cluster with this many GPUs.
+
+    Raises:
+        ConfigError: the cluster lacks what the engine needs.
+    """
+    if wanted == "torch-cuda" and not gpus:
+        raise ConfigError("--engine torch-cuda: the cluster has no GPU: add one, or use --engine openvino")
+    if wanted != "auto":
+        return Choice(wanted, "as --engine says")
+    if gpus:
+        return Choice("torch-cuda", f"the cluster has {gpus:g} GPUs")
+    return Choice("openvino", "the cluster has no GPU")
+
+
+def open_engine(name: EngineName, bundle: "Bundle", threads: int) -> Engine:
+    """Compile the bundle's network for `threads` cores, or for the GPU that this process was given."""
+    model = bundle.model
+    if name == "openvino-int8":
+        assert bundle.int8 is not None, "choose_engine sees to it"
+        return OpenVinoEngine.of_int8(bundle.int8, threads)
+    if name == "openvino":
+        return OpenVinoEngine(model.tensors, model.preprocessing, threads)
+    from bcd_ray.network import TorchEngine
+
+    return TorchEngine(model.tensors, model.preprocessing, "cuda" if name == "torch-cuda" else "cpu")
+
+
+@dataclass(frozen=True)
+class Int8Graph:
+    """The quantised network in OpenVINO's own format: `model.int8.xml` and `model.int8.bin` of a bundle."""
+
+    xml: bytes
+    weights: bytes
+
+
 class OpenVinoEngine:
     """Runs batches of uint8 images on `threads` cores, several requests in flight."""
 
-    name = "openvino-fp32"
+    batch = BATCH
 
     def __init__(self, tensors: Tensors, preprocessing: Mapping[str, Any], threads: int) -> None:
+        backbone = openvino_backbone(tensors, preprocessing)
+        self._compile(with_head(backbone, tensors["head.weight"], tensors["head.bias"]), threads)
+
+    @classmethod
+    def of_int8(cls, graph: Int8Graph, threads: int) -> "OpenVinoEngine":
+        """The engine of a quantised network."""
+        import openvino
+
+        engine = cls.__new__(cls)
+        engine._compile(openvino.Core().read_model(graph.xml, graph.weights), threads)
+        return engine
+
+    def _compile(self, graph: Any, threads: int) -> None:
         import openvino
 
         config = {
@@ -44,19 +148,13 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": False,
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        self._compiled = openvino.Core().compile_model(_graph(tensors, preprocessing), "CPU", config)
+        self._compiled = openvino.Core().compile_model(graph, "CPU", config)
         streams: int = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         # Twice the streams: one that ends finds its next batch waiting, whatever Python does at the time.
         self._parallel, self._idle = 2 * streams, list[Any]()
 
     def run(self, batches: Iterable[Pixels]) -> Iterator[Outputs]:
-        """The outputs of each batch, in order; while requests run, the next batches are drawn from the input.
-
-        Several threads may run batches at a time.
-
-        Args:
-            batches: arrays (n, 224, 224, 3) uint8 with 1 <= n <= BATCH.
-        """
+        """As `Engine.run`."""
         running = deque[tuple[Any, int]]()
         try:
             for batch in batches:
@@ -88,8 +186,8 @@ class OpenVinoEngine:
         return Outputs(embeddings, logits)
 
 
-def _graph(tensors: Tensors, preprocessing: Mapping[str, Any]) -> Any:
-    """MobileNetV2, pooling and head as an OpenVINO model of (BATCH, 224, 224, 3) uint8."""
+def openvino_backbone(tensors: Tensors, preprocessing: Mapping[str, Any]) -> Any:
+    """MobileNetV2 and pooling as an OpenVINO model of (BATCH, 224, 224, 3) uint8; convolutions are named as tensors."""
     import openvino
     from openvino import opset13 as ops
 
@@ -105,6 +203,7 @@ def _graph(tensors: Tensors, preprocessing: Mapping[str, Any]) -> Any:
             value = ops.group_convolution(value, ops.constant(weight[:, :, None]), *layout)
         else:
             value = ops.convolution(value, ops.constant(weight), *layout)
+        value.set_friendly_name(convolution)
         value = ops.add(value, ops.constant(bias.reshape(1, -1, 1, 1)))
         return ops.clamp(value, 0.0, 6.0) if clamp else value
 
@@ -128,9 +227,17 @@ def _graph(tensors: Tensors, preprocessing: Mapping[str, Any]) -> Any:
                 value = ops.add(shortcut, value)
     value = convolve(value, "features.18.0", "features.18.1")
     embeddings = ops.reduce_mean(value, ops.constant(np.array([2, 3])), keep_dims=False)
-    logits = ops.matmul(embeddings, ops.constant(tensors["head.weight"]), False, True)
-    logits = ops.add(logits, ops.constant(tensors["head.bias"].reshape(1, -1)))
-    return openvino.Model([embeddings, logits], [images], "smear_classifier")
+    return openvino.Model([embeddings], [images], "smear_classifier")
+
+
+def with_head(backbone: Any, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> Any:
+    """An OpenVINO model of embeddings with a linear head of weight (4, 1280) and bias (4,) over them."""
+    import openvino
+    from openvino import opset13 as ops
+
+    embeddings = backbone.output(0).get_node().input_value(0)
+    logits = ops.add(ops.matmul(embeddings, ops.constant(weight), False, True), ops.constant(bias.reshape(1, -1)))
+    return openvino.Model([embeddings, logits.output(0)], backbone.get_parameters(), "smear_classifier")
 
 
 def _folded(tensors: Tensors, convolution: str, norm: str) -> tuple[Any, Any]:

@@ -2,7 +2,8 @@
 
 A bundle is a folder: `model.safetensors` (backbone and head), `model.json` (what they are and how they were made),
 `model.sha256` (the digests of the two, for `sha256sum -c`), and for people `MODEL_CARD.md`, `metrics.json` and
-`figures/`. Nothing in it is a pickle.
+`figures/`. One that was trained with `--int8` holds the quantised network too: `model.int8.xml` and `model.int8.bin`,
+whose digests stand in `model.json`. Nothing in it is a pickle.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from safetensors.numpy import load, save
 
 from bcd_ray import storage
-from bcd_ray.engine import Tensors
+from bcd_ray.engine import Int8Graph, Tensors
 from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.labels import CLASSES
 
@@ -56,6 +57,7 @@ class Bundle:
     model: Model
     info: dict[str, Any]
     version: str
+    int8: Int8Graph | None = None
 
 
 def pretrained(weights: WeightsName) -> Model:
@@ -75,7 +77,9 @@ def pretrained(weights: WeightsName) -> Model:
     return Model(backbone, PREPROCESSING[weights]).with_head(head, head[:, 0].copy())
 
 
-def save_bundle(uri: str, model: Model, info: dict[str, Any], extras: dict[str, bytes]) -> str:
+def save_bundle(
+    uri: str, model: Model, info: dict[str, Any], extras: dict[str, bytes], int8: Int8Graph | None = None
+) -> str:
     """Write a bundle and return its version; the digests go last, so a bundle that has them is whole.
 
     Args:
@@ -84,11 +88,14 @@ def save_bundle(uri: str, model: Model, info: dict[str, Any], extras: dict[str, 
     """
     facts = {"format": _BUNDLE_FORMAT, "architecture": "mobilenet_v2", "classes": list(CLASSES)}
     facts |= {"preprocessing": model.preprocessing, **info}
+    graph = {"model.int8.xml": int8.xml, "model.int8.bin": int8.weights} if int8 else {}
+    if graph:
+        facts["int8_sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in graph.items()}
     contents = {
         "model.safetensors": save({name: np.ascontiguousarray(value) for name, value in model.tensors.items()}),
         "model.json": (json.dumps(facts, indent=2) + "\n").encode(),
     }
-    for name, data in {**extras, **contents}.items():
+    for name, data in {**extras, **graph, **contents}.items():
         storage.write_bytes(storage.join(uri, name), data)
     digests = "".join(f"{hashlib.sha256(contents[name]).hexdigest()}  {name}\n" for name in _DIGESTED)
     storage.write_bytes(storage.join(uri, "model.sha256"), digests.encode())
@@ -109,13 +116,31 @@ def load_bundle(uri: str) -> Bundle:
         raise ConfigError(f"{uri} is no model bundle ({error}): give the --output of jobs/train.py") from error
     for name in _DIGESTED:
         if f"{hashlib.sha256(contents[name]).hexdigest()}  {name}" not in digests.splitlines():
-            raise ConfigError(
-                f"{uri}: {name} does not match model.sha256: it was changed or copied in part; copy the bundle again"
-            )
+            raise _changed(uri, name, "model.sha256")
     info = json.loads(contents["model.json"])
     if info.get("format") != _BUNDLE_FORMAT or info.get("classes") != list(CLASSES):
         raise ConfigError(f"{uri}: written by another release of bcd_ray: train anew, or use that release")
-    return Bundle(Model(load(contents["model.safetensors"]), info["preprocessing"]), info, _version(contents))
+    model = Model(load(contents["model.safetensors"]), info["preprocessing"])
+    return Bundle(model, info, _version(contents), _load_int8(uri, info))
+
+
+def _load_int8(uri: str, info: dict[str, Any]) -> Int8Graph | None:
+    digests = info.get("int8_sha256", {})
+    found = {}
+    for name, digest in digests.items():
+        try:
+            found[name] = storage.read_bytes(storage.join(uri, name))
+        except NotFoundError as error:
+            raise _changed(uri, name, "model.json") from error
+        if hashlib.sha256(found[name]).hexdigest() != digest:
+            raise _changed(uri, name, "model.json")
+    return Int8Graph(found["model.int8.xml"], found["model.int8.bin"]) if found else None
+
+
+def _changed(uri: str, name: str, digests: str) -> ConfigError:
+    return ConfigError(
+        f"{uri}: {name} does not match {digests}: it was changed or copied in part; copy the bundle again"
+    )
 
 
 def _version(contents: dict[str, bytes]) -> str:

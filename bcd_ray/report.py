@@ -11,6 +11,14 @@ def model_card(info: Mapping[str, Any], metrics: Mapping[str, Any]) -> bytes:
     training = info["training"]
     counts = metrics["counts"]
     synthetic = "\n**Trained on synthetic, drawn images: of no use on real smears.**\n" if info["synthetic"] else ""
+    int8 = info.get("int8")
+    quantized = (
+        f"\n**In int8** (`--engine openvino-int8`): the same class as in fp32 for {int8['agreement']:.2%} of these "
+        f"images, accuracy {int8['accuracy']:.2%} for {int8['accuracy_fp32']:.2%}, probabilities at most "
+        f"{int8['probability_difference']['largest']:.3f} apart.\n"
+        if int8
+        else ""
+    )
     return f"""# Model card
 {synthetic}
 **Intended use.** Suggests one of four classes (benign, early Pre-B, Pre-B, Pro-B) for a peripheral blood smear image,
@@ -28,7 +36,7 @@ performance on new patients.
 ```
 {format_metrics(metrics)}
 ```
-
+{quantized}
 **Known limits.** One hospital, one stain and one microscope per data set; colour of the background alone can give the
 class away; images of other stains, cells or magnifications are outside what the model knows, and it does not say so.
 """.encode()

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bcd_ray.errors import JobError
@@ -19,12 +18,13 @@ _LINE_EVERY_S = 10.0  # where output goes to a log file, a line each ten seconds
 
 @dataclass(frozen=True)
 class ActorPool:
-    """Actors for a Ray Data stage: their number, the threads of each, and the CPUs that each reserves."""
+    """Actors for a Ray Data stage: their number, the threads of each, and the CPUs and GPUs that each reserves."""
 
     least: int
     most: int
     threads: int
     cpus: float
+    gpus: int = 0
 
     def options(self, calls: int = 1) -> dict[str, Any]:
         """Arguments for `Dataset.map_batches`, where an actor runs `calls` batches at a time."""
@@ -37,7 +37,7 @@ class ActorPool:
             max_concurrent_calls_per_actor=calls,
             enable_true_multi_threading=calls > 1,
         )
-        return {"compute": compute, "num_cpus": self.cpus}
+        return {"compute": compute, "num_cpus": self.cpus, "num_gpus": self.gpus}
 
 
 @contextmanager
@@ -98,37 +98,37 @@ def _stderr_silenced() -> Iterator[None]:
         os.close(nothing)
 
 
-def actor_pool(most: int = 0) -> ActorPool:
-    """One actor per machine, or per eight cores of a large one, with as many threads as cores.
+def actor_pool(most: int = 0, gpus: int = 0) -> ActorPool:
+    """One actor per machine, or per eight cores of a large one, with as many threads as cores; or one per GPU.
 
-    Each reserves three quarters of its cores: Ray Data's own tasks need a share too, and an actor pool that takes
-    every CPU waits for ever.
+    Ray counts a machine's cores, and heeds the limits of control groups. Each actor reserves three quarters of its
+    cores: Ray Data's own tasks need a share too, and an actor pool that takes every CPU waits for ever.
 
     Args:
         most: the largest number of actors on a cluster that grows on demand; 0 for what its cores carry now.
+        gpus: that each actor takes.
     """
     import ray
 
-    cores = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-    cores = [count for count in cores if count >= 1]
-    threads = int(min([8.0, *cores]))
-    reserved = 0.75 * threads
-    fit = max(1, sum(int(count // reserved) for count in cores))
-    return ActorPool(least=fit, most=max(fit, most), threads=threads, cpus=reserved)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    if gpus:
+        nodes = [resources for resources in nodes if resources.get("GPU", 0) >= gpus]
+        shares = [resources["CPU"] * gpus / resources["GPU"] for resources in nodes]
+        threads = max(1, int(min(shares)))
+        fit = sum(int(resources["GPU"] // gpus) for resources in nodes)
+    else:
+        cores = [resources["CPU"] for resources in nodes]
+        threads = int(min([8.0, *cores]))
+        fit = max(1, sum(int(count // (0.75 * threads)) for count in cores))
+    return ActorPool(least=fit, most=max(fit, most), threads=threads, cpus=0.75 * threads, gpus=gpus)
 
 
-def available_cores() -> int:
-    """Cores that this process may use: those of its affinity, fewer where a control group grants less time."""
-    cores = float(len(os.sched_getaffinity(0)))
-    for quota_file, period_file in (("cpu.max", "cpu.max"), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            quota = Path("/sys/fs/cgroup", quota_file).read_text().split()[0]
-            period = Path("/sys/fs/cgroup", period_file).read_text().split()[-1]
-        except OSError:  # the other version of control groups, or none
-            continue
-        if quota not in ("max", "-1"):
-            cores = min(cores, int(quota) / int(period))
-    return max(1, int(cores))
+def gpu_count() -> float:
+    """GPUs of the cluster as it is now."""
+    import ray
+
+    count: float = ray.cluster_resources().get("GPU", 0.0)
+    return count
 
 
 class Progress:
@@ -185,5 +185,5 @@ def library_versions() -> dict[str, str]:
 
     from bcd_ray import __version__
 
-    names = ("ray", "torch", "openvino", "numpy", "pillow", "pyarrow")
+    names = ("ray", "torch", "openvino", "numpy", "pillow", "pyarrow", "simplejpeg")
     return {"bcd_ray": __version__, "python": sys.version.split()[0], **{name: version(name) for name in names}}

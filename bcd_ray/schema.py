@@ -78,7 +78,7 @@ MANIFEST = {
     "started_at": "When the run was planned, UTC",
     "published_at": "When the rows were published, UTC",
     "identity": "Everything besides the shards that changes the rows: model, schema, decoder, limits",
-    "engine": "What the network ran on",
+    "engine": "What the network ran on, and why that",
     "versions": "Versions of this package, Python and the libraries that compute",
     "configuration": "The job's options",
     "statuses": "Rows by status",

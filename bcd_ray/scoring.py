@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -17,14 +18,14 @@ from bcd_ray import schema, storage
 from bcd_ray.archive import Entry, given_up, kind_of, map_ahead, read_shards
 from bcd_ray.config import ScoreConfig
 from bcd_ray.embedding import in_batches
-from bcd_ray.engine import BATCH, OpenVinoEngine, Outputs, softmax
+from bcd_ray.engine import Choice, EngineName, Outputs, choose_engine, open_engine, precision, softmax
 from bcd_ray.errors import ConfigError, JobError, NotFoundError, StorageError
 from bcd_ray.images import DECODER_VERSION, Decoded, Limits, Pixels, Rejected, decode
 from bcd_ray.isolation import MAX_ATTEMPTS, Decoder, Turns, decode_apart, start_counter
 from bcd_ray.labels import CLASSES
 from bcd_ray.ledger import Ledger, Unit
 from bcd_ray.model import Bundle, load_bundle
-from bcd_ray.runtime import Progress, actor_pool, library_versions, ray_session, say
+from bcd_ray.runtime import Progress, actor_pool, gpu_count, library_versions, ray_session, say
 from bcd_ray.storage import StoredObject
 
 _MOST_TASKS = 4000  # of Ray Data, each of one unit or, in a large plan, several: its driver keeps state for every task
@@ -50,13 +51,15 @@ def score(config: ScoreConfig) -> Outcome:
     plan = ledger.plan(shards, _identity(bundle, config))
     if not plan.units:
         return Outcome(None, len(shards))
-    facts = {"engine": OpenVinoEngine.name, "versions": library_versions(), "configuration": asdict(config)}
-    ledger.begin(plan, facts)
     unfinished = ledger.unfinished(plan)
-    say(f"run {plan.run_id}: {len(plan.units):,} units, {len(plan.units) - len(unfinished):,} of them done before")
-    if unfinished:
-        with ray_session():
-            _score_units(unfinished, bundle, ledger, config)
+    with ray_session() if unfinished else nullcontext():
+        choice = choose_engine(config.engine, gpu_count() if unfinished else 0)
+        facts = {"engine": asdict(choice), "versions": library_versions(), "configuration": asdict(config)}
+        ledger.begin(plan, facts)
+        done = len(plan.units) - len(unfinished)
+        say(f"run {plan.run_id}: {len(plan.units):,} units, {done:,} of them done before; {choice}")
+        if unfinished:
+            _score_units(unfinished, bundle, choice, ledger, config)
     return Outcome(ledger.publish(plan), len(shards))
 
 
@@ -94,23 +97,24 @@ def _identity(bundle: Bundle, config: ScoreConfig) -> dict[str, Any]:
         "model_version": bundle.version,
         "schema_version": schema.SCHEMA_VERSION,
         "decoder_version": DECODER_VERSION,
+        "precision": precision(config.engine, bundle),
         "max_image_bytes": config.max_image_bytes,
         "max_pixels": config.max_pixels,
     }
 
 
-def _score_units(units: list[Unit], bundle: Bundle, ledger: Ledger, config: ScoreConfig) -> None:
+def _score_units(units: list[Unit], bundle: Bundle, choice: Choice, ledger: Ledger, config: ScoreConfig) -> None:
     """Each unit's rows go from the actor that made them straight to storage; only counts come back."""
     import ray
 
-    pool = actor_pool(config.max_actors)
+    pool = actor_pool(config.max_actors, choice.gpus)
     limits = Limits(config.max_image_bytes, config.max_pixels)
     counts = ray.data.from_items(
         [{"unit": unit} for unit in units], override_num_blocks=min(len(units), _MOST_TASKS)
     ).map_batches(
         UnitScorer,
         batch_size=1,
-        fn_constructor_args=(bundle, ledger, limits, pool.threads, start_counter()),
+        fn_constructor_args=(bundle, choice.name, ledger, limits, pool.threads, start_counter()),
         **pool.options(calls=_UNITS_AT_A_TIME),
     )
     loose = sum(len(unit.shards) for unit in units if kind_of(unit.shards[0].uri) == "image")
@@ -131,8 +135,10 @@ def _score_units(units: list[Unit], bundle: Bundle, ledger: Ledger, config: Scor
 class UnitScorer:
     """Ray Data actor: reads, decodes and scores units, and writes their rows; several threads may call it."""
 
-    def __init__(self, bundle: Bundle, ledger: Ledger, limits: Limits, threads: int, starts: Any) -> None:
-        self._engine = OpenVinoEngine(bundle.model.tensors, bundle.model.preprocessing, threads)
+    def __init__(
+        self, bundle: Bundle, engine: EngineName, ledger: Ledger, limits: Limits, threads: int, starts: Any
+    ) -> None:
+        self._engine = open_engine(engine, bundle, threads)
         self._version, self._ledger, self._limits = bundle.version, ledger, limits
         self._pool, self._starts, self._turns = ThreadPoolExecutor(threads), starts, Turns(_UNITS_AT_A_TIME)
 
@@ -163,12 +169,12 @@ class UnitScorer:
         def scorable() -> Iterator[Pixels]:
             entries = given_up(unit.shards) if attempt > MAX_ATTEMPTS else read_shards(unit.shards, self._limits)
             describe = partial(_describe, decode_one, self._limits)
-            for row, pixels in map_ahead(self._pool, describe, entries, ahead=4 * BATCH):
+            for row, pixels in map_ahead(self._pool, describe, entries, ahead=4 * self._engine.batch):
                 found.append(row)
                 if pixels is not None:
                     yield pixels
 
-        outputs = list(self._engine.run(in_batches(scorable())))
+        outputs = list(self._engine.run(in_batches(scorable(), self._engine.batch)))
         return _table(found, outputs, self._version)
 
 

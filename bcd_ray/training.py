@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bcd_ray import quantization
 from bcd_ray.config import TrainConfig
 from bcd_ray.dataset import LabelledImage, Labels, hold_out, list_labelled, says_synthetic
 from bcd_ray.embedding import Embedded, embed
@@ -37,6 +38,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """Fit a model, write its bundle, and return its metrics."""
     images = list_labelled(config.data)
     refuse_to_replace(config.output, "model.sha256")
+    if config.int8:
+        quantization.check_installed()
     synthetic = says_synthetic(config.data)
     model = pretrained(config.weights)
     labels = np.array([image.label for image in images])
@@ -74,10 +77,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "metrics": {name: metrics[name] for name in ("part", "images", "accuracy", "macro", "protocol")},
         "versions": library_versions(),
     }
+    fitted, int8 = model.with_head(head.weight, head.bias), None
+    if config.int8:
+        say("quantising to int8")
+        int8 = quantization.quantize(fitted, train_images, head.logits(plain.embeddings[0, split.train]))
+        info["int8"] = metrics["int8"] = quantization.compare(int8, held_out_images, head.logits(held_out))
     write_results(config.output, metrics, figures)
-    save_bundle(
-        config.output, model.with_head(head.weight, head.bias), info, {"MODEL_CARD.md": model_card(info, metrics)}
-    )
+    save_bundle(config.output, fitted, info, {"MODEL_CARD.md": model_card(info, metrics)}, int8)
     return metrics
 
 

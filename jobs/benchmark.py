@@ -1,4 +1,4 @@
-"""Measure what can be claimed of speed: `python jobs/benchmark.py --what ledger`, `--what plan`."""
+"""Measure what can be claimed of speed: `python jobs/benchmark.py --what speed|startup|ledger|plan`."""
 
 import json
 
@@ -9,8 +9,16 @@ from bcd_ray.errors import EXIT_OK
 
 def main(config: BenchmarkConfig) -> int:
     from bcd_ray.benchmarks.ledger import ledger_cost, plan_cost
+    from bcd_ray.benchmarks.speed import compare_speed
+    from bcd_ray.benchmarks.startup import startup_times
 
-    print(json.dumps(ledger_cost(config) if config.what == "ledger" else plan_cost(), indent=2))
+    if config.what == "speed":
+        found: object = {name: value for name, value in compare_speed(config).items() if name != "runs"}
+    elif config.what == "startup":
+        found = startup_times(config)
+    else:
+        found = ledger_cost(config) if config.what == "ledger" else plan_cost()
+    print(json.dumps(found, indent=2))
     return EXIT_OK
 
 

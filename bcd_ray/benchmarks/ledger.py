@@ -42,7 +42,7 @@ def ledger_cost(config: BenchmarkConfig) -> dict[str, Any]:
         starts = start_counter()
         for number in range(config.rounds + 1):
             ledger = Ledger(f"{folder}/output-{number}")
-            scorer = UnitScorer(bundle, ledger, Limits(), threads=2, starts=starts)
+            scorer = UnitScorer(bundle, "openvino", ledger, Limits(), threads=2, starts=starts)
             units = ledger.plan(shards, {}).units
             without = _seconds(lambda: [scorer.rows(unit, attempt=1) for unit in units])  # noqa: B023
 

@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from bcd_ray.errors import JobError
 
 Marks = Sequence[tuple[float, int]]  # the clock in seconds, and the images done by then, both growing
@@ -48,13 +50,12 @@ def run_program(command: Sequence[str], environment: Mapping[str, str]) -> tuple
 
 
 def steady_rate(marks: Marks) -> float:
-    """Images a second between the first mark past 20 % of the images and the first past 80 %: no start, no end."""
-    total = marks[-1][1]
-    begin = next(mark for mark in marks if mark[1] >= 0.2 * total)
-    end = next(mark for mark in marks if mark[1] >= 0.8 * total)
-    if end[0] <= begin[0]:
+    """Images a second while between 20 % and 80 % of the images are done, by least squares: no start, no end."""
+    when, done = np.array(marks).T
+    middle = (done >= 0.2 * done[-1]) & (done <= 0.8 * done[-1])
+    if len(np.unique(when[middle])) < 3:
         raise JobError(f"too few results for a rate ({len(marks)}): measure with more images")
-    return (end[1] - begin[1]) / (end[0] - begin[0])
+    return float(np.polyfit(when[middle] - when[0], done[middle], 1)[0])
 
 
 def _sample(root: int, known: set[int], usage: Usage) -> None:

@@ -1,28 +1,30 @@
 """What the job is compared with, each as its documentation writes it, and the ceiling: programs of their own.
 
-`python -m bcd_ray.benchmarks.peers NAME BUNDLE FOLDER PRECISION` scores all images of the folder and prints a line for
-every batch that is done: the clock in seconds, and the images so far.
+`python -m bcd_ray.benchmarks.peers NAME BUNDLE FOLDER [ENGINE]` scores all images of the folder and prints a line for
+every batch: the clock in seconds when it was done, and the images so far.
 """
 
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-_BATCH = 32
+from bcd_ray.engine import EngineName
+
+Done = tuple[float, int]  # when a batch was done, and how many images it had
+_BATCH, _CORES = 32, len(os.sched_getaffinity(0))
 
 
-def pytorch(bundle: str, folder: str) -> Iterator[int]:
+def pytorch(bundle: str, folder: str) -> Iterator[Done]:
     """A DataLoader with a worker for each core, torchvision's transforms, the network in torch."""
     import torch
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
-
-    from bcd_ray.runtime import available_cores
 
     steps = [transforms.Resize((224, 224)), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
     to_tensor = transforms.Compose(steps)
@@ -39,11 +41,11 @@ def pytorch(bundle: str, folder: str) -> Iterator[int]:
 
     network = _torch_network(bundle)
     with torch.inference_mode():
-        for images in DataLoader(Images(), batch_size=_BATCH, num_workers=available_cores()):
-            yield len(network(images).softmax(1))
+        for images in DataLoader(Images(), batch_size=_BATCH, num_workers=_CORES):
+            yield time.time(), len(network(images).softmax(1))
 
 
-def ray_pattern(bundle: str, folder: str) -> Iterator[int]:
+def ray_pattern(bundle: str, folder: str) -> Iterator[Done]:
     """Ray Data's guide to batch inference: `read_images`, a map that scales, and actors that run the network."""
     import ray
     import torch
@@ -62,26 +64,26 @@ def ray_pattern(bundle: str, folder: str) -> Iterator[int]:
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             with torch.inference_mode():
-                return {"p": self.network(torch.as_tensor(batch["image"])).softmax(1).numpy()}
+                p = self.network(torch.as_tensor(batch["image"])).softmax(1).numpy()
+            return {"p": p, "done_at": np.full(len(p), time.time())}  # blocks of many batches come back at once
 
     with ray_session():
         images = ray.data.read_images(folder, mode="RGB", size=(224, 224)).map(preprocess)
         scored = images.map_batches(Predictor, batch_size=_BATCH, compute=ray.data.ActorPoolStrategy(size=1))
-        for batch in scored.iter_batches(batch_size=None):
-            yield len(batch["p"])
+        done_at = np.concatenate([batch["done_at"] for batch in scored.iter_batches(batch_size=None)])
+    yield from zip(*np.unique(done_at, return_counts=True), strict=True)
 
 
-def ceiling(bundle: str, folder: str, precision: str) -> Iterator[int]:
+def ceiling(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
     """One process without Ray: the same engine, JPEGs decoded in threads, and nothing else."""
     import tarfile
     from concurrent.futures import ThreadPoolExecutor
 
     from bcd_ray.archive import map_ahead
     from bcd_ray.embedding import in_batches
-    from bcd_ray.engine import BATCH, OpenVinoEngine
+    from bcd_ray.engine import open_engine
     from bcd_ray.images import Decoded, Limits, Pixels, decode
     from bcd_ray.model import load_bundle
-    from bcd_ray.runtime import available_cores
 
     def members() -> Iterator[bytes]:
         for path in sorted(Path(folder).glob("*.tar")):
@@ -95,12 +97,11 @@ def ceiling(bundle: str, folder: str, precision: str) -> Iterator[int]:
         assert isinstance(decoded, Decoded)
         return decoded.pixels
 
-    threads = available_cores()
-    model = load_bundle(bundle).model
-    engine = OpenVinoEngine(model.tensors, model.preprocessing, threads)
+    threads = _CORES
+    network = open_engine(engine, load_bundle(bundle), threads)
     with ThreadPoolExecutor(threads) as pool:
-        for outputs in engine.run(in_batches(map_ahead(pool, pixels, members(), ahead=4 * BATCH))):
-            yield len(outputs.logits)
+        for outputs in network.run(in_batches(map_ahead(pool, pixels, members(), ahead=4 * network.batch))):
+            yield time.time(), len(outputs.logits)
 
 
 def _torch_network(bundle: str) -> Any:
@@ -117,9 +118,11 @@ def _torch_network(bundle: str) -> Any:
     return network.eval()
 
 
+_PEERS: dict[str, Callable[..., Iterator[Done]]] = {"pytorch": pytorch, "ray_pattern": ray_pattern, "ceiling": ceiling}
+
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]
     done = 0
-    for count in {"pytorch": pytorch, "ray_pattern": ray_pattern, "ceiling": ceiling}[name](*arguments):
+    for when, count in _PEERS[name](*arguments):
         done += count
-        print(time.time(), done, flush=True)
+        print(when, done, flush=True)

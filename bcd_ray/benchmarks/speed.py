@@ -1,0 +1,250 @@
+"""Images a second of the job, of what others would write, and of the engine alone: in turn, on the same images."""
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from PIL import Image
+
+from bcd_ray import storage
+from bcd_ray.archive import read_shard
+from bcd_ray.benchmarks.measure import Usage, run_program, steady_rate
+from bcd_ray.config import BenchmarkConfig, PackConfig
+from bcd_ray.dataset import list_labelled
+from bcd_ray.embedding import in_batches
+from bcd_ray.engine import EngineName, open_engine
+from bcd_ray.images import Decoded, Limits, decode
+from bcd_ray.ledger import Ledger
+from bcd_ray.model import load_bundle, pretrained, save_bundle
+from bcd_ray.packing import pack
+from bcd_ray.runtime import say
+from bcd_ray.scoring import UnitScorer
+from bcd_ray.synthetic import draw_smear
+
+# What glibc frees it keeps, so that the next batch finds its pages: 2.5 times the speed of the PyTorch loop.
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
+_JOB = Path(__file__).parents[2] / "jobs" / "score.py"
+_LOOKS = ("Benign", "Early", "Pre", "Pro")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The same images as loose files and as tar shards, and a model."""
+
+    folder: Path
+    images: int
+    engine: EngineName
+
+    @property
+    def loose(self) -> str:
+        return str(self.folder / "loose")
+
+    @property
+    def shards(self) -> str:
+        return str(self.folder / "shards")
+
+    @property
+    def model(self) -> str:
+        return str(self.folder / "model")
+
+
+def compare_speed(config: BenchmarkConfig) -> dict[str, Any]:
+    """Run each program once a round, and write `speed.json` and `speed.png` to the output."""
+    with bench(config) as made:
+        programs = _programs(made)
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
+        for number in range(1, config.rounds + 1):
+            for name, program in programs.items():
+                runs[name].append(program())
+                one = runs[name][-1]
+                say(f"round {number}  {name:32} {one['steady']:6.1f} images/s steady, {one['whole']:6.1f} as a whole")
+        found = {
+            "images": made.images,
+            "source": config.data or f"synthetic, {config.image_width}x{config.image_height}",
+            "engine": made.engine,
+            "cores": len(os.sched_getaffinity(0)),
+            "programs": {name: _summary(of, runs["job"]) for name, of in runs.items()},
+            "runs": runs,
+            "core_milliseconds_an_image": stages(made),
+        }
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "speed.json").write_text(json.dumps(found, indent=2) + "\n")
+    _plot(found, output / "speed.png")
+    return found
+
+
+@contextmanager
+def bench(config: BenchmarkConfig) -> Iterator[Bench]:
+    """Draw or link the images, pack them, and make a model; all is deleted at the end."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        loose = folder / "loose"
+        if config.data:
+            _link(config.data, loose, config.images)
+        else:
+            _draw(loose, config)
+        pack(PackConfig(str(loose), str(folder / "shards"), images_per_shard=config.images_per_shard))
+        made = Bench(folder, config.images, config.engine)
+        random = np.random.default_rng(0)
+        model = pretrained("keras").with_head(
+            random.normal(0, 0.1, (4, 1280)).astype(np.float32), np.zeros(4, np.float32)
+        )
+        int8 = None
+        if config.engine == "openvino-int8":
+            from bcd_ray.quantization import quantize
+
+            images = list_labelled(str(loose))[:64]
+            int8 = quantize(model, images, np.zeros((len(images), 4), np.float32))
+        save_bundle(made.model, model, {}, {}, int8)
+        yield made
+
+
+def stages(made: Bench) -> dict[str, float]:
+    """Processor milliseconds for each image, stage by stage, each alone in one process."""
+    bundle, shards = load_bundle(made.model), list(storage.list_objects(made.shards))[:4]
+    threads = len(os.sched_getaffinity(0))
+    engine = open_engine(made.engine, bundle, threads)
+    entries, read = _timed(lambda: [entry for shard in shards for entry in read_shard(shard, Limits())])
+    data = [entry.content for entry in entries if isinstance(entry.content, bytes)]
+    decoded, decoding = _timed(lambda: [decode(one, Limits()) for one in data])
+    pixels = [image.pixels for image in decoded if isinstance(image, Decoded)]
+    _, network = _timed(lambda: list(engine.run(in_batches(iter(pixels), engine.batch))))
+    with tempfile.TemporaryDirectory() as output:
+        ledger = Ledger(output)
+        units = ledger.plan(shards, {}).units
+        scorer = UnitScorer(bundle, made.engine, ledger, Limits(), threads, None)
+
+        def score_units() -> None:
+            for unit in units:
+                ledger.write_unit(unit, scorer.rows(unit, attempt=1))
+
+        _, all_stages = _timed(score_units)
+    seconds = {"read": read, "decode": decoding, "network": network}
+    seconds["rows, digests, writing and threads"] = max(0.0, all_stages - sum(seconds.values()))
+    return {name: 1000 * value / len(data) for name, value in seconds.items()}
+
+
+def _programs(made: Bench) -> dict[str, Callable[[], dict[str, float]]]:
+    def peer(name: str, folder: str, *more: str, **environment: str) -> Callable[[], dict[str, float]]:
+        command = [sys.executable, "-m", "bcd_ray.benchmarks.peers", name, made.model, folder, *more]
+
+        def run() -> dict[str, float]:
+            output, usage = run_program(command, environment)
+            lines = (line.split() for line in output.splitlines())
+            return _figures([(float(when), int(done)) for when, done in lines], usage)
+
+        return run
+
+    return {
+        "job": lambda: run_job(made.model, made.shards, made.engine),
+        "ceiling": peer("ceiling", made.shards, made.engine),
+        "PyTorch loop": peer("pytorch", made.loose),
+        "PyTorch loop, malloc tuned": peer("pytorch", made.loose, **_MALLOC),
+        "Ray's pattern": peer("ray_pattern", made.loose),
+        "Ray's pattern, malloc tuned": peer("ray_pattern", made.loose, **_MALLOC),
+    }
+
+
+def run_job(model: str, shards: str, engine: str) -> dict[str, float]:
+    """The figures of one run of jobs/score.py; the time of each unit's rows is in its rows."""
+    with tempfile.TemporaryDirectory() as output:
+        command = [
+            sys.executable,
+            str(_JOB),
+            "--model",
+            model,
+            "--input",
+            shards,
+            "--output",
+            output,
+            "--engine",
+            engine,
+        ]
+        usage = run_program(command, {})[1]
+        scored_at = pc.value_counts(ds.dataset(f"{output}/predictions").to_table(columns=["scored_at"])["scored_at"])
+    counts = sorted((one["values"].timestamp(), one["counts"]) for one in scored_at.to_pylist())
+    done = np.cumsum([count for _, count in counts]).tolist()
+    return _figures([(when, total) for (when, _), total in zip(counts, done, strict=True)], usage)
+
+
+def _figures(marks: list[tuple[float, int]], usage: Usage) -> dict[str, float]:
+    images = marks[-1][1]
+    return {
+        "steady": steady_rate(marks),
+        "whole": images / usage.wall_s,
+        "first_result_s": marks[0][0] - usage.started,
+        "cpu_s_per_1000": 1000 * usage.cpu_s / images,
+        "peak_gb": usage.peak_gb,
+    }
+
+
+def _summary(runs: list[dict[str, float]], job: list[dict[str, float]]) -> dict[str, float]:
+    """Medians over the rounds, and how many times as fast the job is, round by round."""
+    medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    ratios = {
+        f"job_is_{name}_times": statistics.median(one[name] / run[name] for one, run in zip(job, runs, strict=True))
+        for name in ("steady", "whole")
+    }
+    return medians | ratios
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.process_time()
+    return work(), time.process_time() - start
+
+
+def _draw(folder: Path, config: BenchmarkConfig) -> None:
+    say(f"drawing {config.images} synthetic smears")
+    size = config.image_width, config.image_height
+
+    def draw(number: int) -> None:
+        path = folder / _LOOKS[number % 4] / f"{number:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(draw_smear(number % 4, number))
+        (image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)).save(path, quality=90)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(draw, range(config.images)))
+
+
+def _link(data: str, folder: Path, most: int) -> None:
+    """Link images of a folder per class, all of them several times over where more are wanted."""
+    images = list_labelled(data)
+    for number in range(most):
+        image = images[number % len(images)]
+        path = folder / _LOOKS[image.label] / f"{number:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(image.stored.uri)
+
+
+def _plot(found: dict[str, Any], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    speeds, costs = figure.subplots(1, 2)
+    programs = found["programs"]
+    speeds.barh(list(programs), [each["steady"] for each in programs.values()])
+    for row, each in enumerate(programs.values()):
+        speeds.text(each["steady"], row, f" {each['steady']:.0f}", va="center")
+    speeds.invert_yaxis()
+    speeds.set(xlabel="images a second, steady", title=f"{found['engine']}, {found['cores']} cores")
+    bottom = 0.0
+    for name, value in found["core_milliseconds_an_image"].items():
+        costs.bar(0, value, bottom=bottom, label=f"{name}: {value:.2f}")
+        bottom += value
+    costs.set(xticks=[], ylabel="core milliseconds an image", title=found["source"][:40])
+    costs.legend()
+    figure.savefig(path, dpi=120)
