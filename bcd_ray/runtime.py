@@ -1,6 +1,5 @@
 """The Ray session of a job, how many actors its cores carry, and the progress that a person sees."""
 
-import json
 import logging
 import os
 import sys
@@ -47,8 +46,6 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 whatever else runs takes the cores
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray counts the machine's cores, whatever the affinity; `num_cpus` is refused where a cluster is joined.
-    os.environ.setdefault("RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": available_cores()}))
     # Ray 2.60 prints an error for every actor of a Ray Data pool, though nothing is wrong and nothing can be done.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
