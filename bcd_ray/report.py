@@ -11,6 +11,12 @@ def model_card(info: Mapping[str, Any], metrics: Mapping[str, Any]) -> bytes:
     training = info["training"]
     counts = metrics["counts"]
     synthetic = "\n**Trained on synthetic, drawn images: of no use on real smears.**\n" if info["synthetic"] else ""
+    patients = (
+        "The groups are as the user gave them."
+        if training["split"] == "grouped"
+        else "Images of one patient can stand on both sides, so these figures are no measure of\nperformance on new "
+        "patients."
+    )
     return f"""# Model card
 {synthetic}
 **Intended use.** Suggests one of four classes (benign, early Pre-B, Pre-B, Pro-B) for a peripheral blood smear image,
@@ -20,8 +26,7 @@ to support a haematologist. It makes no diagnosis and replaces no expert: every 
 
 **Data.** {counts["usable"]} images of {counts["images"]} found in `{training["data"]}`; {counts["summary"]}.
 
-**Protocol.** {metrics["protocol"]}. Images of one patient can stand on both sides, so these figures are no measure of
-performance on new patients.
+**Protocol.** {metrics["protocol"]}. {patients}
 
 **Figures** on the {metrics["part"]} part, one run with seed {training["seed"]}, no spread:
 
