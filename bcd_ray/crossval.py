@@ -22,6 +22,7 @@ from bcd_ray.label_check import check_labels
 from bcd_ray.labels import CLASSES, DISPLAY_NAMES
 from bcd_ray.metrics import confusion_matrix
 from bcd_ray.model import pretrained
+from bcd_ray.report import validation_report
 from bcd_ray.runtime import Progress, library_versions
 from bcd_ray.shortcuts import SHORTCUTS
 from bcd_ray.splits import Fold, Labels, Layout, Rules, clusters, cross_validate
@@ -80,7 +81,9 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
     }
     _write_table(config.output, "predictions", _predictions(read, digests, layout.labels, runs, splits))
     _write_table(config.output, "disputed_labels", table)
-    write_results(config.output, metrics, _figures(metrics, table, {image.name: image for image in read}))
+    figures = _figures(metrics, table, {image.name: image for image in read})
+    storage.write_bytes(storage.join(config.output, "report.html"), validation_report(metrics, figures))
+    write_results(config.output, metrics, figures)
     return metrics
 
 
