@@ -3,21 +3,26 @@
 Configurations check themselves when made, before anything is imported, read or started.
 """
 
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from bcd_ray import storage
 from bcd_ray.errors import ConfigError
 
+Protocol = Literal["random", "blocked", "forward", "grouped"]
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Fit the classifier on a folder per class and write a model bundle."""
 
-    data: str
-    """Folder of labelled images, one folder per class (names of both public releases): a path or s3://."""
-    output: str
-    """Where the model bundle goes: an empty or new folder, a path or s3://."""
+def _default_cache() -> str:
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "bcd_ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FitOptions:
+    """How heads are fitted and the images split, in training and in cross-validation."""
+
     epochs: int = 5
     """Passes over the training images and their augmented views."""
     learning_rate: float = 0.003
@@ -26,44 +31,108 @@ class TrainConfig:
     """Images a step, over all workers together."""
     augmented_views: int = 4
     """Augmented views of each training image; an epoch goes through the image itself and all of them."""
+    weights: Literal["keras", "torchvision"] = "keras"
+    """ImageNet weights: the paper's, which come with the package, or torchvision's own, which it downloads."""
     test_fraction: float = 0.3
-    """Share of each class that is kept for the test."""
+    """Share of each class that is kept for the test; cross-validation uses it for `forward` alone."""
+    block: int = 100
+    """Images in a block of capture order, at most: what `blocked` keeps whole, and what the intervals draw."""
+    embargo: int = 40
+    """Images left out of training on each side of a test block in capture order, with `blocked` and `forward`."""
+    group_pattern: str = ""
+    """For `grouped`: regular expression that finds the patient or slide in an image's path; its first group, if any."""
+    group_table: str = ""
+    """For `grouped`: CSV or Parquet with the columns `image` (path below --data) and `group`: a path or s3://."""
+    cache: str = field(default_factory=_default_cache)
+    """Folder that keeps embeddings, so that the next run on the same images starts at once: a path or s3://; empty
+    for none."""
+
+    def __post_init__(self) -> None:
+        _normalize(self, *(name for name in ("cache", "group_table") if getattr(self, name)))
+        _at_least(self, 1, "epochs", "batch_size", "block")
+        _at_least(self, 0, "augmented_views", "embargo")
+        if not self.learning_rate > 0:
+            raise ConfigError("--learning-rate must be above 0")
+        if not 0 < self.test_fraction < 1:
+            raise ConfigError("--test-fraction must be between 0 and 1")
+        if self.group_pattern and self.group_table:
+            raise ConfigError("--group-pattern and --group-table exclude each other: give one")
+        try:
+            re.compile(self.group_pattern)
+        except re.error as error:
+            raise ConfigError(f"--group-pattern {self.group_pattern!r} is no regular expression: {error}") from error
+
+    def _check_groups(self, protocols: Collection[str]) -> None:
+        if "grouped" in protocols and not (self.group_pattern or self.group_table):
+            raise ConfigError(
+                "--split grouped needs --group-pattern or --group-table: the images do not say which patient they are "
+                "of; without such ids use --split blocked"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig(_FitOptions):
+    """Fit the classifier on a folder per class and write a model bundle."""
+
+    data: str
+    """Folder of labelled images, one folder per class (names of both public releases): a path or s3://."""
+    output: str
+    """Where the model bundle goes: an empty or new folder, a path or s3://."""
+    split: Protocol = "random"
+    """Which images are the test: `random`, the paper's; `blocked`, runs of the capture order; `forward`, the first
+    share of the capture order; `grouped`, whole patients or slides."""
     holdout: Literal["test", "validation"] = "test"
     """Part to evaluate on. `validation` sets the test images aside, unseen, and evaluates on a fifth of the training
     images: choose settings with it."""
-    weights: Literal["keras", "torchvision"] = "keras"
-    """ImageNet weights: the paper's, which come with the package, or torchvision's own, which it downloads."""
     workers: int = 0
     """Ray Train workers that fit the head; 0 fits in the driver and saves some 20 s of start-up."""
     seed: int = 0
-    """Of the split, the augmentation and the fit: the same seed gives the same metrics."""
+    """Of the split and the fit: the same seed gives the same metrics."""
     int8: bool = False
     """Put the network in 8-bit integers into the bundle too, calibrated on training images: for `jobs/score.py
     --engine openvino-int8`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _normalize(self, "data", "output")
-        _at_least(self, 1, "epochs", "batch_size")
-        _at_least(self, 0, "augmented_views", "workers", "seed")
-        if not self.learning_rate > 0:
-            raise ConfigError("--learning-rate must be above 0")
-        if not 0 < self.test_fraction < 1:
-            raise ConfigError("--test-fraction must be between 0 and 1")
+        _at_least(self, 0, "workers", "seed")
+        self._check_groups((self.split,))
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    """Measure a trained model on a folder of labelled images."""
+class EvaluateConfig(_FitOptions):
+    """Measure a trained model on a folder of labelled images, or, with --cross-validate, the settings themselves."""
 
-    model: str
-    """Model bundle, written by jobs/train.py: a path or s3://."""
     data: str
     """Folder of labelled images, one folder per class: a path or s3://."""
     output: str
     """Where metrics and figures go: an empty or new folder, a path or s3://."""
+    model: str = ""
+    """Model bundle, written by jobs/train.py: a path or s3://. Not with --cross-validate."""
+    cross_validate: bool = False
+    """Fit heads over folds and seeds instead of measuring a model."""
+    split: tuple[Protocol, ...] = ("random", "blocked", "forward")
+    """Protocols to cross-validate (see jobs/train.py)."""
+    folds: int = 5
+    """Folds of each protocol; `forward` always has two: the first share of the capture order and the last."""
+    seeds: int = 3
+    """Repetitions, each with a split and a fit of its own."""
 
     def __post_init__(self) -> None:
-        _normalize(self, "model", "data", "output")
+        super().__post_init__()
+        _normalize(self, "data", "output", *(["model"] if self.model else []))
+        if self.cross_validate == bool(self.model):
+            raise ConfigError("give either --model, to measure a model, or --cross-validate, to measure the settings")
+        if not self.cross_validate:
+            kept = {"data", "output", "model", "cross_validate", "cache", "block", "group_pattern", "group_table"}
+            for each in fields(self):
+                if each.name not in kept and getattr(self, each.name) != each.default:
+                    raise ConfigError(f"--{each.name.replace('_', '-')} goes with --cross-validate")
+        _at_least(self, 2, "folds")
+        _at_least(self, 1, "seeds")
+        if not self.split:
+            raise ConfigError("--split names no protocol")
+        self._check_groups(self.split)
 
 
 @dataclass(frozen=True)

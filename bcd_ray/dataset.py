@@ -1,18 +1,19 @@
-"""Labelled images: a folder per class becomes a list, and the list a training part and a part kept aside."""
+"""Labelled images: a folder per class becomes a list, in capture order, with groups where they are known."""
 
+import io
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from bcd_ray import storage
 from bcd_ray.archive import kind_of
 from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.labels import CLASSES, class_of_path
+from bcd_ray.splits import Labels
 from bcd_ray.storage import StoredObject
-
-Labels = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 SYNTHETIC_MARK = "SYNTHETIC.txt"  # a file of this name in a data folder says that its images are drawn
 
@@ -49,28 +50,65 @@ def list_labelled(uri: str) -> list[LabelledImage]:
     return found
 
 
-def hold_out(labels: Labels, groups: Labels, fraction: float, seed: int) -> Mask:
-    """Choose the images to keep aside: stratified by class, seeded, no group on both sides.
+def capture_order(images: Sequence[LabelledImage]) -> Labels:
+    """(n,) position of each image among those of its class, in the natural order of names: the files' numbers count."""
+    order = np.zeros(len(images), np.int64)
+    position = Counter[int]()
+    for index in sorted(range(len(images)), key=lambda index: _natural(images[index].name)):
+        order[index] = position[images[index].label]
+        position[images[index].label] += 1
+    return order
+
+
+def group_numbers(images: Sequence[LabelledImage], pattern: str, table: str) -> Labels | None:
+    """(n,) number of each image's patient or slide, or None where neither a pattern nor a table says.
 
     Args:
-        labels: (n,) class of each image.
-        groups: (n,) group of each image, such as its near duplicates; a group goes whole to one side.
-        fraction: share of each class to keep aside.
-        seed: of the choice.
+        pattern: regular expression searched in an image's name; its first group, or else all it matches, is the id.
+        table: CSV or Parquet file with the columns `image` (name below the data folder) and `group`.
 
-    Returns:
-        (n,) True where the image is kept aside; the count of a class is at most one group off its share.
+    Raises:
+        ConfigError: the table cannot be used, or an image gets no group.
     """
-    random = np.random.default_rng(seed)
-    aside = np.zeros(len(labels), bool)
-    _, first, sizes = np.unique(groups, return_index=True, return_counts=True)
-    for label in np.unique(labels):
-        wanted = round(fraction * int((labels == label).sum()))
-        for group in random.permutation(np.flatnonzero(labels[first] == label)):
-            if sizes[group] <= wanted:
-                aside[groups == groups[first[group]]] = True
-                wanted -= int(sizes[group])
-    return aside
+    if not pattern and not table:
+        return None
+    if pattern:
+        matches = [re.search(pattern, image.name) for image in images]
+        groups = [match and match[1 if match.re.groups else 0] for match in matches]
+    else:
+        known = _read_groups(table)
+        groups = [known.get(image.name) for image in images]
+    lacking = [image.name for image, group in zip(images, groups, strict=True) if not group]
+    if lacking:
+        said = f"--group-pattern {pattern!r}" if pattern else f"--group-table {table}"
+        raise ConfigError(
+            f"{said} gives no group for {len(lacking)} images, such as {lacking[0]}: every image needs one"
+        )
+    return np.unique(np.array(groups, str), return_inverse=True)[1].astype(np.int64)
+
+
+def _read_groups(table: str) -> dict[str, str]:
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    try:
+        data = io.BytesIO(storage.read_bytes(table))
+        # As text: a patient 007 is not the patient 7.
+        texts = csv.ConvertOptions(column_types={"image": pa.string(), "group": pa.string()})
+        rows = parquet.read_table(data) if table.endswith(".parquet") else csv.read_csv(data, convert_options=texts)
+        names, groups = (rows[column].cast(pa.string()).to_pylist() for column in ("image", "group"))
+    except (pa.ArrowException, KeyError, NotFoundError) as error:
+        raise ConfigError(
+            f"--group-table {table} cannot be used ({' '.join(str(error).split())[:200]}): give a CSV or Parquet file "
+            "with the columns image and group"
+        ) from error
+    return dict(zip(names, groups, strict=True))
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """A sort key in which numbers count as such: 9 before 10."""
+    parts = re.split(r"(\d+)", name)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def says_synthetic(uri: str) -> bool:

@@ -1,10 +1,11 @@
-"""Labelled images to embeddings through Ray Data: read, decode, augment and run the frozen backbone in one stage."""
+"""Labelled images to embeddings: what the cache lacks is read, decoded, augmented and embedded through Ray Data."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,100 +13,173 @@ import numpy.typing as npt
 from bcd_ray import storage
 from bcd_ray.archive import map_ahead
 from bcd_ray.augment import augment
+from bcd_ray.cache import EmbeddingCache, ViewTable, to_rows
 from bcd_ray.dataset import LabelledImage
 from bcd_ray.engine import BATCH, OpenVinoEngine
-from bcd_ray.errors import StorageError
+from bcd_ray.errors import JobError, StorageError
 from bcd_ray.images import Limits, Pixels, Rejected, decode
 from bcd_ray.model import EMBEDDING_SIZE, Model
 from bcd_ray.perceptual import perceptual_hash
-from bcd_ray.runtime import Progress, actor_pool
+from bcd_ray.runtime import Progress, actor_pool, ray_session, say
+from bcd_ray.shortcuts import SHORTCUTS
 
 _IMAGES_PER_TASK = 64
+_READERS = 16  # images whose bytes the driver reads at a time
 Embeddings = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What was computed of n images in v views; row i belongs to image i of the list that was given."""
+    """What was computed of n images in v views; row i belongs to image i of those that were asked for."""
 
     embeddings: Embeddings  # (v, n, 1280)
     digests: list[str]  # sha256 of each image's bytes, "" where it could not be read
-    hashes: npt.NDArray[np.uint64]  # (n,) perceptual hashes
+    hashes: npt.NDArray[np.uint64]  # (n,) perceptual hashes, where view 0 was asked for
     errors: list[str | None]  # why an image could not be used, else None
 
 
-def embed(images: Sequence[LabelledImage], model: Model, views: Sequence[int], seed: int, verb: str) -> Embedded:
-    """Embed the given views of each image, distributed over the cluster.
+class Embedder:
+    """Embeds views of images, each view of each content once: `cache` is a folder that the next run finds them in.
 
-    Args:
-        views: numbers of the views, 0 for the image itself (see `augment.augment`).
-        seed: of the augmentations.
-        verb: what the progress line says.
+    To be used in a `with` block. Ray starts with the first view that has to be computed, and ends with the block.
     """
-    import ray
 
-    pool = actor_pool()
-    rows = [{"index": index, "uri": image.stored.uri} for index, image in enumerate(images)]
-    results = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // _IMAGES_PER_TASK)).map_batches(
-        _Embedder,
-        batch_size=_IMAGES_PER_TASK,
-        fn_constructor_args=(model, tuple(views), seed, pool.threads),
-        **pool.options(),
-    )
-    embeddings = np.zeros((len(views), len(images), EMBEDDING_SIZE), np.float32)
-    digests, hashes = [""] * len(images), np.zeros(len(images), np.uint64)
-    errors: list[str | None] = [None] * len(images)
-    progress = Progress(verb, len(images) * len(views), "views" if len(views) > 1 else "images")
-    for batch in results.iter_batches(batch_size=None):
-        for row, index in enumerate(batch["index"]):
-            embeddings[:, index] = batch["embeddings"][row]
-            digests[index] = str(batch["digest"][row])
-            hashes[index] = batch["hash"][row]
-            errors[index] = str(batch["error"][row]) or None
-        progress.add(len(batch["index"]) * len(views))
-    progress.finish()
-    return Embedded(embeddings, digests, hashes, errors)
+    def __init__(self, images: Sequence[LabelledImage], model: Model, cache: str) -> None:
+        self._images, self._model, self._cache = images, model, EmbeddingCache(cache, model)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ThreadPoolExecutor(_READERS) as pool:
+            self._identified = list(map_ahead(pool, _identify, self._images, ahead=4 * _READERS))
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._stack.__exit__(*error)
+
+    def embed(self, indices: Sequence[int], views: Sequence[int | str], verb: str) -> Embedded:
+        """Embed views of the images with these indices.
+
+        Args:
+            views: numbers of the views, 0 for the image itself (see `augment.augment`), or names in `SHORTCUTS`.
+            verb: what the progress line says.
+
+        Raises:
+            JobError: an image is no longer what it was when the `with` block began.
+        """
+        digests = [self._identified[index][0] for index in indices]
+        sources = {digest: self._images[index] for digest, index in zip(digests, indices, strict=True) if digest}
+        table = ViewTable(list(sources), [str(view) for view in views])
+        self._cache.fill(table)
+        lacking = table.lacking()
+        total, rest = len(sources) * len(views), sum(map(len, lacking.values()))
+        if rest < total:
+            say(f"{verb}  {total - rest:,} of {total:,} {_unit(views)} are in the cache")
+        if lacking:
+            self._stack.enter_context(ray_session())
+            self._compute(table, lacking, sources, Progress(verb, rest, _unit(views)))
+        places = np.array([table.place.get(digest, -1) for digest in digests], np.int64)
+        known = places >= 0
+        embeddings = np.zeros((len(views), len(digests), EMBEDDING_SIZE), np.float32)
+        embeddings[:, known] = table.embeddings[:, places[known]]
+        hashes = np.zeros(len(digests), np.uint64)
+        hashes[known] = table.hashes[places[known]]
+        errors = [
+            (table.errors[place] if place >= 0 else self._identified[index][1]) or None
+            for place, index in zip(places, indices, strict=True)
+        ]
+        return Embedded(embeddings, digests, hashes, errors)
+
+    def _compute(
+        self, table: ViewTable, lacking: dict[str, list[str]], sources: dict[str, LabelledImage], progress: Progress
+    ) -> None:
+        """Embed the views that are lacking, distributed over the cluster."""
+        import ray
+
+        pool = actor_pool()
+        rows = [
+            {"uri": sources[digest].stored.uri, "digest": digest, "views": views} for digest, views in lacking.items()
+        ]
+        results = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // _IMAGES_PER_TASK)).map_batches(
+            _EmbeddingActor,
+            batch_size=_IMAGES_PER_TASK,
+            fn_constructor_args=(self._model, pool.threads),
+            **pool.options(),
+        )
+        try:
+            for batch in results.iter_batches(batch_size=None):
+                computed = to_rows(batch)
+                table.put(computed)
+                self._cache.add(computed)
+                progress.add(len(computed))
+        finally:
+            self._cache.flush()
+        progress.finish()
+
+
+def _unit(views: Sequence[int | str]) -> str:
+    return "views" if len(views) > 1 else "images"
+
+
+def _identify(image: LabelledImage) -> tuple[str, str]:
+    """The sha256 of an image's bytes and "", or "" and why they could not be read."""
+    try:
+        return hashlib.sha256(storage.read_bytes(image.stored.uri)).hexdigest(), ""
+    except StorageError as error:
+        return "", str(error)
+
+
+class _EmbeddingActor:
+    """Ray Data actor: rows of (uri, digest, views) to a row of `cache.SCHEMA` for every view."""
+
+    def __init__(self, model: Model, threads: int) -> None:
+        self._engine = OpenVinoEngine(model.tensors, model.preprocessing, threads)
+        self._pool = ThreadPoolExecutor(threads)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        sources = zip(batch["uri"], batch["digest"], batch["views"], strict=True)
+        images = map_ahead(self._pool, _load, sources, ahead=_IMAGES_PER_TASK)
+        tasks = [(image, view) for image in images for view in image.views]
+        usable = [row for row, (image, _) in enumerate(tasks) if image.pixels is not None]
+        pixels = map_ahead(self._pool, _render, [tasks[row] for row in usable], ahead=4 * BATCH)
+        outputs = self._engine.run(in_batches(pixels))
+        embeddings = np.zeros((len(tasks), EMBEDDING_SIZE), np.float32)
+        embeddings[usable] = np.concatenate([np.zeros((0, EMBEDDING_SIZE)), *(out.embeddings for out in outputs)])
+        return {
+            "digest": np.array([image.digest for image, _ in tasks], object),
+            "view": np.array([view for _, view in tasks], object),
+            "hash": np.array([image.hash if view == "0" else 0 for image, view in tasks], np.uint64),
+            "error": np.array([image.error for image, _ in tasks], object),
+            "embedding": embeddings,
+        }
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    pixels: Pixels | None
     digest: str
-    error: str
+    views: list[str]
+    pixels: Pixels | None = None
+    hash: int = 0
+    error: str = ""
 
 
-class _Embedder:
-    """Ray Data actor: rows of (index, uri) to rows with the embeddings of every view."""
+def _load(source: tuple[str, str, Sequence[str]]) -> _Loaded:
+    uri, digest, views = source[0], source[1], list(source[2])
+    try:
+        data = storage.read_bytes(uri)
+    except StorageError as error:
+        raise JobError(f"{uri} changed while the job ran ({error})") from error
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise JobError(f"{uri} changed while the job ran (other bytes)")
+    decoded = decode(data, Limits())
+    if isinstance(decoded, Rejected):
+        return _Loaded(digest, views, error=f"{decoded.status}: {decoded.error}")
+    return _Loaded(digest, views, decoded.pixels, perceptual_hash(decoded.pixels) if "0" in views else 0)
 
-    def __init__(self, model: Model, views: tuple[int, ...], seed: int, threads: int) -> None:
-        self._engine = OpenVinoEngine(model.tensors, model.preprocessing, threads)
-        self._views, self._seed = views, seed
-        self._pool = ThreadPoolExecutor(threads)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        loaded = list(map_ahead(self._pool, _load, batch["uri"], ahead=len(batch["uri"])))
-        usable = [(row, image) for row, image in enumerate(loaded) if image.pixels is not None]
-        outputs = self._engine.run(in_batches(self._augmented([image for _, image in usable])))
-        computed = np.concatenate([np.zeros((0, EMBEDDING_SIZE), np.float32), *(out.embeddings for out in outputs)])
-        embeddings = np.zeros((len(loaded), len(self._views), EMBEDDING_SIZE), np.float32)
-        embeddings[[row for row, _ in usable]] = computed.reshape(-1, len(self._views), EMBEDDING_SIZE)
-        hashes = [0 if image.pixels is None else perceptual_hash(image.pixels) for image in loaded]
-        return {
-            "index": batch["index"],
-            "embeddings": embeddings,
-            "digest": np.array([image.digest for image in loaded], object),
-            "hash": np.array(hashes, np.uint64),
-            "error": np.array([image.error for image in loaded], object),
-        }
-
-    def _augmented(self, images: list[_Loaded]) -> Iterator[Pixels]:
-        tasks = [(image, view) for image in images for view in self._views]
-        return map_ahead(self._pool, self._augment, tasks, ahead=4 * BATCH)
-
-    def _augment(self, task: tuple[_Loaded, int]) -> Pixels:
-        image, view = task
-        assert image.pixels is not None
-        return augment(image.pixels, self._seed, image.digest, view)
+def _render(task: tuple[_Loaded, str]) -> Pixels:
+    image, view = task
+    assert image.pixels is not None
+    return SHORTCUTS[view](image.pixels) if view in SHORTCUTS else augment(image.pixels, image.digest, int(view))
 
 
 def in_batches(images: Iterator[Pixels], most: int = BATCH) -> Iterator[Pixels]:
@@ -118,15 +192,3 @@ def in_batches(images: Iterator[Pixels], most: int = BATCH) -> Iterator[Pixels]:
             batch = []
     if batch:
         yield np.stack(batch)
-
-
-def _load(uri: str) -> _Loaded:
-    try:
-        data = storage.read_bytes(uri)
-    except StorageError as error:
-        return _Loaded(None, "", str(error))
-    decoded = decode(data, Limits())
-    digest = hashlib.sha256(data).hexdigest()
-    if isinstance(decoded, Rejected):
-        return _Loaded(None, digest, f"{decoded.status}: {decoded.error}")
-    return _Loaded(decoded.pixels, digest, "")

@@ -9,16 +9,16 @@ import numpy.typing as npt
 
 from bcd_ray import storage
 from bcd_ray.config import EvaluateConfig
-from bcd_ray.dataset import LabelledImage, Labels, list_labelled, says_synthetic
-from bcd_ray.embedding import embed
+from bcd_ray.dataset import LabelledImage, list_labelled, says_synthetic
+from bcd_ray.embedding import Embedder
 from bcd_ray.engine import softmax
 from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.figures import GALLERY_LIMIT, Example, confusion_matrix_figure, gallery
-from bcd_ray.images import Decoded, Limits, decode
+from bcd_ray.images import Decoded, Limits, Pixels, decode
 from bcd_ray.labels import CLASSES, DISPLAY_NAMES
 from bcd_ray.metrics import classification_metrics
 from bcd_ray.model import load_bundle
-from bcd_ray.runtime import ray_session
+from bcd_ray.splits import Labels
 
 Probabilities = npt.NDArray[np.float64]
 
@@ -28,8 +28,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     bundle = load_bundle(config.model)
     images = list_labelled(config.data)
     refuse_to_replace(config.output, "metrics.json")
-    with ray_session():
-        embedded = embed(images, bundle.model, views=[0], seed=0, verb="embedding")
+    with Embedder(images, bundle.model, config.cache) as embedder:
+        embedded = embedder.embed(range(len(images)), views=[0], verb="embedding")
     usable = [index for index, error in enumerate(embedded.errors) if error is None]
     if not usable:
         raise JobError(f"none of the {len(images)} images in {config.data} could be read: {embedded.errors[0]}")
@@ -78,6 +78,13 @@ def refuse_to_replace(output: str, name: str) -> None:
     storage.check_writable(output)
 
 
+def read_pixels(image: LabelledImage) -> Pixels:
+    """The pixels of an image that could be read before."""
+    decoded = decode(storage.read_bytes(image.stored.uri), Limits())
+    assert isinstance(decoded, Decoded)
+    return decoded.pixels
+
+
 def _examples(
     images: Sequence[LabelledImage], labels: Labels, probabilities: Probabilities
 ) -> tuple[list[Example], list[Example]]:
@@ -91,9 +98,7 @@ def _examples(
     wrong = [index for index in by_confidence if not correct[index]]
 
     def example(index: int) -> Example:
-        # Beyond the limit the gallery only counts, so the pixels are not read again.
-        decoded = decode(storage.read_bytes(images[index].stored.uri), Limits())
-        assert isinstance(decoded, Decoded)
-        return Example(decoded.pixels, int(labels[index]), probabilities[index], images[index].name)
+        return Example(read_pixels(images[index]), int(labels[index]), probabilities[index], images[index].name)
 
+    # Beyond the limit the gallery only counts, so the pixels are not read again.
     return [example(index) for index in right], [example(index) for index in wrong[:GALLERY_LIMIT]]

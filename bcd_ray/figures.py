@@ -175,29 +175,50 @@ def gallery(
     Raises:
         ValueError: an example lacks a probability per label, or does not belong in its section.
     """
-    sections = (("correct", right), ("wrong", wrong))
-    for kind, examples in sections:
+    for kind, examples in (("correct", right), ("wrong", wrong)):
         for example in examples:
             _check_example(example, kind, len(class_labels))
+    caption = "Bars: predicted probabilities. Blue: true class. Orange: predicted class, where it is another."
+    sections = [("Correct predictions", right, len(right)), ("Wrong predictions", wrong, len(wrong))]
+    return _draw_gallery("Example predictions", caption, sections, class_labels, synthetic)
+
+
+def disputed_labels(
+    examples: Sequence[Example], total: int, class_labels: Sequence[str], *, synthetic: bool = False
+) -> bytes:
+    """Draw the first of `total` images whose given label, here `true`, the cross-validated heads dispute."""
+    caption = (
+        "Bars: mean probabilities of heads that did not see the image. Blue: given label. Orange: suggested class."
+    )
+    sections = [("Disputed labels, for an expert to look at", examples, total)]
+    return _draw_gallery("Disputed labels", caption, sections, class_labels, synthetic)
+
+
+def _draw_gallery(
+    title: str,
+    caption: str,
+    sections: Sequence[tuple[str, Sequence[Example], int]],
+    class_labels: Sequence[str],
+    synthetic: bool,
+) -> bytes:
+    """Sections of (heading, examples, how many there are in all), one below the other."""
     cell, heading, top = 4.15, 0.55, 0.95  # inches: height of a row of examples, of a heading, of the title
-    rows = [-(-min(len(examples), GALLERY_LIMIT) // GALLERY_COLUMNS) for _, examples in sections]
+    rows = [-(-min(len(examples), GALLERY_LIMIT) // GALLERY_COLUMNS) for _, examples, _ in sections]
     height = top + sum(heading + max(0.4, count * cell) for count in rows)
     figure = Figure(figsize=(WIDTH, height))
-    caption = "Bars: predicted probabilities. Blue: true class. Orange: predicted class, where it is another."
     figure.text(0.5, 1 - 0.72 / height, caption, ha="center", fontsize=SMALL, color=INK)
     y = height - top
-    for (kind, examples), count in zip(sections, rows, strict=True):
-        more = f" (first {GALLERY_LIMIT} of {len(examples)})" if len(examples) > GALLERY_LIMIT else ""
-        text = f"{kind.capitalize()} predictions{more}"
-        figure.text(0.03, (y - 0.3) / height, text, fontsize=13, fontweight="bold", color=INK)
+    for (name, examples, total), count in zip(sections, rows, strict=True):
+        more = f" (first {GALLERY_LIMIT} of {total})" if total > GALLERY_LIMIT else ""
+        figure.text(0.03, (y - 0.3) / height, f"{name}{more}", fontsize=13, fontweight="bold", color=INK)
         y -= heading
         if not examples:
-            figure.text(0.03, (y - 0.1) / height, f"no {kind} predictions in this part", fontsize=TEXT, color=INK)
+            figure.text(0.03, (y - 0.1) / height, f"{name}: none in this part", fontsize=TEXT, color=INK)
         for i, example in enumerate(examples[:GALLERY_LIMIT]):
             left = 0.3 + (i % GALLERY_COLUMNS) * 2.4
             _draw_example(figure, example, class_labels, left, y - (i // GALLERY_COLUMNS) * cell)
         y -= max(0.4, count * cell)
-    return _png(figure, "Example predictions", synthetic)
+    return _png(figure, title, synthetic)
 
 
 def _check_example(example: Example, kind: str, classes: int) -> None:
@@ -248,6 +269,41 @@ def _draw_example(figure: Figure, example: Example, class_labels: Sequence[str],
     bars.set_xticks([])
     bars.tick_params(length=0)
     bars.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def protocols_figure(results: Mapping[str, Any], *, synthetic: bool = False) -> bytes:
+    """Draw balanced accuracy with its interval, of the model and of each shortcut, under each protocol.
+
+    Args:
+        results: `protocols` of a cross-validation's metrics.json.
+        synthetic: say in the title that the images are synthetic.
+    """
+    figure = Figure(figsize=(WIDTH, 1.6 + 1.1 * len(results)), layout=_layout())
+    axes = figure.subplots()
+    ways = ["model", *next(iter(results.values()))["shortcuts"]]
+    colours, markers = [BLUE, VERMILLION, GREY, INK], "osD^"
+    for number, way in enumerate(ways):
+        found = [each["pooled"] if way == "model" else each["shortcuts"][way] for each in results.values()]
+        values = np.array(
+            [[each["balanced_accuracy"]["value"], *each["balanced_accuracy"]["interval"]] for each in found]
+        )
+        places = np.arange(len(results)) + 0.2 * (number - (len(ways) - 1) / 2)
+        axes.hlines(places, values[:, 1], values[:, 2], color=colours[number], linewidth=2)
+        axes.plot(
+            values[:, 0], places, markers[number], color=colours[number], label=way.replace("_", " "), markersize=8
+        )
+        for value, place in zip(values[:, 0], places, strict=True):
+            axes.annotate(f"{value:.1%}", (value, place), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+    axes.axvline(0.25, color=GREY, linewidth=1, linestyle=":")
+    axes.set_yticks(range(len(results)), list(results), fontsize=TEXT)
+    axes.set_ylim(len(results) - 0.4, -0.6)
+    axes.set_xlim(0.2, 1.02)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("Balanced accuracy, 95 % interval over blocks or groups; dotted: chance", fontsize=TEXT)
+    axes.grid(axis="x", color="#DDDDDD")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=len(ways), fontsize=TEXT, frameon=False)
+    return _png(figure, "Model and shortcuts under each protocol", synthetic)
 
 
 def _percent(share: float) -> str:

@@ -5,7 +5,10 @@ changes the order of additions and nothing else. No row is dropped (Ray Train's 
 remainder).
 """
 
+import logging
 import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bcd_ray.dataset import Labels
 from bcd_ray.embedding import Embeddings
 from bcd_ray.labels import CLASSES
+from bcd_ray.runtime import ray_session
+from bcd_ray.splits import Labels
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,23 @@ class FitConfig:
     batch_size: int
     workers: int
     seed: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a head is fitted on and measured on.
+
+    Attributes:
+        train: (v, n, 1280), the n training images in v views; an epoch goes once through every view of every image.
+        train_labels: (n,).
+        held_out: (m, 1280), measured after each epoch, never trained on.
+        held_out_labels: (m,).
+    """
+
+    train: Embeddings
+    train_labels: Labels
+    held_out: Embeddings
+    held_out_labels: Labels
 
 
 @dataclass(frozen=True)
@@ -42,32 +63,21 @@ class FittedHead:
         return embeddings @ self.weight.T + self.bias
 
 
-def fit_head(
-    train: Embeddings, train_labels: Labels, held_out: Embeddings, held_out_labels: Labels, config: FitConfig
-) -> FittedHead:
-    """Fit the head.
-
-    Args:
-        train: (v, n, 1280), the n training images in v views; an epoch goes once through every view of every image.
-        train_labels: (n,).
-        held_out: (m, 1280), measured after each epoch, never trained on; and their labels (m,).
-        config: see `FitConfig`.
-    """
+def fit_head(parts: Parts, config: FitConfig) -> FittedHead:
+    """Fit the head with Ray Train."""
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    arrays = {"train": ray.put(train), "held_out": ray.put(held_out)}
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what fails is raised too
     # Ray Train keeps its bookkeeping here and resumes a run of the same name: a fresh folder for each.
-    with tempfile.TemporaryDirectory(prefix="bcd_ray_train_", ignore_cleanup_errors=True) as scratch:
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="bcd_ray_train_", ignore_cleanup_errors=True))
+        if config.workers:  # without them Ray Train fits in this process, and Ray need not run
+            stack.enter_context(ray_session())
         trainer = TorchTrainer(
             _fit_worker,
-            train_loop_config={
-                "config": config,
-                "arrays": arrays,
-                "train_labels": train_labels,
-                "held_out_labels": held_out_labels,
-            },
+            train_loop_config={"parts": ray.put(parts) if config.workers else parts, "config": config},
             scaling_config=ScalingConfig(num_workers=config.workers, resources_per_worker={"CPU": 0.5}),
             run_config=RunConfig(name=Path(scratch).name, storage_path=scratch),
         )
@@ -78,17 +88,25 @@ def fit_head(
 def _fit_worker(given: dict[str, Any]) -> FittedHead:
     """What each Ray Train worker runs."""
     import ray
-    import torch
     from ray.train import get_context
     from ray.train.torch import prepare_model
 
-    config: FitConfig = given["config"]
-    train, held_out = (torch.from_numpy(np.array(ray.get(given["arrays"][name]))) for name in ("train", "held_out"))
-    train_labels, held_out_labels = (torch.from_numpy(given[f"{name}_labels"]) for name in ("train", "held_out"))
-    train_labels, train = train_labels.repeat(len(train)), train.flatten(0, 1)
+    parts = ray.get(given["parts"]) if isinstance(given["parts"], ray.ObjectRef) else given["parts"]
     rank, workers = get_context().get_world_rank(), get_context().get_world_size()
+    return fit(parts, given["config"], rank, workers, lambda head: prepare_model(head, move_to_device=False))
+
+
+def fit(
+    parts: Parts, config: FitConfig, rank: int = 0, workers: int = 1, prepare: Callable[[Any], Any] = lambda head: head
+) -> FittedHead:
+    """Fit the head, as worker `rank` of `workers`; `prepare` makes a module whose gradients are averaged over them."""
+    import torch
+
+    train, held_out = (torch.from_numpy(np.array(part)) for part in (parts.train.reshape(-1, 1280), parts.held_out))
+    train_labels = torch.from_numpy(parts.train_labels).repeat(len(parts.train))
+    held_out_labels = torch.from_numpy(parts.held_out_labels)
     head = _initial_head(config.seed)
-    model = prepare_model(head, move_to_device=False)
+    model = prepare(head)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     history = []
     for epoch in range(config.epochs):
@@ -97,7 +115,7 @@ def _fit_worker(given: dict[str, Any]) -> FittedHead:
             batch = order[start : start + config.batch_size]
             own = torch.from_numpy(batch[rank::workers])
             # The mean over the whole batch: each worker's sum, times the workers that torch will average over.
-            loss = torch.nn.functional.cross_entropy(model(train[own]), train_labels[own], reduction="sum")
+            loss: Any = torch.nn.functional.cross_entropy(model(train[own]), train_labels[own], reduction="sum")
             optimizer.zero_grad()
             (loss * workers / len(batch)).backward()
             optimizer.step()

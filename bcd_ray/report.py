@@ -3,7 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+from bcd_ray.labels import CLASSES, DISPLAY_NAMES
 from bcd_ray.metrics import format_metrics
+from bcd_ray.page import Card, Page, Section
+
+SYNTHETIC = "Trained and measured on synthetic, drawn images: the figures say nothing about real smears."
+NOT_FOR_DIAGNOSIS = "For research. Not for diagnosis: every prediction is a suggestion for an expert to check."
+# The figure to look at first is that of the protocol whose test is furthest from its training.
+_HARDEST_FIRST = ("grouped", "blocked", "forward/first", "forward/last", "random")
+_SHOWN = ("macro_f1", "accuracy", "balanced_accuracy", "malignant_sensitivity", "malignant_specificity")
+_FIGURES_OF_CLASS = ("precision", "recall", "f1", "auroc")
 
 
 def model_card(info: Mapping[str, Any], metrics: Mapping[str, Any]) -> bytes:
@@ -19,6 +28,12 @@ def model_card(info: Mapping[str, Any], metrics: Mapping[str, Any]) -> bytes:
         if int8
         else ""
     )
+    patients = (
+        "The groups are as the user gave them."
+        if training["split"] == "grouped"
+        else "Images of one patient can stand on both sides, so these figures are no measure of\nperformance on new "
+        "patients."
+    )
     return f"""# Model card
 {synthetic}
 **Intended use.** Suggests one of four classes (benign, early Pre-B, Pre-B, Pro-B) for a peripheral blood smear image,
@@ -28,8 +43,7 @@ to support a haematologist. It makes no diagnosis and replaces no expert: every 
 
 **Data.** {counts["usable"]} images of {counts["images"]} found in `{training["data"]}`; {counts["summary"]}.
 
-**Protocol.** {metrics["protocol"]}. Images of one patient can stand on both sides, so these figures are no measure of
-performance on new patients.
+**Protocol.** {metrics["protocol"]}. {patients}
 
 **Figures** on the {metrics["part"]} part, one run with seed {training["seed"]}, no spread:
 
@@ -40,3 +54,146 @@ performance on new patients.
 **Known limits.** One hospital, one stain and one microscope per data set; colour of the background alone can give the
 class away; images of other stains, cells or magnifications are outside what the model knows, and it does not say so.
 """.encode()
+
+
+def validation_report(metrics: Mapping[str, Any], figures: Mapping[str, bytes]) -> bytes:
+    """report.html of a cross-validation, from its metrics and its figures by file name."""
+    results = metrics["protocols"]
+    first = next(name for name in _HARDEST_FIRST if name in results)
+    pooled, settings = results[first]["pooled"], metrics["settings"]
+    cards = [Card(_words(name), _percent(pooled[name]), _interval(pooled[name])) for name in _SHOWN]
+    sections = [
+        Section(
+            "How much of it is the split",
+            figures["protocols.png"],
+            _gap_words(metrics),
+            ["Protocol", *map(_words, _SHOWN), "Macro F1 of the folds"],
+            [_protocol_row(name, result) for name, result in results.items()],
+        ),
+        Section(
+            "What gives the class away without the cells",
+            words=[
+                "Balanced accuracy (chance is 25 %) of the same model fitted on what should not tell the classes "
+                "apart. The closer it comes to the model's own, the less the model's figure says about cells."
+            ],
+            columns=["Protocol", "Model", *(_words(name) for name in results[first]["shortcuts"])],
+            rows=[_shortcut_row(name, result) for name, result in results.items()],
+        ),
+        Section(
+            f"Which classes are mistaken for which ({first})",
+            figures[f"confusion_matrix_{first.replace('/', '_')}.png"],
+            columns=["", *map(_words, _FIGURES_OF_CLASS)],
+            rows=[[label, *_class_cells(pooled, name)] for name, label in zip(CLASSES, DISPLAY_NAMES, strict=True)],
+        ),
+        Section(
+            "Labels for an expert to look at",
+            figures["disputed_labels.png"],
+            [
+                f"{metrics['disputed_labels']} given labels are disputed by heads that did not see the image. All "
+                "of them stand in disputed_labels.csv. Nothing is relabelled by itself."
+            ],
+        ),
+        Section("Data and settings", words=_data_words(metrics)),
+        Section("Limits", words=limits(grouped="grouped" in results)),
+    ]
+    about = (
+        f"What a model trained with these settings can be expected to do: {settings['folds']} folds, "
+        f"{settings['seeds']} seeds, {settings['epochs']} epochs. The figures on top are those of the protocol "
+        f"“{first}”, each with its 95 % interval."
+    )
+    return Page(
+        "Cross-validation of the blood smear classifier",
+        about,
+        cards,
+        sections,
+        _warnings(metrics["synthetic"]),
+        _footer(metrics["versions"]),
+    ).html()
+
+
+def limits(grouped: bool) -> list[str]:
+    """What the reader must know before trusting a figure."""
+    apart = (
+        "The groups are as the user gave them; the figures are as good as these."
+        if grouped
+        else "Images of one patient can stand on both sides of every split here, so no figure is a measure of "
+        "performance on new patients."
+    )
+    return [
+        apart,
+        "One hospital, one stain and one microscope per data set; the colour of the background alone can give the "
+        "class away. Images of other stains, cells or magnifications are outside what the model knows.",
+    ]
+
+
+def _warnings(synthetic: bool) -> list[str]:
+    return [NOT_FOR_DIAGNOSIS, *([SYNTHETIC] if synthetic else [])]
+
+
+def _footer(versions: Mapping[str, str]) -> str:
+    return "Made by " + ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _protocol_row(name: str, result: Mapping[str, Any]) -> list[str]:
+    folds = result["over_folds"]["macro_f1"]
+    spread = f"{100 * folds['mean']:.1f} ± {100 * folds['std']:.1f} (n = {len(result['folds'])})"
+    return [name, *(_cell(result["pooled"][figure]) for figure in _SHOWN), spread]
+
+
+def _shortcut_row(name: str, result: Mapping[str, Any]) -> list[str]:
+    return [name, *(_cell(found["balanced_accuracy"]) for found in (result["pooled"], *result["shortcuts"].values()))]
+
+
+def _gap_words(metrics: Mapping[str, Any]) -> list[str]:
+    gap = metrics["gap"].get("random_minus_blocked")
+    if not gap:
+        return []
+    low, high = (100 * bound for bound in gap["macro_f1"]["interval"])
+    return [
+        f"A random split of images, the paper's, makes macro F1 look {100 * gap['macro_f1']['value']:.1f} points "
+        f"better than blocks of the capture order kept apart do (95 % interval {low:.1f} to {high:.1f}): "
+        "neighbouring images of one patient stand on both sides of it."
+    ]
+
+
+def _data_words(metrics: Mapping[str, Any]) -> list[str]:
+    settings = metrics["settings"]
+    data = (
+        f"{metrics['usable']:,} of {metrics['images']:,} images in {settings['data']} could be used; "
+        f"{metrics['byte_identical_copies']} are byte-identical copies and {metrics['images_with_near_duplicate']} "
+        "have a near duplicate, which is never on the other side of a split."
+    )
+    fit = (
+        f"MobileNetV2 with frozen ImageNet weights ({settings['weights']}), {settings['augmented_views']} augmented "
+        f"views an image, Adam at {settings['learning_rate']}, batches of {settings['batch_size']}. Intervals are "
+        "drawn over whole blocks of the capture order, or groups, since neighbouring images are not independent."
+    )
+    protocols = [
+        f"{name}: {result['protocol']} ({result['images']:,} images tested)."
+        for name, result in metrics["protocols"].items()
+    ]
+    return [data, fit, *protocols]
+
+
+def _class_cells(pooled: Mapping[str, Any], name: str) -> list[str]:
+    keys = [f"{figure}/{name}" for figure in _FIGURES_OF_CLASS]
+    return [_cell(pooled[key]) if key in pooled else "-" for key in keys]
+
+
+def _words(name: str) -> str:
+    """A figure's key as a heading."""
+    words = name.replace("_", " ").replace("f1", "F1").replace("auroc", "AUROC")
+    return words[0].upper() + words[1:]
+
+
+def _percent(figure: Mapping[str, Any]) -> str:
+    return f"{100 * figure['value']:.1f} %"
+
+
+def _interval(figure: Mapping[str, Any]) -> str:
+    low, high = figure["interval"]
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+def _cell(figure: Mapping[str, Any]) -> str:
+    return f"{100 * figure['value']:.1f} ({_interval(figure).removesuffix(' %')})"

@@ -9,18 +9,19 @@ import numpy as np
 
 from bcd_ray import quantization
 from bcd_ray.config import TrainConfig
-from bcd_ray.dataset import LabelledImage, Labels, hold_out, list_labelled, says_synthetic
-from bcd_ray.embedding import Embedded, embed
+from bcd_ray.dataset import LabelledImage, capture_order, group_numbers, list_labelled, says_synthetic
+from bcd_ray.embedding import Embedded, Embedder
 from bcd_ray.engine import softmax
 from bcd_ray.errors import JobError
 from bcd_ray.evaluation import assess, refuse_to_replace, unreadable, write_results
 from bcd_ray.figures import training_curves
-from bcd_ray.head import FitConfig, fit_head
+from bcd_ray.head import FitConfig, Parts, fit_head
 from bcd_ray.labels import CLASSES
 from bcd_ray.model import pretrained, save_bundle
 from bcd_ray.perceptual import near_duplicate_groups
 from bcd_ray.report import model_card
-from bcd_ray.runtime import library_versions, ray_session, say
+from bcd_ray.runtime import library_versions, say
+from bcd_ray.splits import Labels, Layout, Rules, hold_out
 
 _VALIDATION_FRACTION = 0.2  # of the training images
 
@@ -43,20 +44,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
     synthetic = says_synthetic(config.data)
     model = pretrained(config.weights)
     labels = np.array([image.label for image in images])
-    with ray_session():
-        plain = embed(images, model, views=[0], seed=config.seed, verb="embedding")
-        split = split_images(labels, plain, config)
+    groups = group_numbers(images, config.group_pattern, config.group_table)
+    with Embedder(images, model, config.cache) as embedder:
+        plain = embedder.embed(range(len(images)), views=[0], verb="embedding")
+        split = split_images(images, groups, plain, config)
         say(split.counts["summary"])
         train_images = [images[index] for index in split.train]
         views = plain.embeddings[:, split.train]
         if config.augmented_views:
             numbers = range(1, config.augmented_views + 1)
-            augmented = embed(train_images, model, views=numbers, seed=config.seed, verb="augmenting")
-            _check_unchanged(train_images, augmented, [plain.digests[index] for index in split.train])
+            augmented = embedder.embed(split.train.tolist(), views=numbers, verb="augmenting")
             views = np.concatenate([views, augmented.embeddings])
-        fit_config = FitConfig(config.epochs, config.learning_rate, config.batch_size, config.workers, config.seed)
-        held_out = plain.embeddings[0, split.held_out]
-        head = fit_head(views, labels[split.train], held_out, labels[split.held_out], fit_config)
+    fit_config = FitConfig(config.epochs, config.learning_rate, config.batch_size, config.workers, config.seed)
+    held_out = plain.embeddings[0, split.held_out]
+    head = fit_head(Parts(views, labels[split.train], held_out, labels[split.held_out]), fit_config)
     held_out_images = [images[index] for index in split.held_out]
     title = f"{config.holdout} part, {len(held_out_images)} images"
     metrics, figures = assess(held_out_images, softmax(head.logits(held_out)), title, synthetic)
@@ -64,7 +65,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     figures["training_curves.png"] = training_curves(history, config.holdout, synthetic=synthetic)
     metrics |= {
         "part": config.holdout,
-        "protocol": "random split of images, not of patients; duplicates and near duplicates on one side",
+        "protocol": Rules(config.split, config.block, config.embargo).text(),
         "history": history,
         "counts": split.counts,
         "split": {"train": [i.name for i in train_images], config.holdout: [i.name for i in held_out_images]},
@@ -87,8 +88,41 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return metrics
 
 
-def split_images(labels: Labels, embedded: Embedded, config: TrainConfig) -> Split:
+def split_images(
+    images: Sequence[LabelledImage], groups: Labels | None, embedded: Embedded, config: TrainConfig
+) -> Split:
     """The training part and the part to evaluate on, of the images that could be read."""
+    usable, layout = lay_out(images, groups, embedded)
+    rules = Rules(config.split, config.block, config.embargo)
+    fold = hold_out(layout, rules, config.test_fraction, config.seed)
+    if config.holdout == "validation":
+        fold = hold_out(layout.of(fold.train), rules, _VALIDATION_FRACTION, config.seed).within(fold.train)
+    for part, members in (("training", fold.train), (config.holdout, fold.test)):
+        if lacking := set(layout.labels) - set(layout.labels[members]):
+            names = ", ".join(CLASSES[label] for label in sorted(lacking))
+            raise JobError(
+                f"no image of {names} is left for the {part} part: add images, or change --test-fraction, --block or "
+                "--embargo"
+            )
+    counts = {
+        "images": len(images),
+        "usable": len(usable),
+        **duplicates(layout, [embedded.digests[index] for index in usable]),
+        "train": _per_class(layout.labels[fold.train]),
+        config.holdout: _per_class(layout.labels[fold.test]),
+        "left_out": len(usable) - int((fold.train | fold.test).sum()),
+    }
+    summary = (
+        f"{fold.train.sum()} training and {fold.test.sum()} {config.holdout} images, {counts['left_out']} in neither "
+        f"part; {counts['byte_identical_copies']} byte-identical copies and {counts['images_with_near_duplicate']} "
+        "images with a near duplicate are kept apart from the other side"
+    )
+    return Split(usable[fold.train], usable[fold.test], counts | {"summary": summary})
+
+
+def lay_out(images: Sequence[LabelledImage], groups: Labels | None, embedded: Embedded) -> tuple[Labels, Layout]:
+    """Indices of the images that could be read, and what their splits go by; JobError if a class has under two."""
+    labels = np.array([image.label for image in images])
     usable = np.array([index for index, error in enumerate(embedded.errors) if error is None], np.int64)
     counts = np.bincount(labels[usable], minlength=len(CLASSES))
     if (counts[np.unique(labels)] < 2).any():
@@ -96,47 +130,22 @@ def split_images(labels: Labels, embedded: Embedded, config: TrainConfig) -> Spl
             f"too few readable images to split: {dict(zip(CLASSES, counts.tolist(), strict=True))}; "
             f"the first that failed says: {next(filter(None, embedded.errors), 'none failed')}"
         )
-    digests = [embedded.digests[index] for index in usable]
-    groups = near_duplicate_groups(digests, embedded.hashes[usable])
-    aside = hold_out(labels[usable], groups, config.test_fraction, config.seed)
-    train, held_out = usable[~aside], usable[aside]
-    if config.holdout == "validation":
-        aside = hold_out(labels[train], groups[~aside], _VALIDATION_FRACTION, config.seed)
-        train, held_out = train[~aside], train[aside]
-    for part, members in (("training", train), (config.holdout, held_out)):
-        if lacking := set(labels[usable]) - set(labels[members]):
-            names = ", ".join(CLASSES[label] for label in sorted(lacking))
-            raise JobError(f"no image of {names} is left for the {part} part: add images or change --test-fraction")
-    group_sizes = np.bincount(groups)
-    identical, near = len(usable) - len(set(digests)), int(group_sizes[group_sizes > 1].sum())
-    summary = (
-        f"{len(train)} training and {len(held_out)} {config.holdout} images; kept on one side: "
-        f"{identical} byte-identical copies, {near} images with a near duplicate"
-    )
-    return Split(
-        train,
-        held_out,
-        {
-            "images": len(labels),
-            "usable": len(usable),
-            "byte_identical_copies": identical,
-            "images_with_near_duplicate": near,
-            "train": _per_class(labels[train]),
-            config.holdout: _per_class(labels[held_out]),
-            "summary": summary,
-        },
-    )
+    ties = near_duplicate_groups([embedded.digests[index] for index in usable], embedded.hashes[usable])
+    order = capture_order(images)[usable]
+    return usable, Layout(labels[usable], order, ties, None if groups is None else groups[usable])
+
+
+def duplicates(layout: Layout, digests: Sequence[str]) -> dict[str, int]:
+    """How many images are copies of another, and how many have a near duplicate."""
+    sizes = np.bincount(layout.ties)
+    return {
+        "byte_identical_copies": len(digests) - len(set(digests)),
+        "images_with_near_duplicate": int(sizes[sizes > 1].sum()),
+    }
 
 
 def _per_class(labels: Labels) -> dict[str, int]:
     return dict(zip(CLASSES, np.bincount(labels, minlength=len(CLASSES)).tolist(), strict=True))
-
-
-def _check_unchanged(images: Sequence[LabelledImage], embedded: Embedded, digests: Sequence[str]) -> None:
-    """JobError if an image is not what it was at the first reading: no training row is dropped in silence."""
-    for image, error, now, before in zip(images, embedded.errors, embedded.digests, digests, strict=True):
-        if error or now != before:
-            raise JobError(f"{image.name} changed while the job ran ({error or 'other bytes'}): train again")
 
 
 def _fingerprint(images: Sequence[LabelledImage], digests: Sequence[str]) -> str:

@@ -1,4 +1,7 @@
-"""Measure a trained model on labelled images: `python jobs/evaluate.py --model DIR --data URI --output DIR`."""
+"""Measure a trained model on labelled images: `python jobs/evaluate.py --model DIR --data URI --output DIR`.
+
+Or measure the settings: `python jobs/evaluate.py --cross-validate --data URI --output DIR`.
+"""
 
 from bcd_ray.cli import run
 from bcd_ray.config import EvaluateConfig
@@ -6,11 +9,17 @@ from bcd_ray.errors import EXIT_OK
 
 
 def main(config: EvaluateConfig) -> int:
-    from bcd_ray.evaluation import evaluate
-    from bcd_ray.metrics import format_metrics
+    if config.cross_validate:
+        from bcd_ray.crossval import format_validation, validate
 
-    metrics = evaluate(config)
-    print(format_metrics(metrics))
+        metrics = validate(config)
+        print(format_validation(metrics))
+    else:
+        from bcd_ray.evaluation import evaluate
+        from bcd_ray.metrics import format_metrics
+
+        metrics = evaluate(config)
+        print(format_metrics(metrics))
     if metrics["unreadable"]:
         print(f"{len(metrics['unreadable'])} images could not be read: see metrics.json")
     print(f"metrics and figures written to {config.output}")

@@ -16,6 +16,14 @@ READER = ("reader-key", "reader-secret")  # credentials that may list and read, 
 _LAB = ("lab-key", "lab-secret")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the embeddings that the user keeps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def free_ports() -> Callable[[int], list[int]]:
     """Finds ports of 127.0.0.1 that nothing listens on."""

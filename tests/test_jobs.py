@@ -23,9 +23,9 @@ from bcd_ray import storage
 from bcd_ray.archive import read_shard
 from bcd_ray.config import PackConfig, TrainConfig
 from bcd_ray.dataset import list_labelled
-from bcd_ray.embedding import Embeddings, embed
+from bcd_ray.embedding import Embedder, Embeddings
 from bcd_ray.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_OK, EXIT_UNSCORED
-from bcd_ray.head import FitConfig, fit_head
+from bcd_ray.head import FitConfig, Parts, fit_head
 from bcd_ray.images import Limits
 from bcd_ray.labels import CLASSES
 from bcd_ray.model import load_bundle
@@ -40,7 +40,8 @@ SAID = re.compile(
     r"(embedding|augmenting|scoring|packing)  [\d,]+(/[\d,]+)? (images|views)(  [\d,]+/[\d,]+ units)?  \d+ s(  \d+/s)?"
     r"|run [0-9a-f]{16}: [\d,]+ units, [\d,]+ of them done before"
     r"|[\d,]+ files that are neither shards nor images are left out: .*"
-    r"|\d+ training and \d+ test images; kept on one side: .*"
+    r"|(embedding|augmenting)  [\d,]+ of [\d,]+ (images|views) are in the cache"
+    r"|\d+ training and \d+ test images, \d+ in neither part; .*"
 )
 
 
@@ -357,8 +358,8 @@ def test_a_mistake_ends_with_code_2_and_one_line_that_says_what_to_do(
 @pytest.fixture(scope="module")
 def embeddings(bundle: Path, synthetic_archive: Path) -> Embeddings:
     images = list_labelled(str(synthetic_archive))
-    found = embed(images, load_bundle(str(bundle)).model, views=[0], seed=0, verb="embedding").embeddings
-    return found.reshape(len(images), -1)
+    with Embedder(images, load_bundle(str(bundle)).model, cache="") as embedder:
+        return embedder.embed(range(len(images)), views=[0], verb="embedding").embeddings[0]
 
 
 def metrics_of(model: Path) -> dict[str, Any]:
@@ -412,7 +413,7 @@ def test_every_row_is_trained_on_and_no_file_is_left(
         train_rows[view, np.arange(rows), view * rows + np.arange(rows)] = 1
     labels = np.arange(rows) % len(CLASSES)
     config = FitConfig(epochs=1, learning_rate=0.01, batch_size=8, workers=workers, seed=3)
-    fitted = fit_head(train_rows, labels, train_rows[0], labels, config)
+    fitted = fit_head(Parts(train_rows, labels, train_rows[0], labels), config)
 
     start = torch.nn.Linear(1280, len(CLASSES))
     torch.nn.init.xavier_uniform_(start.weight, generator=torch.Generator().manual_seed(3))

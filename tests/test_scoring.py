@@ -29,7 +29,7 @@ from bcd_ray import schema, storage
 from bcd_ray.archive import Entry, kind_of, read_shard
 from bcd_ray.config import EvaluateConfig, ScoreConfig
 from bcd_ray.dataset import list_labelled
-from bcd_ray.embedding import embed
+from bcd_ray.embedding import Embedder
 from bcd_ray.engine import softmax
 from bcd_ray.evaluation import evaluate
 from bcd_ray.images import Limits
@@ -332,7 +332,8 @@ def test_the_same_command_again_changes_nothing(scored: Scored, capfd: pytest.Ca
 def embedded_classes(ray_cluster: None, bundle: Path, synthetic_archive: Path) -> dict[str, list[float]]:
     """Probabilities of the synthetic archive by URI, on the way that training and evaluation take."""
     model, images = load_bundle(str(bundle)).model, list_labelled(str(synthetic_archive))
-    found = embed(images, model, views=[0], seed=0, verb="embedding")
+    with Embedder(images, model, cache="") as embedder:
+        found = embedder.embed(range(len(images)), views=[0], verb="embedding")
     logits = found.embeddings[0] @ model.tensors["head.weight"].T + model.tensors["head.bias"]
     return dict(zip((image.stored.uri for image in images), softmax(logits).tolist(), strict=True))
 
