@@ -52,7 +52,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
             numbers = range(1, config.augmented_views + 1)
             augmented = embedder.embed(split.train.tolist(), views=numbers, verb="augmenting")
             views = np.concatenate([views, augmented.embeddings])
-    fit_config = FitConfig(config.epochs, config.learning_rate, config.batch_size, config.workers, config.seed)
+    fit_config = FitConfig(
+        config.epochs, config.learning_rate, config.label_smoothing, config.batch_size, config.workers, config.seed
+    )
     held_out = plain.embeddings[0, split.held_out]
     head = fit_head(Parts(views, labels[split.train], held_out, labels[split.held_out]), fit_config)
     held_out_images = [images[index] for index in split.held_out]
