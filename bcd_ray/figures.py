@@ -180,7 +180,7 @@ def gallery(
             _check_example(example, kind, len(class_labels))
     caption = "Bars: predicted probabilities. Blue: true class. Orange: predicted class, where it is another."
     sections = [("Correct predictions", right, len(right)), ("Wrong predictions", wrong, len(wrong))]
-    return _draw_gallery("Example predictions", caption, sections, class_labels, synthetic)
+    return _draw_gallery("Example predictions", caption, sections, class_labels, ("True", "Predicted"), synthetic)
 
 
 def disputed_labels(
@@ -191,7 +191,7 @@ def disputed_labels(
         "Bars: mean probabilities of heads that did not see the image. Blue: given label. Orange: suggested class."
     )
     sections = [("Disputed labels, for an expert to look at", examples, total)]
-    return _draw_gallery("Disputed labels", caption, sections, class_labels, synthetic)
+    return _draw_gallery("Disputed labels", caption, sections, class_labels, ("Given", "Suggested"), synthetic)
 
 
 def _draw_gallery(
@@ -199,6 +199,7 @@ def _draw_gallery(
     caption: str,
     sections: Sequence[tuple[str, Sequence[Example], int]],
     class_labels: Sequence[str],
+    words: tuple[str, str],
     synthetic: bool,
 ) -> bytes:
     """Sections of (heading, examples, how many there are in all), one below the other."""
@@ -216,7 +217,7 @@ def _draw_gallery(
             figure.text(0.03, (y - 0.1) / height, f"{name}: none in this part", fontsize=TEXT, color=INK)
         for i, example in enumerate(examples[:GALLERY_LIMIT]):
             left = 0.3 + (i % GALLERY_COLUMNS) * 2.4
-            _draw_example(figure, example, class_labels, left, y - (i // GALLERY_COLUMNS) * cell)
+            _draw_example(figure, example, class_labels, left, y - (i // GALLERY_COLUMNS) * cell, words)
         y -= max(0.4, count * cell)
     return _png(figure, title, synthetic)
 
@@ -234,7 +235,9 @@ def _check_example(example: Example, kind: str, classes: int) -> None:
         )
 
 
-def _draw_example(figure: Figure, example: Example, class_labels: Sequence[str], left: float, top: float) -> None:
+def _draw_example(
+    figure: Figure, example: Example, class_labels: Sequence[str], left: float, top: float, words: tuple[str, str]
+) -> None:
     """Draw one example; (left, top) is its upper left corner, in inches from the lower left of the figure."""
     size = 2.15  # inches, for the image
     width, height = figure.get_size_inches()
@@ -251,8 +254,8 @@ def _draw_example(figure: Figure, example: Example, class_labels: Sequence[str],
     image.set_title(name, fontsize=9, color=INK, pad=3, parse_math=False)
     verdict = BLUE if example.predicted == example.true else VERMILLION
     for y, text, colour in (
-        (-0.05, f"True: {class_labels[example.true]}", BLUE),
-        (-0.15, f"Predicted: {class_labels[example.predicted]}", verdict),
+        (-0.05, f"{words[0]}: {class_labels[example.true]}", BLUE),
+        (-0.15, f"{words[1]}: {class_labels[example.predicted]}", verdict),
     ):
         image.text(0, y, text, transform=image.transAxes, va="top", fontsize=11, fontweight="bold", color=colour)
     bars = place(0.8, 0.22 + size + 0.52, 0.8, 0.85)

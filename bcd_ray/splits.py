@@ -89,7 +89,7 @@ def hold_out(layout: Layout, rules: Rules, fraction: float, seed: int) -> Fold:
     for label in np.unique(layout.labels):
         wanted = round(fraction * int((layout.labels == label).sum()))
         for unit in random.permutation(np.flatnonzero(labels == label)):
-            if sizes[unit] <= wanted:
+            if sizes[unit] < 2 * wanted:  # nearer to the share with it than without
                 test[units == unit] = True
                 wanted -= int(sizes[unit])
     return _fold(layout, test, rules)

@@ -21,7 +21,7 @@ from bcd_ray.model import pretrained, save_bundle
 from bcd_ray.perceptual import near_duplicate_groups
 from bcd_ray.report import model_card
 from bcd_ray.runtime import library_versions, say
-from bcd_ray.splits import Labels, Layout, Rules, hold_out
+from bcd_ray.splits import Labels, Layout, Rules, clusters, hold_out
 
 _VALIDATION_FRACTION = 0.2  # of the training images
 
@@ -32,6 +32,7 @@ class Split:
 
     train: Labels
     held_out: Labels
+    drawn_whole: Labels  # of the held out images, what a bootstrap draws whole
     counts: dict[str, Any]
 
 
@@ -55,12 +56,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
             numbers = range(1, config.augmented_views + 1)
             augmented = embedder.embed(split.train.tolist(), views=numbers, verb="augmenting")
             views = np.concatenate([views, augmented.embeddings])
-    fit_config = FitConfig(config.epochs, config.learning_rate, config.batch_size, config.workers, config.seed)
+    fit_config = FitConfig(
+        config.epochs, config.learning_rate, config.label_smoothing, config.batch_size, config.workers, config.seed
+    )
     held_out = plain.embeddings[0, split.held_out]
     head = fit_head(Parts(views, labels[split.train], held_out, labels[split.held_out]), fit_config)
     held_out_images = [images[index] for index in split.held_out]
     title = f"{config.holdout} part, {len(held_out_images)} images"
-    metrics, figures = assess(held_out_images, softmax(head.logits(held_out)), title, synthetic)
+    metrics, figures = assess(held_out_images, softmax(head.logits(held_out)), split.drawn_whole, title, synthetic)
     history = [{name.replace("held_out", config.holdout): value for name, value in row.items()} for row in head.history]
     figures["training_curves.png"] = training_curves(history, config.holdout, synthetic=synthetic)
     metrics |= {
@@ -117,7 +120,8 @@ def split_images(
         f"part; {counts['byte_identical_copies']} byte-identical copies and {counts['images_with_near_duplicate']} "
         "images with a near duplicate are kept apart from the other side"
     )
-    return Split(usable[fold.train], usable[fold.test], counts | {"summary": summary})
+    drawn_whole = clusters(layout, config.block)[fold.test]
+    return Split(usable[fold.train], usable[fold.test], drawn_whole, counts | {"summary": summary})
 
 
 def lay_out(images: Sequence[LabelledImage], groups: Labels | None, embedded: Embedded) -> tuple[Labels, Layout]:

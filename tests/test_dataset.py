@@ -1,14 +1,22 @@
-"""A folder per class becomes a list of labelled images, and the list is split without taking groups apart."""
+"""A folder per class becomes a list of labelled images, with their capture order and their groups."""
 
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from pyarrow import csv
 
-from bcd_ray.dataset import SYNTHETIC_MARK, Labels, hold_out, list_labelled, says_synthetic
+from bcd_ray.dataset import (
+    SYNTHETIC_MARK,
+    LabelledImage,
+    capture_order,
+    group_numbers,
+    list_labelled,
+    says_synthetic,
+)
 from bcd_ray.errors import ConfigError
 from bcd_ray.labels import CLASSES
 from bcd_ray.synthetic import write_synthetic_archive
@@ -82,61 +90,55 @@ def test_a_folder_says_whether_its_images_are_drawn(tmp_path: Path) -> None:
     assert says_synthetic(str(tmp_path))
 
 
-LABELS = np.repeat(np.arange(4), [100, 200, 150, 50])
-ALONE = np.arange(len(LABELS))
+def labelled(tmp_path: Path, names: list[str]) -> list[LabelledImage]:
+    make_files(tmp_path / "data", names)
+    return list_labelled(str(tmp_path / "data"))
 
 
-@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5])
-def test_each_class_gives_its_share(fraction: float) -> None:
-    aside = hold_out(LABELS, ALONE, fraction, seed=0)
-    assert aside.dtype == bool
-    assert [int(aside[label == LABELS].sum()) for label in range(4)] == [
-        round(fraction * size) for size in (100, 200, 150, 50)
-    ]
+def test_capture_order_is_by_number_within_each_class(tmp_path: Path) -> None:
+    images = labelled(tmp_path, [f"Benign/WBC-{n}.jpg" for n in (10, 9, 100, 1)] + ["Pro/b-2.jpg", "Pro/b-1.jpg"])
+    order = capture_order(images)
+    by_class: dict[int, list[str]] = {0: [], 3: []}
+    for index in np.argsort(order, kind="stable"):
+        by_class[images[index].label].append(images[index].name)
+    assert by_class[0] == [f"Benign/WBC-{n}.jpg" for n in (1, 9, 10, 100)]
+    assert by_class[3] == ["Pro/b-1.jpg", "Pro/b-2.jpg"]
+    assert sorted(order) == [0, 0, 1, 1, 2, 3]
 
 
-def test_the_seed_and_it_alone_decides() -> None:
-    first = hold_out(LABELS, ALONE, 0.3, seed=0)
-    np.random.seed(5)  # the global state must not matter
-    np.testing.assert_array_equal(hold_out(LABELS, ALONE, 0.3, seed=0), first)
-    assert (hold_out(LABELS, ALONE, 0.3, seed=1) != first).any()
+PATIENTS = ["Benign/p07/1.jpg", "Benign/p7/2.jpg", "Pro/p07/3.jpg"]
 
 
-def smallest_index(groups: list[int]) -> Labels:
-    """As `near_duplicate_groups` numbers them: by the smallest index in each."""
-    return np.array([groups.index(group) for group in groups], np.int64)
+def test_a_pattern_finds_the_groups_in_the_path(tmp_path: Path) -> None:
+    images = labelled(tmp_path, PATIENTS)
+    assert group_numbers(images, r"/p(\d+)/", "").tolist() == [0, 1, 0]  # type: ignore[union-attr]
+    assert group_numbers(images, r"\d\.jpg", "").tolist() == [0, 1, 2]  # type: ignore[union-attr]
+    assert group_numbers(images, "", "") is None
+    with pytest.raises(ConfigError, match=r"gives no group for 2 images, such as Benign/p07/1\.jpg"):
+        group_numbers(images, r"/p7/", "")
 
 
-fractions = st.floats(0.01, 0.99)
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_table_gives_the_groups(tmp_path: Path, suffix: str) -> None:
+    images = labelled(tmp_path, PATIENTS)
+    table = pa.table({"image": PATIENTS, "group": ["007", "7", "007"]})
+    uri = str(tmp_path / f"groups.{suffix}")
+    (pq.write_table if suffix == "parquet" else csv.write_csv)(table, uri)
+    assert group_numbers(images, "", uri).tolist() == [0, 1, 0]  # type: ignore[union-attr]
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12)), min_size=1, max_size=80),
-    fractions,
-    st.integers(0, 2**32),
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [
+        ("image,group\nBenign/p07/1.jpg,1\n", "gives no group for 2 images, such as Benign/p7/2.jpg"),
+        ("name,group\na,1\n", "with the columns image and group"),
+        ("", "with the columns image and group"),
+        (None, "nothing found at"),
+    ],
 )
-def test_no_group_is_taken_apart(images: list[tuple[int, int]], fraction: float, seed: int) -> None:
-    """Even where near duplicates carry different labels."""
-    labels = np.array([label for label, _ in images])
-    groups = smallest_index([group for _, group in images])
-    aside = hold_out(labels, groups, fraction, seed)
-    assert aside.shape == labels.shape
-    for group in groups:
-        assert len(set(aside[groups == group])) == 1
-    np.testing.assert_array_equal(hold_out(labels, groups, fraction, seed), aside)
-
-
-@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=15), min_size=1, max_size=4), fractions)
-def test_a_class_misses_its_share_by_less_than_any_group_left(sizes: list[list[int]], fraction: float) -> None:
-    labels, group_numbers = [], []
-    for label, groups_of_class in enumerate(sizes):
-        for number, size in enumerate(groups_of_class):
-            labels += [label] * size
-            group_numbers += [100 * label + number] * size
-    all_labels = np.array(labels)
-    aside = hold_out(all_labels, smallest_index(group_numbers), fraction, seed=3)
-    left = Counter(number for number, kept in zip(group_numbers, aside, strict=True) if not kept)
-    for label, groups_of_class in enumerate(sizes):
-        missing = round(fraction * sum(groups_of_class)) - int(aside[all_labels == label].sum())
-        left_of_class = [size for number, size in left.items() if number // 100 == label]
-        assert 0 <= missing < min(left_of_class, default=1)
+def test_a_table_that_cannot_be_used_is_refused(tmp_path: Path, content: str | None, remedy: str) -> None:
+    images = labelled(tmp_path, PATIENTS)
+    if content is not None:
+        (tmp_path / "groups.csv").write_text(content)
+    with pytest.raises(ConfigError, match=remedy):
+        group_numbers(images, "", str(tmp_path / "groups.csv"))

@@ -309,6 +309,9 @@ MISTAKES: list[tuple[str, dict[str, Option], str]] = [
     ("train", {"--output": lambda places: places.bundle}, r"holds results already: choose another folder"),
     ("train", {"--epochs": "0"}, r"--epochs must be at least 1"),
     ("train", {"--learning-rate": "0"}, r"--learning-rate must be above 0"),
+    ("train", {"--label-smoothing": "1"}, r"--label-smoothing must be at least 0 and below 1"),
+    ("train", {"--split": "grouped"}, r"--split grouped needs --group-pattern or --group-table.*use --split blocked"),
+    ("train", {"--block": "0"}, r"--block must be at least 1"),
     ("train", {"--learning-rate": "nan"}, r"--learning-rate must be above 0"),
     ("train", {"--test-fraction": "1"}, r"--test-fraction must be between 0 and 1"),
     ("train", {"--workers": "-1"}, r"--workers must be at least 0"),
@@ -402,8 +405,6 @@ def test_the_number_of_workers_changes_nothing(
 def test_every_row_is_trained_on_and_no_file_is_left(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    import torch
-
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     # Row i lights up input i alone, so the weights of an input move only if its row was seen. 74 rows in batches
     # of 8 on two workers leave a remainder.
@@ -412,12 +413,10 @@ def test_every_row_is_trained_on_and_no_file_is_left(
     for view in range(views):
         train_rows[view, np.arange(rows), view * rows + np.arange(rows)] = 1
     labels = np.arange(rows) % len(CLASSES)
-    config = FitConfig(epochs=1, learning_rate=0.01, batch_size=8, workers=workers, seed=3)
+    config = FitConfig(epochs=1, learning_rate=0.01, label_smoothing=0.1, batch_size=8, workers=workers, seed=3)
     fitted = fit_head(Parts(train_rows, labels, train_rows[0], labels), config)
 
-    start = torch.nn.Linear(1280, len(CLASSES))
-    torch.nn.init.xavier_uniform_(start.weight, generator=torch.Generator().manual_seed(3))
-    moved = np.abs(fitted.weight - start.weight.detach().numpy()).max(axis=0)
+    moved = np.abs(fitted.weight).max(axis=0)  # from zero
     assert (moved[: views * rows] > 1e-4).all()
     assert (moved[views * rows :] == 0).all()
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,154 @@
+"""What every protocol keeps, for any labels, order, near duplicates and groups."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from bcd_ray.config import Protocol
+from bcd_ray.errors import ConfigError
+from bcd_ray.splits import Fold, Layout, Rules, blocks, clusters, cross_validate, hold_out
+
+PROTOCOLS: tuple[Protocol, ...] = ("random", "blocked", "forward", "grouped")
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Layout:
+    """Up to 120 images in any order of the list; ties and groups may cross classes."""
+    labels = np.array(draw(st.lists(st.integers(0, 3), min_size=8, max_size=120)))
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    order = np.zeros(len(labels), np.int64)
+    for label in np.unique(labels):
+        order[labels == label] = random.permutation(int((labels == label).sum()))
+    first = random.integers(0, len(labels), len(labels))
+    tied = random.random(len(labels)) < draw(st.sampled_from([0.0, 0.1, 0.5]))
+    ties = np.where(tied, first, np.arange(len(labels)))
+    ties[ties[ties] != ties] = np.flatnonzero(ties[ties] != ties)  # a group is named by a member of it
+    return Layout(labels, order, ties, random.integers(0, draw(st.integers(2, 40)), len(labels)))
+
+
+rules = st.builds(Rules, st.sampled_from(PROTOCOLS), st.integers(1, 30), st.integers(0, 10))
+untimed = settings(deadline=None)
+fractions, seeds = st.floats(0.05, 0.9), st.integers(0, 2**32)
+
+
+def assert_apart(layout: Layout, rule: Rules, fold: Fold) -> None:
+    """No image in both parts, no near duplicate across, the embargo kept, groups whole; no other image is left out."""
+    assert not (fold.train & fold.test).any()
+    assert not set(layout.ties[fold.train]) & set(layout.ties[fold.test])
+    if rule.protocol == "grouped":
+        assert layout.groups is not None
+        assert not set(layout.groups[fold.train]) & set(layout.groups[fold.test])
+    tested = [(layout.labels[i], layout.order[i]) for i in np.flatnonzero(fold.test)]
+    embargo = rule.embargo if rule.protocol in ("blocked", "forward") else 0
+    for image in np.flatnonzero(~fold.test):
+        places = [abs(order - layout.order[image]) for label, order in tested if label == layout.labels[image]]
+        near = bool(embargo) and min(places, default=embargo + 1) <= embargo
+        tied = layout.ties[image] in layout.ties[fold.test]
+        assert fold.train[image] == (not near and not tied)
+
+
+@untimed
+@given(layouts(), rules, fractions, seeds)
+def test_a_held_out_part_is_apart(layout: Layout, rule: Rules, fraction: float, seed: int) -> None:
+    fold = hold_out(layout, rule, fraction, seed)
+    assert fold.train.shape == fold.test.shape == layout.labels.shape
+    assert_apart(layout, rule, fold)
+    np.testing.assert_array_equal(hold_out(layout, rule, fraction, seed).test, fold.test)
+
+
+@untimed
+@given(layouts(), rules, st.integers(2, 4), seeds)
+def test_folds_are_apart_and_test_every_image_once(layout: Layout, rule: Rules, folds: int, seed: int) -> None:
+    try:
+        found = cross_validate(layout, rule, folds, 0.3, seed)
+    except ConfigError:
+        assume(False)  # a class has too few units
+    for fold in found:
+        assert_apart(layout, rule, fold)
+    if rule.protocol != "forward":
+        assert len(found) == folds
+        assert (np.sum([fold.test for fold in found], axis=0) == 1).all()
+
+
+@untimed
+@given(layouts(), rules, fractions, seeds)
+def test_a_split_within_a_part_stays_in_it(layout: Layout, rule: Rules, fraction: float, seed: int) -> None:
+    outer = hold_out(layout, rule, 0.4, seed)
+    assume(outer.train.any())
+    inner = hold_out(layout.of(outer.train), rule, fraction, seed).within(outer.train)
+    assert not ((inner.train | inner.test) & ~outer.train).any()
+    assert not (inner.train & inner.test).any()
+
+
+@untimed
+@given(layouts(), st.integers(1, 50))
+def test_blocks_are_runs_of_capture_order_of_one_class(layout: Layout, length: int) -> None:
+    numbers = blocks(layout, length)
+    for number in np.unique(numbers):
+        members = numbers == number
+        (label,) = set(layout.labels[members])
+        order = np.sort(layout.order[members])
+        assert order.tolist() == list(range(order[0], order[0] + len(order)))
+        assert len(order) <= length
+        of_class = numbers[layout.labels == label]
+        sizes = Counter(of_class.tolist()).values()
+        assert max(sizes) - min(sizes) <= 1
+
+
+LABELS = np.repeat(np.arange(4), [100, 200, 150, 50])
+PLAIN = Layout(LABELS, np.concatenate([np.arange(n) for n in (100, 200, 150, 50)]), np.arange(500))
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5])
+def test_each_class_gives_its_share(fraction: float) -> None:
+    for protocol in ("random", "forward"):
+        test = hold_out(PLAIN, Rules(protocol, 10, 5), fraction, seed=0).test  # type: ignore[arg-type]
+        wanted = [round(fraction * size) for size in (100, 200, 150, 50)]
+        assert [int(test[label == LABELS].sum()) for label in range(4)] == wanted
+    test = hold_out(PLAIN, Rules("blocked", 10, 5), fraction, seed=0).test
+    assert all(abs(test[label == LABELS].mean() - fraction) <= 10 / (label == LABELS).sum() for label in range(4))
+
+
+def test_forward_tests_the_ends_of_the_capture_order() -> None:
+    rule = Rules("forward", 10, 5)
+    first, last = cross_validate(PLAIN, rule, folds=5, fraction=0.3, seed=0)
+    for label, size in enumerate((100, 200, 150, 50)):
+        of_class = label == LABELS
+        third = round(0.3 * size)
+        assert PLAIN.order[of_class & first.test].max() == third - 1
+        assert PLAIN.order[of_class & first.train].min() == third + 5
+        assert PLAIN.order[of_class & last.test].min() == size - third
+    np.testing.assert_array_equal(hold_out(PLAIN, rule, 0.3, seed=9).test, first.test)
+
+
+def test_folds_are_stratified() -> None:
+    for rule in (Rules("random", 10, 0), Rules("blocked", 10, 5)):
+        for fold in cross_validate(PLAIN, rule, folds=5, fraction=0.3, seed=1):
+            assert np.bincount(LABELS[fold.test]).tolist() == [20, 40, 30, 10]
+
+
+def test_the_seed_and_it_alone_decides() -> None:
+    rule = Rules("random", 10, 5)
+    first = hold_out(PLAIN, rule, 0.3, seed=0).test
+    np.random.seed(5)  # the global state must not matter
+    np.testing.assert_array_equal(hold_out(PLAIN, rule, 0.3, seed=0).test, first)
+    assert (hold_out(PLAIN, rule, 0.3, seed=1).test != first).any()
+
+
+def test_groups_that_nobody_gave_are_not_made_up() -> None:
+    with pytest.raises(ConfigError, match="needs --group-pattern or --group-table"):
+        hold_out(PLAIN, Rules("grouped", 10, 5), 0.3, seed=0)
+
+
+def test_too_few_blocks_for_the_folds_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--folds 5.*only 1 units of the blocked protocol: lower --folds or --block"):
+        cross_validate(PLAIN, Rules("blocked", 100, 5), folds=5, fraction=0.3, seed=0)
+
+
+def test_the_bootstrap_draws_groups_where_they_are_known() -> None:
+    groups = np.arange(500) // 7
+    np.testing.assert_array_equal(clusters(Layout(LABELS, PLAIN.order, PLAIN.ties, groups), 10), groups)
+    np.testing.assert_array_equal(clusters(PLAIN, 10), blocks(PLAIN, 10))
