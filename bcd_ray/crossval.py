@@ -81,8 +81,7 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
     _write_table(config.output, "predictions", _predictions(read, digests, layout.labels, runs, splits))
     _write_table(config.output, "disputed_labels", table)
     figures = _figures(metrics, table, {image.name: image for image in read})
-    storage.write_bytes(storage.join(config.output, "report.html"), validation_report(metrics, figures))
-    write_results(config.output, metrics, figures)
+    write_results(config.output, metrics, figures, validation_report(metrics, figures))
     return metrics
 
 

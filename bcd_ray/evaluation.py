@@ -18,6 +18,7 @@ from bcd_ray.images import Decoded, Limits, Pixels, decode
 from bcd_ray.labels import CLASSES, DISPLAY_NAMES
 from bcd_ray.metrics import classification_metrics
 from bcd_ray.model import load_bundle
+from bcd_ray.report import model_report
 from bcd_ray.splits import Labels, Layout, clusters
 from bcd_ray.spread import bootstrap, point_figures, with_intervals
 
@@ -46,7 +47,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         says_synthetic(config.data),
     )
     metrics |= {"model_version": bundle.version, "unreadable": unreadable(images, embedded.errors)}
-    write_results(config.output, metrics, figures)
+    about = f"Model {bundle.version[:12]} on the {len(usable):,} readable images of {len(images):,} in {config.data}."
+    data = ["Whether training saw these images, or others of the same patients, is not known here."]
+    write_results(config.output, metrics, figures, model_report(metrics, figures, about, data, grouped=False))
     return metrics
 
 
@@ -77,10 +80,11 @@ def unreadable(images: Sequence[LabelledImage], errors: Sequence[str | None]) ->
     return {image.name: error for image, error in zip(images, errors, strict=True) if error is not None}
 
 
-def write_results(uri: str, metrics: dict[str, Any], figures: dict[str, bytes]) -> None:
-    """Write figures and, last, metrics.json below a folder."""
+def write_results(uri: str, metrics: dict[str, Any], figures: dict[str, bytes], report: bytes) -> None:
+    """Write figures, report.html and, last, metrics.json below a folder."""
     for name, data in figures.items():
         storage.write_bytes(storage.join(uri, "figures", name), data)
+    storage.write_bytes(storage.join(uri, "report.html"), report)
     storage.write_bytes(storage.join(uri, "metrics.json"), (json.dumps(metrics, indent=2) + "\n").encode())
 
 

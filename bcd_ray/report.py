@@ -1,11 +1,12 @@
 """What goes with a model for people to read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bcd_ray.labels import CLASSES, DISPLAY_NAMES
 from bcd_ray.metrics import format_metrics
 from bcd_ray.page import Card, Page, Section
+from bcd_ray.runtime import library_versions
 
 SYNTHETIC = "Trained and measured on synthetic, drawn images: the figures say nothing about real smears."
 NOT_FOR_DIAGNOSIS = "For research. Not for diagnosis: every prediction is a suggestion for an expert to check."
@@ -109,6 +110,57 @@ def validation_report(metrics: Mapping[str, Any], figures: Mapping[str, bytes]) 
         sections,
         _warnings(metrics["synthetic"]),
         _footer(metrics["versions"]),
+    ).html()
+
+
+def training_report(info: Mapping[str, Any], metrics: Mapping[str, Any], figures: Mapping[str, bytes]) -> bytes:
+    """report.html of a bundle, from its `model.json` facts, its metrics and its figures by file name."""
+    training, counts = info["training"], metrics["counts"]
+    about = (
+        f"One model, seed {training['seed']}, {training['epochs']} epochs, measured on its {metrics['part']} part of "
+        f"{metrics['images']:,} images. Each figure has its 95 % interval, drawn over "
+        f"{'groups' if training['split'] == 'grouped' else 'blocks of the capture order'}."
+    )
+    data = [
+        f"{counts['usable']:,} of {counts['images']:,} images in {training['data']} are used: {counts['summary']}.",
+        f"Protocol: {metrics['protocol']}.",
+        f"MobileNetV2 with frozen ImageNet weights ({training['weights']}), global average pooling, softmax head.",
+    ]
+    return model_report(metrics, figures, about, data, training["split"] == "grouped")
+
+
+def model_report(
+    metrics: Mapping[str, Any], figures: Mapping[str, bytes], about: str, data: Sequence[str], grouped: bool
+) -> bytes:
+    """report.html of a model on labelled images.
+
+    Args:
+        metrics: what `evaluation.assess` found.
+        figures: by file name.
+        about: which model and which images.
+        data: paragraphs on data and protocol.
+        grouped: whether training and test are of different groups, such as patients.
+    """
+    found = metrics["with_intervals"]
+    sections = [
+        Section(
+            "Which classes are mistaken for which",
+            figures["confusion_matrix.png"],
+            columns=["", *map(_words, _FIGURES_OF_CLASS)],
+            rows=[[label, *_class_cells(found, name)] for name, label in zip(CLASSES, DISPLAY_NAMES, strict=True)],
+        ),
+        Section("Right and wrong predictions", figures["gallery.png"]),
+    ]
+    if "training_curves.png" in figures:
+        sections.append(Section("How the training went", figures["training_curves.png"]))
+    sections += [Section("Data", words=data), Section("Limits", words=limits(grouped))]
+    return Page(
+        "Blood smear classifier",
+        about,
+        [Card(_words(name), _percent(found[name]), _interval(found[name])) for name in _SHOWN if name in found],
+        sections,
+        _warnings(metrics.get("synthetic", False)),
+        _footer(library_versions()),
     ).html()
 
 

@@ -55,8 +55,12 @@ def ray_session() -> Iterator[None]:
 
     started = not ray.is_initialized()
     if started:
-        with _stderr_silenced():
-            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        try:
+            with _stderr_silenced():
+                ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        except Exception as error:  # Ray raises a bare Exception if a node is not up within 30 s
+            what = " ".join(str(error).split())[:200]
+            raise JobError(f"no Ray ({what}): check RAY_ADDRESS, or whether this machine is overloaded") from error
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is raised too
     context = DataContext.get_current()

@@ -19,7 +19,7 @@ from bcd_ray.head import FitConfig, Parts, fit_head
 from bcd_ray.labels import CLASSES
 from bcd_ray.model import pretrained, save_bundle
 from bcd_ray.perceptual import near_duplicate_groups
-from bcd_ray.report import model_card
+from bcd_ray.report import model_card, training_report
 from bcd_ray.runtime import library_versions, say
 from bcd_ray.splits import Labels, Layout, Rules, clusters, hold_out
 
@@ -86,7 +86,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         say("quantising to int8")
         int8 = quantization.quantize(fitted, train_images, head.logits(plain.embeddings[0, split.train]))
         info["int8"] = metrics["int8"] = quantization.compare(int8, held_out_images, head.logits(held_out))
-    write_results(config.output, metrics, figures)
+    write_results(config.output, metrics, figures, training_report(info, metrics, figures))
     save_bundle(config.output, fitted, info, {"MODEL_CARD.md": model_card(info, metrics)}, int8)
     return metrics
 
