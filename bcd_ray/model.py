@@ -1,8 +1,8 @@
 """A model as tensors and facts, and its bundle on disk.
 
-A bundle is a folder: `model.safetensors` (backbone and head), `model.json` (what they are and how they were made),
-`model.sha256` (the digests of the two, for `sha256sum -c`), and for people `MODEL_CARD.md`, `metrics.json` and
-`figures/`. Nothing in it is a pickle.
+A bundle is a folder: `model.safetensors` (backbone, head and the distance model of triage), `model.json` (what they
+are, how they were made, and the limits of triage), `model.sha256` (the digests of the two, for `sha256sum -c`), and for
+people `MODEL_CARD.md`, `metrics.json` and `figures/`. Nothing in it is a pickle.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from bcd_ray import storage
 from bcd_ray.engine import Tensors
 from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.labels import CLASSES
+from bcd_ray.triage import Triage
 
 EMBEDDING_SIZE = 1280
 WeightsName = Literal["keras", "torchvision"]
@@ -33,7 +34,7 @@ PREPROCESSING: dict[WeightsName, dict[str, Any]] = {
         "padding": "symmetric",
     },
 }
-_BUNDLE_FORMAT = 1
+_BUNDLE_FORMAT = 2  # 2 came with triage
 _DIGESTED = ("model.safetensors", "model.json")
 
 
@@ -54,6 +55,7 @@ class Bundle:
     """A trained model as read from disk: `info` is `model.json`, `version` the digest that names the model."""
 
     model: Model
+    triage: Triage
     info: dict[str, Any]
     version: str
 
@@ -75,7 +77,7 @@ def pretrained(weights: WeightsName) -> Model:
     return Model(backbone, PREPROCESSING[weights]).with_head(head, head[:, 0].copy())
 
 
-def save_bundle(uri: str, model: Model, info: dict[str, Any], extras: dict[str, bytes]) -> str:
+def save_bundle(uri: str, model: Model, triage: Triage, info: dict[str, Any], extras: dict[str, bytes]) -> str:
     """Write a bundle and return its version; the digests go last, so a bundle that has them is whole.
 
     Args:
@@ -83,9 +85,10 @@ def save_bundle(uri: str, model: Model, info: dict[str, Any], extras: dict[str, 
         extras: further files by their names in the bundle.
     """
     facts = {"format": _BUNDLE_FORMAT, "architecture": "mobilenet_v2", "classes": list(CLASSES)}
-    facts |= {"preprocessing": model.preprocessing, **info}
+    facts |= {"preprocessing": model.preprocessing, "triage": triage.settings, **info}
+    tensors = {**model.tensors, **triage.tensors}
     contents = {
-        "model.safetensors": save({name: np.ascontiguousarray(value) for name, value in model.tensors.items()}),
+        "model.safetensors": save({name: np.ascontiguousarray(value) for name, value in tensors.items()}),
         "model.json": (json.dumps(facts, indent=2) + "\n").encode(),
     }
     for name, data in {**extras, **contents}.items():
@@ -114,8 +117,13 @@ def load_bundle(uri: str) -> Bundle:
             )
     info = json.loads(contents["model.json"])
     if info.get("format") != _BUNDLE_FORMAT or info.get("classes") != list(CLASSES):
-        raise ConfigError(f"{uri}: written by another release of bcd_ray: train anew, or use that release")
-    return Bundle(Model(load(contents["model.safetensors"]), info["preprocessing"]), info, _version(contents))
+        raise ConfigError(
+            f"{uri}: written by another release of bcd_ray: train again with this one, or use that release"
+        )
+    tensors = load(contents["model.safetensors"])
+    triage = Triage.of(tensors, info["triage"])
+    network = {name: value for name, value in tensors.items() if name not in triage.tensors}
+    return Bundle(Model(network, info["preprocessing"]), triage, info, _version(contents))
 
 
 def _version(contents: dict[str, bytes]) -> str:
