@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,18 +12,21 @@ from bcd_ray import storage
 from bcd_ray.config import EvaluateConfig
 from bcd_ray.dataset import LabelledImage, capture_order, group_numbers, list_labelled, says_synthetic
 from bcd_ray.embedding import Embedder
-from bcd_ray.engine import softmax
 from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.figures import GALLERY_LIMIT, Example, confusion_matrix_figure, gallery
 from bcd_ray.images import Decoded, Limits, Pixels, decode
 from bcd_ray.labels import CLASSES, DISPLAY_NAMES
 from bcd_ray.metrics import classification_metrics
 from bcd_ray.model import load_bundle
+from bcd_ray.quality import MEASURES, measure
 from bcd_ray.report import model_report
 from bcd_ray.splits import Labels, Layout, clusters
 from bcd_ray.spread import bootstrap, point_figures, with_intervals
+from bcd_ray.thresholds import triage_figures
+from bcd_ray.triage_plots import triage_plots
 
 Probabilities = npt.NDArray[np.float64]
+_READERS = 8  # threads that read and decode images
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -39,14 +43,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if not usable:
         raise JobError(f"none of the {len(images)} images in {config.data} could be read: {embedded.errors[0]}")
     logits = embedded.embeddings[0, usable] @ bundle.model.tensors["head.weight"].T + bundle.model.tensors["head.bias"]
-    metrics, figures = assess(
-        [images[index] for index in usable],
-        softmax(logits),
-        clusters(layout, config.block)[usable],
-        config.data,
-        says_synthetic(config.data),
-    )
-    metrics |= {"model_version": bundle.version, "unreadable": unreadable(images, embedded.errors)}
+    read, synthetic = [images[index] for index in usable], says_synthetic(config.data)
+    decisions = bundle.triage.decide(embedded.embeddings[0, usable], logits, measure_quality(read))
+    drawn_whole = clusters(layout, config.block)[usable]
+    metrics, figures = assess(read, decisions.probabilities, drawn_whole, config.data, synthetic)
+    on_data = triage_figures(decisions, logits, labels[usable], layout.order[usable])
+    figures |= triage_plots(on_data, "evaluated", synthetic)
+    metrics |= {"triage": {"evaluated": on_data}, "model_version": bundle.version}
+    metrics["unreadable"] = unreadable(images, embedded.errors)
     about = f"Model {bundle.version[:12]} on the {len(usable):,} readable images of {len(images):,} in {config.data}."
     data = ["Whether training saw these images, or others of the same patients, is not known here."]
     write_results(config.output, metrics, figures, model_report(metrics, figures, about, data, grouped=False))
@@ -93,6 +97,13 @@ def refuse_to_replace(output: str, name: str) -> None:
     if storage.exists(storage.join(output, name)):
         raise ConfigError(f"--output {output} holds results already: choose another folder, or delete it")
     storage.check_writable(output)
+
+
+def measure_quality(images: Sequence[LabelledImage]) -> npt.NDArray[np.float32]:
+    """(n, 4) quality measures of images that could be read before."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        measures = list(pool.map(lambda image: measure(read_pixels(image)), images))
+    return np.array(measures, np.float32).reshape(-1, len(MEASURES))
 
 
 def read_pixels(image: LabelledImage) -> Pixels:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bcd_ray import schema, storage
@@ -131,7 +132,7 @@ class Ledger:
         Raises:
             JobError: rows and plan do not agree; nothing is published.
         """
-        statuses, classes = Counter[str](), Counter[str]()
+        statuses, classes, review = Counter[str](), Counter[str](), Counter[str]()
         inputs = []
         with _temporary_folder() as folder:
             path = folder / "predictions.parquet"
@@ -139,6 +140,8 @@ class Ledger:
                 for rows, read in self._reconciled(plan):
                     statuses.update(rows["status"].to_pylist())
                     classes.update(rows["predicted_class"].drop_null().to_pylist())
+                    review["rows"] += int(pc.sum(rows["review"]).as_py() or 0)
+                    review.update(pc.list_flatten(rows["review_reasons"]).to_pylist())
                     inputs.append(read)
                     writer.write_table(rows, row_group_size=_ROWS_PER_GROUP)
             output = self._create_file(storage.join(self.output, "predictions", f"{plan.run_id}.parquet"), path)
@@ -152,6 +155,7 @@ class Ledger:
             "published_at": _now(),
             "statuses": dict(sorted(statuses.items())),
             "predicted_classes": dict(sorted(classes.items())),
+            "review": dict(sorted(review.items())),
             "outputs": [output],
             "inputs": read_file,
         }

@@ -1,9 +1,10 @@
 """A model as tensors and facts, and its bundle on disk.
 
-A bundle is a folder: `model.safetensors` (backbone and head), `model.json` (what they are and how they were made),
-`model.sha256` (the digests of the two, for `sha256sum -c`), and for people `MODEL_CARD.md`, `metrics.json` and
-`figures/`. One that was trained with `--int8` holds the quantised network too: `model.int8.xml` and `model.int8.bin`,
-whose digests stand in `model.json`. Nothing in it is a pickle.
+A bundle is a folder: `model.safetensors` (backbone, head and the distance model of triage), `model.json` (what they
+are, how they were made, and the limits of triage), `model.sha256` (the digests of the two, for `sha256sum -c`), and for
+people `MODEL_CARD.md`, `report.html`, `metrics.json` and `figures/`. One that was trained with `--int8` holds the
+quantised network too: `model.int8.xml` and `model.int8.bin`, whose digests stand in `model.json`. Nothing in it is a
+pickle.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from bcd_ray import storage
 from bcd_ray.engine import Int8Graph, Tensors
 from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.labels import CLASSES
+from bcd_ray.triage import Triage
 
 EMBEDDING_SIZE = 1280
 WeightsName = Literal["keras", "torchvision"]
@@ -34,7 +36,7 @@ PREPROCESSING: dict[WeightsName, dict[str, Any]] = {
         "padding": "symmetric",
     },
 }
-_BUNDLE_FORMAT = 1
+_BUNDLE_FORMAT = 2  # 2 came with triage
 _DIGESTED = ("model.safetensors", "model.json")
 
 
@@ -55,6 +57,7 @@ class Bundle:
     """A trained model as read from disk: `info` is `model.json`, `version` the digest that names the model."""
 
     model: Model
+    triage: Triage
     info: dict[str, Any]
     version: str
     int8: Int8Graph | None = None
@@ -78,7 +81,12 @@ def pretrained(weights: WeightsName) -> Model:
 
 
 def save_bundle(
-    uri: str, model: Model, info: dict[str, Any], extras: dict[str, bytes], int8: Int8Graph | None = None
+    uri: str,
+    model: Model,
+    triage: Triage,
+    info: dict[str, Any],
+    extras: dict[str, bytes],
+    int8: Int8Graph | None = None,
 ) -> str:
     """Write a bundle and return its version; the digests go last, so a bundle that has them is whole.
 
@@ -87,12 +95,13 @@ def save_bundle(
         extras: further files by their names in the bundle.
     """
     facts = {"format": _BUNDLE_FORMAT, "architecture": "mobilenet_v2", "classes": list(CLASSES)}
-    facts |= {"preprocessing": model.preprocessing, **info}
+    facts |= {"preprocessing": model.preprocessing, "triage": triage.settings, **info}
+    tensors = {**model.tensors, **triage.tensors}
     graph = {"model.int8.xml": int8.xml, "model.int8.bin": int8.weights} if int8 else {}
     if graph:
         facts["int8_sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in graph.items()}
     contents = {
-        "model.safetensors": save({name: np.ascontiguousarray(value) for name, value in model.tensors.items()}),
+        "model.safetensors": save({name: np.ascontiguousarray(value) for name, value in tensors.items()}),
         "model.json": (json.dumps(facts, indent=2) + "\n").encode(),
     }
     for name, data in {**extras, **graph, **contents}.items():
@@ -120,8 +129,10 @@ def load_bundle(uri: str) -> Bundle:
     info = json.loads(contents["model.json"])
     if info.get("format") != _BUNDLE_FORMAT or info.get("classes") != list(CLASSES):
         raise ConfigError(f"{uri}: written by another release of bcd_ray: train anew, or use that release")
-    model = Model(load(contents["model.safetensors"]), info["preprocessing"])
-    return Bundle(model, info, _version(contents), _load_int8(uri, info))
+    tensors = load(contents["model.safetensors"])
+    triage = Triage.of(tensors, info["triage"])
+    network = {name: value for name, value in tensors.items() if name not in triage.tensors}
+    return Bundle(Model(network, info["preprocessing"]), triage, info, _version(contents), _load_int8(uri, info))
 
 
 def _load_int8(uri: str, info: dict[str, Any]) -> Int8Graph | None:

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from bcd_ray.labels import CLASSES
+from bcd_ray.triage import REASONS
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Column(NamedTuple):
@@ -33,9 +34,34 @@ COLUMNS = (
     Column("status", _TEXT, "-", "`scored`, or the kind of failure (table below)"),
     Column("error", _TEXT, "-", "What was wrong, in one line; null if scored"),
     Column("predicted_class", _TEXT, "-", "A suggestion for an expert: the most probable class; null if not scored"),
-    Column("confidence", pa.float32(), "0..1", "Probability of the predicted class; null if not scored"),
-    *(Column(f"p_{name}", pa.float32(), "0..1", f"Probability of {name}; null if not scored") for name in CLASSES),
+    Column("confidence", pa.float32(), "0..1", "Calibrated probability of the predicted class; null if not scored"),
+    *(
+        Column(f"p_{name}", pa.float32(), "0..1", f"Calibrated probability of {name}; null if not scored")
+        for name in CLASSES
+    ),
     Column("p_malignant", pa.float32(), "0..1", "Sum of the three malignant classes; null if not scored"),
+    Column("review", pa.bool_(), "-", "Whether an expert must look at it before anything else; true if not scored"),
+    Column(
+        "review_reasons",
+        pa.list_(pa.field("element", _TEXT)),
+        "-",
+        "Why (table below); an empty list where `review` is false",
+    ),
+    Column(
+        "ood_score",
+        pa.float32(),
+        "-",
+        "Distance of the embedding from the nearest class; above 1 is out of distribution; null if not scored",
+    ),
+    Column("focus", pa.float32(), "log", "Variance of the Laplacian, low if blurred; null if not scored"),
+    Column("brightness", pa.float32(), "0..255", "Mean value of the pixels; null if not scored"),
+    Column("clipped", pa.float32(), "0..1", "Share of nearly white values in the lightest colour; null if not scored"),
+    Column(
+        "contrast",
+        pa.float32(),
+        "0..255",
+        "Largest standard deviation of a colour, low if unstained or empty; null if not scored",
+    ),
     Column("model_version", _TEXT, "hex", "Digest of the model bundle"),
     Column("run_id", _TEXT, "-", "The run that published the row; names its manifest"),
     Column("run_number", pa.int32(), "-", "Runs of one output count up; of a shard's rows, those of its last run hold"),
@@ -70,7 +96,7 @@ PREDICTIONS = pa.schema(
     metadata={"bcd_ray.schema_version": str(SCHEMA_VERSION)},
 )
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 MANIFEST = {
     "manifest_version": "Version of this table",
     "run_id": "Names the run's files; made from its inputs, its model and its number",
@@ -83,6 +109,7 @@ MANIFEST = {
     "configuration": "The job's options",
     "statuses": "Rows by status",
     "predicted_classes": "Scored rows by suggested class",
+    "review": "Rows that an expert must look at: `rows`, and by reason (a row can have several)",
     "superseded_shards": "Shards that were published before with other content or another identity",
     "outputs": "The published Parquet: `uri`, `rows`, `bytes`, `sha256`",
     "inputs": "A Parquet file with a row for each shard read, described in the same way; its columns are `uri`, "
@@ -91,11 +118,13 @@ MANIFEST = {
 
 
 def markdown() -> str:
-    """The tables of columns, statuses and the manifest as the README shows them."""
+    """The tables of columns, statuses, review reasons and the manifest as the README shows them."""
     lines = ["| column | type | unit | meaning |", "| --- | --- | --- | --- |"]
     lines += [f"| `{name}` | {kind} | {unit} | {text} |" for name, kind, unit, text in COLUMNS]
     lines += ["", "| status | meaning |", "| --- | --- |"]
     lines += [f"| `{status}` | {text} |" for status, text in STATUSES.items()]
+    lines += ["", "| review reason | meaning |", "| --- | --- |"]
+    lines += [f"| `{name}` | {text} |" for name, text in REASONS.items()]
     lines += ["", "| in the manifest | meaning |", "| --- | --- |"]
     lines += [f"| `{name}` | {text} |" for name, text in MANIFEST.items()]
     return "\n".join(lines)

@@ -18,15 +18,17 @@ from bcd_ray import schema, storage
 from bcd_ray.archive import Entry, given_up, kind_of, map_ahead, read_shards
 from bcd_ray.config import ScoreConfig
 from bcd_ray.embedding import in_batches
-from bcd_ray.engine import Choice, EngineName, Outputs, choose_engine, open_engine, precision, softmax
+from bcd_ray.engine import Choice, EngineName, Outputs, choose_engine, open_engine, precision
 from bcd_ray.errors import ConfigError, JobError, NotFoundError, StorageError
 from bcd_ray.images import DECODER_VERSION, Decoded, Limits, Pixels, Rejected, decode
 from bcd_ray.isolation import MAX_ATTEMPTS, Decoder, Turns, decode_apart, start_counter
 from bcd_ray.labels import CLASSES
 from bcd_ray.ledger import Ledger, Unit
 from bcd_ray.model import Bundle, load_bundle
+from bcd_ray.quality import MEASURES, measure
 from bcd_ray.runtime import Progress, actor_pool, gpu_count, library_versions, ray_session, say
 from bcd_ray.storage import StoredObject
+from bcd_ray.triage import Triage
 
 _MOST_TASKS = 4000  # of Ray Data, each of one unit or, in a large plan, several: its driver keeps state for every task
 _UNITS_AT_A_TIME = 2  # of an actor: while one opens its shard or writes its rows, the other keeps the cores busy
@@ -139,7 +141,7 @@ class UnitScorer:
         self, bundle: Bundle, engine: EngineName, ledger: Ledger, limits: Limits, threads: int, starts: Any
     ) -> None:
         self._engine = open_engine(engine, bundle, threads)
-        self._version, self._ledger, self._limits = bundle.version, ledger, limits
+        self._version, self._triage, self._ledger, self._limits = bundle.version, bundle.triage, ledger, limits
         self._pool, self._starts, self._turns = ThreadPoolExecutor(threads), starts, Turns(_UNITS_AT_A_TIME)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +177,7 @@ class UnitScorer:
                     yield pixels
 
         outputs = list(self._engine.run(in_batches(scorable(), self._engine.batch)))
-        return _table(found, outputs, self._version)
+        return _table(found, outputs, self._triage, self._version)
 
 
 def _written(rows: int, error: str = "") -> dict[str, Any]:
@@ -188,8 +190,11 @@ def _describe(decode_one: Decoder, limits: Limits, entry: Entry) -> "tuple[_Row,
         return _Row(entry, None, entry.content), None
     digest = hashlib.sha256(entry.content).hexdigest()
     decoded = decode_one(entry.content, limits)
-    pixels = decoded.pixels if isinstance(decoded, Decoded) else None
-    return _Row(entry, digest, decoded), pixels
+    row = _Row(entry, digest, decoded)
+    if isinstance(decoded, Rejected):
+        return row, None
+    row.quality = measure(decoded.pixels)
+    return row, decoded.pixels
 
 
 class _Row:
@@ -201,25 +206,36 @@ class _Row:
         self.image_sha256, self.width, self.height = digest, result.width, result.height
         self.status = result.status if isinstance(result, Rejected) else "scored"
         self.error = result.error if isinstance(result, Rejected) else None
+        self.quality = np.full(len(MEASURES), np.nan, np.float32)
 
 
-def _table(rows: list[_Row], outputs: list[Outputs], model_version: str) -> pa.Table:
+def _table(rows: list[_Row], outputs: list[Outputs], triage: Triage, model_version: str) -> pa.Table:
     scored = np.array([row.status == "scored" for row in rows], bool)
-    probabilities = np.full((len(rows), len(CLASSES)), np.nan)
+    quality = np.array([row.quality for row in rows], np.float32).reshape(-1, len(MEASURES))
+    probabilities, ood_score = np.full((len(rows), len(CLASSES)), np.nan), np.full(len(rows), np.nan)
+    reasons = [["not_scored"]] * len(rows)
     if outputs:
-        probabilities[scored] = softmax(np.concatenate([batch.logits for batch in outputs]))
+        embeddings, logits = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+        decisions = triage.decide(embeddings, logits, quality[scored])
+        probabilities[scored], ood_score[scored] = decisions.probabilities, decisions.ood_score
+        for index, given in zip(np.flatnonzero(scored), decisions.reason_names(), strict=True):
+            reasons[index] = given
     predicted = [CLASSES[index] if ok else None for index, ok in zip(probabilities.argmax(1), scored, strict=True)]
 
-    def share(values: Any) -> pa.Array:
+    def measured(values: Any) -> pa.Array:
         return pa.array(values, pa.float32(), mask=~scored)
 
     names = ("image_id", "image_uri", "shard_uri", "shard_etag", "image_sha256", "width", "height", "status", "error")
     columns: dict[str, Any] = {
         name: pa.array([getattr(row, name) for row in rows], schema.PREDICTIONS.field(name).type) for name in names
     }
-    columns |= {"predicted_class": pa.array(predicted, pa.string()), "confidence": share(probabilities.max(axis=1))}
-    columns |= {f"p_{name}": share(probabilities[:, index]) for index, name in enumerate(CLASSES)}
-    columns["p_malignant"] = share(probabilities[:, 1:].sum(axis=1))
+    columns |= {"predicted_class": pa.array(predicted, pa.string()), "confidence": measured(probabilities.max(axis=1))}
+    columns |= {f"p_{name}": measured(probabilities[:, index]) for index, name in enumerate(CLASSES)}
+    columns["p_malignant"] = measured(probabilities[:, 1:].sum(axis=1))
+    columns["review"] = pa.array([bool(given) for given in reasons], pa.bool_())
+    columns["review_reasons"] = pa.array(reasons, schema.PREDICTIONS.field("review_reasons").type)
+    columns["ood_score"] = measured(ood_score)
+    columns |= {name: measured(quality[:, index]) for index, name in enumerate(MEASURES)}
     columns["model_version"] = pa.array([model_version] * len(rows), pa.string())
     columns["scored_at"] = pa.array([datetime.now(UTC)] * len(rows), pa.timestamp("us", "UTC"))
     return pa.table(columns)

@@ -1,4 +1,4 @@
-"""Training, top to bottom: list, embed, split, embed augmented views, fit the head, measure, write the bundle."""
+"""Training, top to bottom: list, embed, split, embed augmented views, fit head and triage, measure, write."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,9 +11,8 @@ from bcd_ray import quantization
 from bcd_ray.config import TrainConfig
 from bcd_ray.dataset import LabelledImage, capture_order, group_numbers, list_labelled, says_synthetic
 from bcd_ray.embedding import Embedded, Embedder
-from bcd_ray.engine import softmax
 from bcd_ray.errors import JobError
-from bcd_ray.evaluation import assess, refuse_to_replace, unreadable, write_results
+from bcd_ray.evaluation import assess, measure_quality, refuse_to_replace, unreadable, write_results
 from bcd_ray.figures import training_curves
 from bcd_ray.head import FitConfig, Parts, fit_head
 from bcd_ray.labels import CLASSES
@@ -22,6 +21,8 @@ from bcd_ray.perceptual import near_duplicate_groups
 from bcd_ray.report import model_card, training_report
 from bcd_ray.runtime import library_versions, say
 from bcd_ray.splits import Labels, Layout, Rules, clusters, hold_out
+from bcd_ray.thresholds import fit_triage, triage_figures
+from bcd_ray.triage_plots import triage_plots
 
 _VALIDATION_FRACTION = 0.2  # of the training images
 
@@ -32,7 +33,8 @@ class Split:
 
     train: Labels
     held_out: Labels
-    drawn_whole: Labels  # of the held out images, what a bootstrap draws whole
+    train_layout: Layout
+    held_out_layout: Layout
     counts: dict[str, Any]
 
 
@@ -61,17 +63,26 @@ def train(config: TrainConfig) -> dict[str, Any]:
     )
     held_out = plain.embeddings[0, split.held_out]
     head = fit_head(Parts(views, labels[split.train], held_out, labels[split.held_out]), fit_config)
+    rules = Rules(config.split, config.block, config.embargo)
+    say("setting the limits of triage")
+    triage, on_training = fit_triage(views, measure_quality(train_images), split.train_layout, rules, fit_config)
     held_out_images = [images[index] for index in split.held_out]
+    logits = head.logits(held_out)
+    decisions = triage.decide(held_out, logits, measure_quality(held_out_images))
+    on_held_out = triage_figures(decisions, logits, labels[split.held_out], split.held_out_layout.order)
     title = f"{config.holdout} part, {len(held_out_images)} images"
-    metrics, figures = assess(held_out_images, softmax(head.logits(held_out)), split.drawn_whole, title, synthetic)
+    drawn_whole = clusters(split.held_out_layout, config.block)
+    metrics, figures = assess(held_out_images, decisions.probabilities, drawn_whole, title, synthetic)
+    figures |= triage_plots(on_held_out, config.holdout, synthetic)
     history = [{name.replace("held_out", config.holdout): value for name, value in row.items()} for row in head.history]
     figures["training_curves.png"] = training_curves(history, config.holdout, synthetic=synthetic)
     metrics |= {
         "part": config.holdout,
-        "protocol": Rules(config.split, config.block, config.embargo).text(),
+        "protocol": rules.text(),
         "history": history,
         "counts": split.counts,
         "split": {"train": [i.name for i in train_images], config.holdout: [i.name for i in held_out_images]},
+        "triage": {"cross_validated": on_training, config.holdout: on_held_out},
         "unreadable": unreadable(images, plain.errors),
     }
     info = {
@@ -85,9 +96,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.int8:
         say("quantising to int8")
         int8 = quantization.quantize(fitted, train_images, head.logits(plain.embeddings[0, split.train]))
-        info["int8"] = metrics["int8"] = quantization.compare(int8, held_out_images, head.logits(held_out))
+        info["int8"] = metrics["int8"] = quantization.compare(int8, held_out_images, logits)
     write_results(config.output, metrics, figures, training_report(info, metrics, figures))
-    save_bundle(config.output, fitted, info, {"MODEL_CARD.md": model_card(info, metrics)}, int8)
+    card = model_card(info, metrics)
+    save_bundle(config.output, fitted, triage, info, {"MODEL_CARD.md": card}, int8)
     return metrics
 
 
@@ -120,8 +132,8 @@ def split_images(
         f"part; {counts['byte_identical_copies']} byte-identical copies and {counts['images_with_near_duplicate']} "
         "images with a near duplicate are kept apart from the other side"
     )
-    drawn_whole = clusters(layout, config.block)[fold.test]
-    return Split(usable[fold.train], usable[fold.test], drawn_whole, counts | {"summary": summary})
+    parts = usable[fold.train], usable[fold.test], layout.of(fold.train), layout.of(fold.test)
+    return Split(*parts, counts | {"summary": summary})
 
 
 def lay_out(images: Sequence[LabelledImage], groups: Labels | None, embedded: Embedded) -> tuple[Labels, Layout]:

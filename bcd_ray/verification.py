@@ -78,6 +78,9 @@ def _problems(output: str, manifest: dict[str, Any]) -> Iterator[str]:
     for column, counts in (("status", manifest["statuses"]), ("predicted_class", manifest["predicted_classes"])):
         if Counter(rows[column].drop_null().to_pylist()) != counts:
             yield f"{run}: the counts of {column} are not those of the manifest"
+    reasons = Counter(name for names in rows["review_reasons"].to_pylist() for name in names)
+    if {"rows": sum(rows["review"].to_pylist()), **reasons} != manifest["review"]:
+        yield f"{run}: the counts of review are not those of the manifest"
     ids = rows["image_id"].to_pylist()
     if len(set(ids)) != len(ids):
         yield f"{run}: {len(ids) - len(set(ids))} image ids stand twice"

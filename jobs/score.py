@@ -21,6 +21,11 @@ def main(config: ScoreConfig) -> int:
             print(f"  {count:>9,}  {name}")
     for name, count in outcome.manifest["predicted_classes"].items():
         print(f"  {count:>9,}  suggested as {name}")
+    review = outcome.manifest["review"]
+    print(f"{review.get('rows', 0):,} rows need review")
+    for name, count in review.items():
+        if name != "rows":
+            print(f"  {count:>9,}  {name}")
     print(f"predictions  {outcome.manifest['outputs'][0]['uri']}")
     print(f"manifest     {config.output}/manifests/{outcome.manifest['run_id']}.json")
     return EXIT_UNSCORED if failed > config.max_unscored else EXIT_OK

@@ -15,10 +15,13 @@ from bcd_ray.embedding import in_batches
 from bcd_ray.engine import EngineName, Int8Graph, Outputs, choose_engine, open_engine, precision, softmax
 from bcd_ray.errors import ConfigError
 from bcd_ray.images import Decoded, Limits, Pixels, decode
-from bcd_ray.model import Bundle, Model, load_bundle, pretrained, save_bundle
+from bcd_ray.model import EMBEDDING_SIZE, Bundle, Model, load_bundle, pretrained, save_bundle
 from bcd_ray.quantization import compare, quantize
 from bcd_ray.scoring import score
 from bcd_ray.synthetic import write_synthetic_archive
+from bcd_ray.triage import Triage
+
+NO_LIMITS = Triage.without_limits(EMBEDDING_SIZE)
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,15 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     images = list_labelled(str(folder))
     train, held_out = images[::2], images[1::2]
     backbone = pretrained("keras")
-    embeddings = run("openvino", Bundle(backbone, {}, ""), pixels_of(train)).embeddings.astype(np.float64)
+    embeddings = run("openvino", Bundle(backbone, NO_LIMITS, {}, ""), pixels_of(train)).embeddings.astype(np.float64)
     # A head that tells the drawn classes apart, by ridge regression of the centred embeddings.
     mean, wanted = embeddings.mean(axis=0), 6 * np.eye(4)[[image.label for image in train]] - 1.5
     square = (embeddings - mean).T @ (embeddings - mean) + 10 * np.eye(1280)
     weight = np.linalg.solve(square, (embeddings - mean).T @ wanted).T.astype(np.float32)
     model: Model = backbone.with_head(weight, (-weight @ mean).astype(np.float32))
-    bundle = Bundle(model, {}, "")
+    bundle = Bundle(model, NO_LIMITS, {}, "")
     graph = quantize(model, train, run("openvino", bundle, pixels_of(train)).logits)
-    return Quantized(Bundle(model, {}, "", graph), graph, held_out)
+    return Quantized(Bundle(model, NO_LIMITS, {}, "", graph), graph, held_out)
 
 
 def test_int8_gives_nearly_what_fp32_gives(quantized: Quantized) -> None:
@@ -82,11 +85,11 @@ def test_torch_gives_what_openvino_gives(quantized: Quantized) -> None:
 
 
 def test_a_bundle_keeps_its_int8_network(quantized: Quantized, tmp_path: Path) -> None:
-    version = save_bundle(str(tmp_path), quantized.bundle.model, {}, {}, quantized.graph)
+    version = save_bundle(str(tmp_path), quantized.bundle.model, NO_LIMITS, {}, {}, quantized.graph)
     bundle = load_bundle(str(tmp_path))
     assert bundle.int8 == quantized.graph
     assert bundle.version == version
-    plain = save_bundle(str(tmp_path / "plain"), quantized.bundle.model, {}, {})
+    plain = save_bundle(str(tmp_path / "plain"), quantized.bundle.model, NO_LIMITS, {}, {})
     assert plain != version
     assert load_bundle(str(tmp_path / "plain")).int8 is None
     (tmp_path / "model.int8.bin").write_bytes(quantized.graph.weights[:-1] + b"x")
@@ -114,7 +117,7 @@ def test_scoring_in_int8_is_another_run_and_says_so(ray_cluster: None, quantized
     for image in quantized.held_out[:16]:
         shutil.copy(image.stored.uri, archive)
     model, output = str(tmp_path / "model"), str(tmp_path / "output")
-    save_bundle(model, quantized.bundle.model, {}, {}, quantized.graph)
+    save_bundle(model, quantized.bundle.model, NO_LIMITS, {}, {}, quantized.graph)
     published = []
     for engine in ("openvino", "openvino-int8"):
         config = ScoreConfig(model=model, input=(str(archive),), output=output, engine=engine)  # type: ignore[arg-type]
@@ -137,7 +140,7 @@ def test_scoring_in_int8_is_another_run_and_says_so(ray_cluster: None, quantized
 def test_int8_must_be_in_the_bundle(quantized: Quantized, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
     model = str(tmp_path / "model")
-    save_bundle(model, quantized.bundle.model, {}, {})
+    save_bundle(model, quantized.bundle.model, NO_LIMITS, {}, {})
     config = ScoreConfig(model, (str(tmp_path / "a.jpg"),), str(tmp_path / "output"), engine="openvino-int8")
     with pytest.raises(ConfigError, match="train it with --int8"):
         score(config)

@@ -35,8 +35,10 @@ from bcd_ray.evaluation import evaluate
 from bcd_ray.images import Limits
 from bcd_ray.labels import CLASSES, class_of_path
 from bcd_ray.model import load_bundle
+from bcd_ray.quality import MEASURES
 from bcd_ray.scoring import Outcome, score
 from bcd_ray.synthetic import draw_smear
+from bcd_ray.triage import REASONS
 
 MAX_IMAGE_BYTES, MAX_PIXELS = 300_000, 1_000_000
 Expected = Counter[tuple[str, str]]  # how often an image (its path below the archive) comes with a status
@@ -229,7 +231,8 @@ def test_columns_are_the_documented_ones(scored: Scored) -> None:
 
 
 def test_scored_rows_hold_probabilities_and_the_others_a_reason(scored: Scored) -> None:
-    of_score = ["predicted_class", "confidence", *(f"p_{name}" for name in CLASSES), "p_malignant"]
+    of_score = ["predicted_class", "confidence", *(f"p_{name}" for name in CLASSES), "p_malignant", "ood_score"]
+    of_score += MEASURES
     always = ["image_id", "image_uri", "shard_uri", "shard_etag", "status", "model_version", "run_id", "run_number"]
     bundle = load_bundle(scored.config.model)
     for row in scored.rows.to_pylist():
@@ -237,10 +240,15 @@ def test_scored_rows_hold_probabilities_and_the_others_a_reason(scored: Scored) 
         assert row["model_version"] == bundle.version
         if row["status"] != "scored":
             assert all(row[name] is None for name in of_score)
+            assert (row["review"], row["review_reasons"]) == (True, ["not_scored"])
             assert row["error"]
             assert "\n" not in row["error"]
             continue
         assert row["error"] is None
+        assert all(row[name] is not None for name in of_score)
+        assert set(row["review_reasons"]) <= REASONS.keys() - {"not_scored"}
+        assert row["review"] == bool(row["review_reasons"])
+        assert ("out_of_distribution" in row["review_reasons"]) == (row["ood_score"] > 1)
         probabilities = [row[f"p_{name}"] for name in CLASSES]
         assert min(probabilities) >= 0
         assert sum(probabilities) == pytest.approx(1, abs=1e-6)
@@ -281,6 +289,9 @@ def test_the_manifest_counts_what_the_parquet_holds(scored: Scored) -> None:
     published = storage.read_bytes(storage.join(scored.config.output, "manifests", f"{manifest['run_id']}.json"))
     assert json.loads(published) == json.loads(json.dumps(manifest))
     assert manifest["statuses"] == Counter(rows["status"].to_pylist())
+    reasons = Counter(name for names in rows["review_reasons"].to_pylist() for name in names)
+    assert manifest["review"] == {"rows": pc.sum(rows["review"]).as_py(), **reasons}
+    assert reasons["not_scored"] == len(rows) - manifest["statuses"]["scored"]
     assert manifest["predicted_classes"] == Counter(rows["predicted_class"].drop_null().to_pylist())
     assert set(rows["run_id"].to_pylist()) == {manifest["run_id"]}
     assert set(rows["run_number"].to_pylist()) == {manifest["run_number"]} == {1}
@@ -331,11 +342,13 @@ def test_the_same_command_again_changes_nothing(scored: Scored, capfd: pytest.Ca
 @pytest.fixture(scope="module")
 def embedded_classes(ray_cluster: None, bundle: Path, synthetic_archive: Path) -> dict[str, list[float]]:
     """Probabilities of the synthetic archive by URI, on the way that training and evaluation take."""
-    model, images = load_bundle(str(bundle)).model, list_labelled(str(synthetic_archive))
+    loaded, images = load_bundle(str(bundle)), list_labelled(str(synthetic_archive))
+    model = loaded.model
     with Embedder(images, model, cache="") as embedder:
         found = embedder.embed(range(len(images)), views=[0], verb="embedding")
     logits = found.embeddings[0] @ model.tensors["head.weight"].T + model.tensors["head.bias"]
-    return dict(zip((image.stored.uri for image in images), softmax(logits).tolist(), strict=True))
+    calibrated = softmax(logits / loaded.triage.settings["temperature"])
+    return dict(zip((image.stored.uri for image in images), calibrated.tolist(), strict=True))
 
 
 def test_scores_are_what_training_computes(scored: Scored, embedded_classes: dict[str, list[float]]) -> None:

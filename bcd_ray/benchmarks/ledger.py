@@ -13,12 +13,13 @@ from bcd_ray.config import BenchmarkConfig, PackConfig
 from bcd_ray.images import Limits
 from bcd_ray.isolation import start_counter
 from bcd_ray.ledger import Ledger
-from bcd_ray.model import Bundle, pretrained
+from bcd_ray.model import EMBEDDING_SIZE, Bundle, pretrained
 from bcd_ray.packing import pack
 from bcd_ray.runtime import ray_session, say
 from bcd_ray.scoring import UnitScorer
 from bcd_ray.storage import StoredObject
 from bcd_ray.synthetic import write_synthetic_archive
+from bcd_ray.triage import Triage
 
 IMAGES_PER_UNIT = 512
 _PLANS = (("loose images", "jpg", 1_000_000), ("tar shards", "tar", 100_000))
@@ -38,7 +39,7 @@ def ledger_cost(config: BenchmarkConfig) -> dict[str, Any]:
         write_synthetic_archive(Path(folder, "loose"), config.units * IMAGES_PER_UNIT // 4)
         pack(PackConfig(input=f"{folder}/loose", output=f"{folder}/shards", images_per_shard=IMAGES_PER_UNIT))
         shards = list(storage.list_objects(f"{folder}/shards"))
-        bundle = Bundle(pretrained("keras"), {}, "benchmark")
+        bundle = Bundle(pretrained("keras"), Triage.without_limits(EMBEDDING_SIZE), {}, "benchmark")
         starts = start_counter()
         for number in range(config.rounds + 1):
             ledger = Ledger(f"{folder}/output-{number}")

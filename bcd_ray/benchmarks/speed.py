@@ -27,11 +27,12 @@ from bcd_ray.embedding import in_batches
 from bcd_ray.engine import EngineName, open_engine
 from bcd_ray.images import Decoded, Limits, decode
 from bcd_ray.ledger import Ledger
-from bcd_ray.model import load_bundle, pretrained, save_bundle
+from bcd_ray.model import EMBEDDING_SIZE, load_bundle, pretrained, save_bundle
 from bcd_ray.packing import pack
 from bcd_ray.runtime import say
 from bcd_ray.scoring import UnitScorer
 from bcd_ray.synthetic import draw_smear
+from bcd_ray.triage import Triage
 
 # What glibc frees it keeps, so that the next batch finds its pages: 2.5 times the speed of the PyTorch loop.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
@@ -108,7 +109,7 @@ def bench(config: BenchmarkConfig) -> Iterator[Bench]:
 
             images = list_labelled(str(loose))[:64]
             int8 = quantize(model, images, np.zeros((len(images), 4), np.float32))
-        save_bundle(made.model, model, {}, {}, int8)
+        save_bundle(made.model, model, Triage.without_limits(EMBEDDING_SIZE), {}, {}, int8)
         yield made
 
 

@@ -25,6 +25,7 @@ from PIL import Image
 from bcd_ray import s3, storage
 from bcd_ray.model import EMBEDDING_SIZE, pretrained, save_bundle
 from bcd_ray.synthetic import draw_smear
+from bcd_ray.triage import Triage
 from faults import hooks
 from faults.store import BUCKET, KEYS, Proxy, Store, plain_client
 
@@ -249,7 +250,8 @@ def base_archive() -> dict[str, bytes]:
 def _write_model(folder: Path) -> str:
     """An untrained head over the pretrained backbone: what it says is as good as any to be compared."""
     weight = np.random.default_rng(0).normal(0, 0.05, (4, EMBEDDING_SIZE)).astype(np.float32)
-    save_bundle(str(folder), pretrained("keras").with_head(weight, np.zeros(4, np.float32)), {}, {})
+    model = pretrained("keras").with_head(weight, np.zeros(4, np.float32))
+    save_bundle(str(folder), model, Triage.without_limits(EMBEDDING_SIZE), {}, {})
     return str(folder)
 
 

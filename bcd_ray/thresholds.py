@@ -1,0 +1,116 @@
+"""Where the limits of triage come from: predictions for training images by heads that had not seen them.
+
+The training part is cut into folds under the split's own protocol. Each fold's images are predicted by a head, and held
+against a distance model, fitted on the others (cross-conformal prediction: Vovk, Annals of Mathematics and Artificial
+Intelligence 74, 2015). The limits then go with a head fitted on all of them, a slightly better one: no exact guarantee,
+and none at all for images of another source than those trained on.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bcd_ray.calibration import (
+    Floats,
+    Labels,
+    calibration_figures,
+    confidence_for_risk,
+    fit_temperature,
+    risk_coverage,
+    risk_interval,
+)
+from bcd_ray.embedding import Embeddings
+from bcd_ray.engine import softmax
+from bcd_ray.errors import ConfigError, JobError
+from bcd_ray.head import FitConfig, Parts, fit
+from bcd_ray.labels import CLASSES
+from bcd_ray.quality import limits
+from bcd_ray.splits import Fold, Layout, Rules, cross_validate
+from bcd_ray.triage import REASONS, Decisions, Triage, decide, fit_distance
+
+RISK = 0.01  # errors among the predictions that are not sent to review
+OOD_RATE = 0.01  # share of training images, each held out, beyond the limit of the distance
+QUALITY_RATE = 0.002  # share of training images beyond each limit of a quality measure
+_FOLDS = (5, 4, 3, 2)  # the first that the smallest class has blocks or groups for
+
+
+def fit_triage(
+    views: Embeddings, quality: Floats, layout: Layout, rules: Rules, config: FitConfig
+) -> tuple[Triage, dict[str, Any]]:
+    """Fit triage on the training part alone.
+
+    Args:
+        views: (v, n, 1280), the training images in v views, the first of them the images themselves.
+        quality: (n, 4), see `quality.measure`.
+        layout: of the n images.
+        rules: of the split; see `_folds`.
+        config: of the bundle's head.
+
+    Returns:
+        What the bundle holds, and `triage_figures` of the n images, each held out.
+    """
+    labels = layout.labels
+    folds = _folds(layout, rules, config.seed)
+    logits, distances = np.zeros((len(labels), len(CLASSES)), np.float32), np.zeros((len(labels), len(CLASSES)))
+    for fold in folds:
+        head = fit(Parts(views[:, fold.train], labels[fold.train], views[0, fold.test], labels[fold.test]), config)
+        logits[fold.test] = head.logits(views[0, fold.test])
+        model = fit_distance(views[0, fold.train], labels[fold.train], len(CLASSES))
+        distances[fold.test] = model.distances(views[0, fold.test])
+    model = fit_distance(views[0], labels, len(CLASSES))
+    settings: dict[str, Any] = {
+        "temperature": fit_temperature(logits, labels),
+        "confidence": 0.0,
+        "distance": float(np.quantile(distances.min(axis=1), 1 - OOD_RATE)),
+        "precision": model.precision,
+        "quality": limits(quality, QUALITY_RATE),
+    }
+    others = decide(settings, distances, logits, quality)
+    confidence = np.where(others.reasons.any(axis=1), -np.inf, others.probabilities.max(axis=1))
+    settings["confidence"] = confidence_for_risk(confidence, logits.argmax(axis=1) == labels, RISK)
+    settings |= {"risk": RISK, "ood_rate": OOD_RATE, "quality_rate": QUALITY_RATE}
+    settings |= {"images": len(labels), "folds": len(folds)}
+    figures = triage_figures(decide(settings, distances, logits, quality), logits, labels, layout.order)
+    return Triage(model, settings), figures
+
+
+def triage_figures(decisions: Decisions, logits: Floats, labels: Labels, order: Labels) -> dict[str, Any]:
+    """How triage does on n labelled images, JSON-ready; intervals draw runs of 50 images in capture order whole.
+
+    Returns:
+        `calibration`: `before` and `after` the temperature, see `calibration_figures`; `automatic`: see
+        `risk_interval`; `reasons`: images by reason; `risk_coverage`: see `risk_coverage`.
+    """
+    correct = logits.argmax(axis=1) == labels
+    decided = np.asarray(~decisions.reasons.any(axis=1))
+    confidence = decisions.probabilities.max(axis=1)
+    others = decisions.reasons[:, 1:].any(axis=1)
+    runs = labels * (1 + order.max()) + order // 50
+    return {
+        "calibration": {
+            "before": calibration_figures(softmax(logits), labels),
+            "after": calibration_figures(decisions.probabilities, labels),
+        },
+        "automatic": risk_interval(decided, correct, runs),
+        "reasons": dict(zip(REASONS, decisions.reasons.sum(axis=0).tolist(), strict=False)),
+        "risk_coverage": risk_coverage(np.where(others, -np.inf, confidence), correct),
+    }
+
+
+def _folds(layout: Layout, rules: Rules, seed: int) -> Sequence[Fold]:
+    """Folds under the split's protocol; of `forward`, blocks, which every part of its training part can be tested by.
+
+    Blocks and embargo are half as long as the split's: the training part has gaps already, and whole ones would leave
+    the heads so few images that they say little about the head fitted on all.
+    """
+    if rules.protocol in ("blocked", "forward"):
+        smallest = int(np.bincount(layout.labels)[np.unique(layout.labels)].min())
+        block = max(1, min(rules.block // 2, smallest // _FOLDS[0]))
+        rules = Rules("blocked", block, min(rules.embargo // 2, block // 2))
+    for count in _FOLDS:
+        try:
+            return cross_validate(layout, rules, count, 0.0, seed)
+        except ConfigError:
+            continue
+    raise JobError("a class has too few training images, blocks or groups to set the limits of triage: add images")

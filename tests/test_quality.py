@@ -1,0 +1,45 @@
+"""Quality measures tell spoilt smears from good ones, and limits let through the share that they were set for."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from bcd_ray.images import Pixels
+from bcd_ray.quality import MEASURES, limits, measure, outside
+from bcd_ray.synthetic import draw_smear
+
+
+@pytest.fixture(scope="module")
+def smears() -> list[Pixels]:
+    return [draw_smear(number % 4, 300 + number) for number in range(24)]
+
+
+def spoilt(pixels: Pixels, how: str) -> Pixels:
+    if how == "blurred":
+        return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(4)))
+    if how == "empty":
+        return np.full_like(pixels, 235)
+    factor = {"dark": 0.3, "light": 1.6}[how]
+    return np.clip(pixels * factor, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("how", ["blurred", "dark", "light", "empty"])
+def test_spoilt_smears_are_outside_the_limits_of_good_ones(smears: list[Pixels], how: str) -> None:
+    bounds = limits(np.array([measure(each) for each in smears]), rate=0.0)
+    assert not outside(np.array([measure(each) for each in smears]), bounds).any()
+    assert outside(np.array([measure(spoilt(each, how)) for each in smears]), bounds).all()
+
+
+def test_each_limit_is_crossed_by_its_share_of_the_training_images() -> None:
+    measures = np.random.default_rng(0).normal(size=(10_000, 4))
+    bounds = limits(measures, rate=0.005)
+    assert list(bounds) == list(MEASURES)
+    assert sum(limit is not None for pair in bounds.values() for limit in pair) == 5
+    assert outside(measures, bounds).mean() == pytest.approx(5 * 0.005, rel=0.1)
+
+
+def test_flat_pictures_have_finite_measures() -> None:
+    for level in (0, 255):
+        found = measure(np.full((224, 224, 3), level, np.uint8))
+        assert np.isfinite(found).all()
+        assert dict(zip(MEASURES, found.tolist(), strict=True))["brightness"] == level
