@@ -16,6 +16,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -132,8 +133,8 @@ class Ledger:
         """
         statuses, classes = Counter[str](), Counter[str]()
         inputs = []
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "predictions.parquet")
+        with _temporary_folder() as folder:
+            path = folder / "predictions.parquet"
             with pq.ParquetWriter(path, schema.PREDICTIONS, compression="zstd") as writer:
                 for rows, read in self._reconciled(plan):
                     statuses.update(rows["status"].to_pylist())
@@ -301,6 +302,16 @@ def _read_shards(unit: Unit, rows: pa.Table) -> pa.Table:
             "passing_failure": pa.array([uri in passing for uri in planned], pa.bool_()),
         }
     )
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    except OSError as error:  # those of storage are StorageErrors
+        remedy = f"make room in {tempfile.gettempdir()}, or set TMPDIR"
+        raise JobError(f"no temporary file can be written ({error}): {remedy}") from error
 
 
 def _parquet_bytes(table: pa.Table) -> bytes:

@@ -1,8 +1,9 @@
 """The S3 side of `storage`: each operation as one call that is retried while the fault may pass.
 
-botocore retries refused and timed-out requests, 500 and 503 with backoff. Added here: bodies that break off while
-they are read, credentials that expired and may have been renewed in the environment or a profile since, and a
-conditional write that met another writer.
+A fault may pass if the connection failed or broke off, also in the middle of a body, if the store answers 500 or 503,
+if credentials expired (they may have been renewed in the environment or a profile since), and if a conditional write
+met another writer. botocore's own retries are off: without a throttle its backoff begins at 50 ms, and eight attempts
+were over 4 s after a store went down, before it could be up again.
 """
 
 import io
@@ -10,6 +11,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +19,9 @@ from typing import Any, TypeVar
 from bcd_ray.errors import ChangedError, NotFoundError, StorageError
 
 _PART_BYTES = 64 << 20  # S3 takes 10,000 parts: 625 GiB
-_ATTEMPTS = 8  # with backoff of at most 20 s between them: about two minutes; AWS_MAX_ATTEMPTS says otherwise
+_ATTEMPTS = 12  # with backoff of at most 20 s between them: one and a half minutes; AWS_MAX_ATTEMPTS says otherwise
+_PASSING_STATUSES = (429, 500, 502, 503, 504)
+_PASSING_CODES = ("ConditionalRequestConflict", "RequestTimeout", "SlowDown")
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
 _Result = TypeVar("_Result")
 
@@ -71,8 +75,10 @@ def create_from_file(uri: str, path: Path) -> bool:
         end = {**upload, "MultipartUpload": parts, "IfNoneMatch": "*"}
         _call(uri, lambda client: client.complete_multipart_upload(**end))
     except BaseException as error:
-        _call(uri, lambda client: client.abort_multipart_upload(**upload))  # else its parts stay, unseen and billed
-        if isinstance(error, ChangedError):
+        with suppress(NotFoundError):
+            _call(uri, lambda client: client.abort_multipart_upload(**upload))  # else its parts stay, unseen and billed
+        # The upload is gone if its end was heard and the answer lost: then there is an object.
+        if isinstance(error, ChangedError) or (isinstance(error, NotFoundError) and exists(uri)):
             return False
         raise
     return True
@@ -150,7 +156,7 @@ def client() -> Any:
     import boto3
     from botocore.config import Config
 
-    retries = {"mode": "standard", "total_max_attempts": _attempts()}
+    retries = {"total_max_attempts": 1}
     # A session of its own: boto3's shared one remembers credentials that were read when it was made.
     return boto3.session.Session().client("s3", config=Config(retries=retries, max_pool_connections=32))
 
@@ -166,48 +172,38 @@ def _upload_parts(uri: str, path: Path, upload: dict[str, str]) -> Iterator[dict
 
 def _call(uri: str, operation: Callable[[Any], _Result]) -> _Result:
     """The result of an operation on the client; errors as StorageErrors that name the remedy."""
-    from botocore.exceptions import (
-        BotoCoreError,
-        ClientError,
-        IncompleteReadError,
-        ReadTimeoutError,
-        ResponseStreamingError,
-    )
+    from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, IncompleteReadError
 
-    attempts = _attempts()
+    attempts = int(os.environ.get("AWS_MAX_ATTEMPTS", _ATTEMPTS))
     for attempt in range(1, attempts + 1):
         try:
             return operation(client())
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code", "")
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             if code in _EXPIRED:
                 client.cache_clear()
-            elif code != "ConditionalRequestConflict":
-                raise _translated(uri, error) from error
+            elif code not in _PASSING_CODES and status not in _PASSING_STATUSES:
+                raise _translated(uri, code, status) from error
             failure: Exception = error
-        except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError) as error:
+        except (ConnectionError, HTTPClientError, IncompleteReadError) as error:
             failure = error
         except BotoCoreError as error:
             raise StorageError(f"{uri}: {error}; check AWS_ENDPOINT_URL, region and credentials") from error
         if attempt < attempts:
             time.sleep(min(20, random.uniform(0.5, 1) * 0.2 * 2**attempt))
-    raise StorageError(f"{uri}: {failure}, {attempts} times; check credentials and network") from failure
+    remedy = "check AWS_ENDPOINT_URL, credentials and network"
+    raise StorageError(f"{uri}: {failure}, {attempts} times; {remedy}") from failure
 
 
-def _translated(uri: str, error: Any) -> StorageError:
-    code = error.response.get("Error", {}).get("Code", "")
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+def _translated(uri: str, code: str, status: int) -> StorageError:
     if status == 404:
         return NotFoundError(f"nothing found at {uri} ({code}): check bucket and key")
     if status == 412:
         return ChangedError(f"{uri} changed since it was listed: run the same command again")
     if status in (401, 403):
         return StorageError(f"{uri}: the store refuses ({code}): check credentials and policy")
-    return StorageError(f"{uri}: the store answers {code or error}")
-
-
-def _attempts() -> int:
-    return int(os.environ.get("AWS_MAX_ATTEMPTS", _ATTEMPTS))
+    return StorageError(f"{uri}: the store answers {code or status}")
 
 
 def _bucket_and_key(uri: str) -> tuple[str, str]:
