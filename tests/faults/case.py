@@ -212,7 +212,7 @@ class Case:
         """The ids that the archive holds, found without the ledger."""
         shards = [shard for shard in storage.list_objects(self.archive) if kind_of(shard.uri)]
         whole = [shard for shard in shards if self._name(shard.uri) not in others]
-        ids = [entry.image_id for entry in read_shards(whole, Limits(), threads=2)]
+        ids = [entry.image_id for entry in read_shards(whole, Limits())]
         ids += [image_id(shard.uri, "", 1) for shard in shards if self._name(shard.uri) in others]
         return set(ids)
 
