@@ -213,7 +213,7 @@ class BenchmarkConfig:
     """Folder for the figures of `speed` as JSON and as a plot."""
     data: str = ""
     """Folder of images to measure `speed` with, one folder per class; drawn ones where none is named."""
-    images: int = 1000
+    images: int = 1280
     """Images for `speed`; those of `--data` are repeated where they are fewer."""
     image_width: int = 224
     """Of drawn images, in pixels."""

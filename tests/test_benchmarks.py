@@ -1,0 +1,56 @@
+"""What the benchmark measures: rates, processes with all that they start, and the same images for every program."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bcd_ray.benchmarks.measure import run_program, steady_rate
+from bcd_ray.benchmarks.peers import ceiling, pytorch
+from bcd_ray.benchmarks.speed import bench, stages
+from bcd_ray.config import BenchmarkConfig
+from bcd_ray.errors import ConfigError, JobError
+
+
+def test_the_steady_rate_leaves_start_and_end_out() -> None:
+    """10 images a second in the middle, whatever the first and the last fifth do."""
+    slow_start = [(5.0 * number, 10 * number) for number in range(1, 11)]
+    middle = [(50.0 + number, 100 + 10 * number) for number in range(1, 31)]
+    slow_end = [(80.0 + 9 * number, 400 + 10 * number) for number in range(1, 11)]
+    assert steady_rate(slow_start + middle + slow_end) == pytest.approx(10)
+
+
+def test_too_few_results_give_no_rate() -> None:
+    with pytest.raises(JobError, match="measure with more images"):
+        steady_rate([(0.0, 1), (1.0, 2)])
+
+
+def test_a_program_is_measured_with_what_it_starts() -> None:
+    work = "x = bytearray(200_000_000)\nimport time\nend = time.time() + 2\nwhile time.time() < end: pass"
+    program = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {work!r}])\nprint('done')"
+    output, usage = run_program([sys.executable, "-c", program], {})
+    assert output == "done\n"
+    assert usage.wall_s > 2
+    assert 0.2 < usage.peak_gb < 0.4  # of the child
+    assert usage.cpu_s > 0.3
+    with pytest.raises(JobError, match=r"ended with 3: .*"):
+        run_program([sys.executable, "-c", "raise SystemExit(3)"], {})
+
+
+def test_peers_and_ceiling_score_the_same_images(tmp_path: Path) -> None:
+    config = BenchmarkConfig("speed", images=40, images_per_shard=4)
+    with bench(config) as made:
+        assert len(list(Path(made.loose).rglob("*.jpg"))) == 40
+        for done in (pytorch(made.model, made.loose), ceiling(made.model, made.shards, "openvino")):
+            when, counts = zip(*done, strict=True)
+            assert sum(counts) == 40
+            assert (np.diff(when) >= 0).all()
+        costs = stages(made)
+    assert costs.keys() >= {"read", "decode", "network"}
+    assert max(costs, key=lambda name: costs[name]) == "network"
+
+
+def test_too_few_images_for_a_rate_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at least ten times --images-per-shard"):
+        BenchmarkConfig("speed", images=100, images_per_shard=64)
