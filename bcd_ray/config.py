@@ -190,6 +190,29 @@ class ScoreConfig:
 
 
 @dataclass(frozen=True)
+class ExplainConfig:
+    """Draw heat maps: of rows that were sent to review, or of any images."""
+
+    model: str
+    """Model bundle, written by jobs/train.py: a path or s3://."""
+    output: str
+    """Where the maps and explanations.json go: an empty or new folder, a path or s3://."""
+    scores: str = ""
+    """Output of jobs/score.py: its scored rows that this model sent to review are explained."""
+    input: tuple[str, ...] = ()
+    """Archives of images to explain, in place of --scores."""
+    limit: int = 100
+    """Most images to explain."""
+
+    def __post_init__(self) -> None:
+        if bool(self.scores) == bool(self.input):
+            raise ConfigError("give either --scores, for rows sent to review, or --input, for images")
+        object.__setattr__(self, "input", tuple(storage.normalize(uri) for uri in self.input))
+        _normalize(self, "model", "output", *(["scores"] if self.scores else []))
+        _at_least(self, 1, "limit")
+
+
+@dataclass(frozen=True)
 class VerifyConfig:
     """Check published predictions against their manifests."""
 

@@ -27,11 +27,12 @@ from PIL import Image
 
 from bcd_ray import schema, storage
 from bcd_ray.archive import Entry, kind_of, read_shard
-from bcd_ray.config import EvaluateConfig, ScoreConfig
+from bcd_ray.config import EvaluateConfig, ExplainConfig, ScoreConfig
 from bcd_ray.dataset import list_labelled
 from bcd_ray.embedding import Embedder
 from bcd_ray.engine import softmax
 from bcd_ray.evaluation import evaluate
+from bcd_ray.explaining import explain
 from bcd_ray.images import Limits
 from bcd_ray.labels import CLASSES, class_of_path
 from bcd_ray.model import load_bundle
@@ -315,6 +316,20 @@ def test_the_manifest_names_every_shard_with_its_rows(scored: Scored) -> None:
         assert (shard["size"], shard["etag"]) == (shards[shard["uri"]].size, shards[shard["uri"]].etag)
         assert shard["rows"] == counted[shard["uri"]] > 0
         assert not shard["passing_failure"]
+
+
+def test_rows_sent_to_review_get_heat_maps(scored: Scored, tmp_path: Path) -> None:
+    config = ExplainConfig(model=scored.config.model, scores=scored.config.output, output=str(tmp_path), limit=5)
+    found = explain(config)
+    rows = {row["image_id"]: row for row in scored.rows.to_pylist()}
+    assert len(found["images"]) == 5
+    assert not found["left_out"]
+    for image in found["images"]:
+        row = rows[image["image_id"]]
+        assert (row["review"], row["status"], row["image_uri"]) == (True, "scored", image["image_uri"])
+        assert image["review_reasons"] == row["review_reasons"]
+        assert image["predicted_class"] == row["predicted_class"]
+        assert (tmp_path / image["file"]).read_bytes().startswith(b"\x89PNG")
 
 
 def test_pyarrow_reads_the_predictions_where_they_are(scored: Scored) -> None:

@@ -1,0 +1,138 @@
+"""Heat maps on demand, top to bottom: load the model, find the images, map them, check the maps, write."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bcd_ray import storage
+from bcd_ray.archive import Entry, kind_of, read_shards
+from bcd_ray.config import ExplainConfig
+from bcd_ray.embedding import in_batches
+from bcd_ray.errors import ConfigError, NotFoundError
+from bcd_ray.evaluation import refuse_to_replace
+from bcd_ray.heatmap import class_activation, draw, randomised, similarity
+from bcd_ray.images import Decoded, Limits, Pixels, decode
+from bcd_ray.labels import CLASSES
+from bcd_ray.model import Bundle, load_bundle
+
+_READERS = 4  # threads that read loose images
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Images to explain, and why others are left out."""
+
+    entries: list[Entry] = field(default_factory=list)
+    pixels: list[Pixels] = field(default_factory=list)
+    reasons: list[list[str]] = field(default_factory=list)  # for review, of scored rows
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def add(self, entry: Entry, reasons: list[str]) -> None:
+        decoded = decode(entry.content, Limits()) if isinstance(entry.content, bytes) else entry.content
+        if isinstance(decoded, Decoded):
+            self.entries.append(entry)
+            self.pixels.append(decoded.pixels)
+            self.reasons.append(reasons)
+        else:
+            self.left_out[storage.printable(entry.image_uri)] = f"{decoded.status}: {decoded.error}"
+
+
+def explain(config: ExplainConfig) -> dict[str, Any]:
+    """Write a heat map for each image and `explanations.json`, which is returned."""
+    bundle = load_bundle(config.model)
+    refuse_to_replace(config.output, "explanations.json")
+    found = _sent_to_review(config, bundle) if config.scores else _given(config)
+    if not found.entries:
+        raise ConfigError("there is no image to explain: no row of this model was sent to review, or none can be read")
+    altered = randomised(bundle.model)
+    images: list[dict[str, Any]] = []
+    for batch in in_batches(iter(found.pixels)):
+        maps = class_activation(bundle.model, batch)
+        logits = maps.mean(axis=(2, 3)) + bundle.model.tensors["head.bias"]
+        predicted, rows = logits.argmax(axis=1), np.arange(len(batch))
+        alike = {
+            part: similarity(maps[rows, predicted], class_activation(model, batch)[rows, predicted])
+            for part, model in altered.items()
+        }
+        for row, label in enumerate(predicted.tolist()):
+            entry, reasons = found.entries[len(images)], found.reasons[len(images)]
+            name = f"{entry.image_id}.png"
+            caption = f"{CLASSES[label]}; review: {', '.join(reasons)}" if reasons else CLASSES[label]
+            data = draw(batch[row], maps[row, label], f"{caption}\n{entry.image_uri[-70:]}")
+            storage.write_bytes(storage.join(config.output, name), data)
+            images.append(
+                {
+                    "file": name,
+                    "image_id": entry.image_id,
+                    "image_uri": storage.printable(entry.image_uri),
+                    "predicted_class": CLASSES[label],
+                    "review_reasons": reasons,
+                    "logits": logits[row].tolist(),
+                    "map": maps[row, label].tolist(),
+                    "similarity_to_randomised": {part: float(values[row]) for part, values in alike.items()},
+                }
+            )
+    result = {
+        "model_version": bundle.version,
+        "similarity_to_randomised": {
+            part: float(np.mean([each["similarity_to_randomised"][part] for each in images])) for part in altered
+        },
+        "images": images,
+        "left_out": found.left_out,
+    }
+    storage.write_bytes(storage.join(config.output, "explanations.json"), (json.dumps(result) + "\n").encode())
+    return result
+
+
+def _sent_to_review(config: ExplainConfig, bundle: Bundle) -> _Found:
+    """The images of the scored rows that this model sent to review, the first `limit` by URI."""
+    try:
+        files = [each.uri for each in storage.list_objects(storage.join(config.scores, "predictions"))]
+    except NotFoundError as error:
+        raise ConfigError(f"--scores: {error}; give an --output of jobs/score.py") from error
+    columns = ["image_id", "shard_uri", "shard_etag", "status", "review", "review_reasons", "model_version"]
+    rows = [
+        row
+        for uri in files
+        for row in pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=columns).to_pylist()
+        if row["status"] == "scored" and row["review"] and row["model_version"] == bundle.version
+    ]
+    wanted = {(row["shard_uri"], row["image_id"]): row for row in rows}
+    chosen = dict(sorted(wanted.items())[: config.limit])
+    found = _Found()
+    for uri in sorted({shard for shard, _ in chosen}):
+        for entry in _entries(uri, found):
+            row = chosen.get((uri, entry.image_id))
+            if row and row["shard_etag"] == entry.shard_etag:
+                found.add(entry, row["review_reasons"])
+            elif row:
+                found.left_out[storage.printable(entry.image_uri)] = "changed since it was scored"
+    return found
+
+
+def _given(config: ExplainConfig) -> _Found:
+    """The first `limit` images of the inputs."""
+    found = _Found()
+    for uri in config.input:
+        try:
+            shards = [each.uri for each in storage.list_objects(uri) if kind_of(each.uri)]
+        except NotFoundError as error:
+            raise ConfigError(f"--input: {error}") from error
+        for shard in shards:
+            for entry in _entries(shard, found):
+                if len(found.entries) == config.limit:
+                    return found
+                found.add(entry, [])
+    return found
+
+
+def _entries(uri: str, found: _Found) -> Iterator[Entry]:
+    try:
+        yield from read_shards(storage.list_objects(uri), Limits(), _READERS)
+    except NotFoundError as error:
+        found.left_out[uri] = str(error)

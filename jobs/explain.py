@@ -1,0 +1,19 @@
+"""Show where the evidence lies: `python jobs/explain.py --model DIR --scores OUTPUT --output DIR`, or `--input URI`."""
+
+from bcd_ray.cli import run
+from bcd_ray.config import ExplainConfig
+from bcd_ray.errors import EXIT_OK
+
+
+def main(config: ExplainConfig) -> int:
+    from bcd_ray.explaining import explain
+
+    result = explain(config)
+    print(f"{len(result['images'])} heat maps written to {config.output}, {len(result['left_out'])} images left out")
+    for part, value in result["similarity_to_randomised"].items():
+        print(f"  similarity to the maps of a model with random {part.replace('_', ' ')}: {value:.2f}")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    run(ExplainConfig, main)
