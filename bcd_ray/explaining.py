@@ -20,8 +20,6 @@ from bcd_ray.images import Decoded, Limits, Pixels, decode
 from bcd_ray.labels import CLASSES
 from bcd_ray.model import Bundle, load_bundle
 
-_READERS = 4  # threads that read loose images
-
 
 @dataclass(frozen=True)
 class _Found:
@@ -133,6 +131,6 @@ def _given(config: ExplainConfig) -> _Found:
 
 def _entries(uri: str, found: _Found) -> Iterator[Entry]:
     try:
-        yield from read_shards(storage.list_objects(uri), Limits(), _READERS)
+        yield from read_shards(storage.list_objects(uri), Limits())
     except NotFoundError as error:
         found.left_out[uri] = str(error)

@@ -7,6 +7,7 @@ from bcd_ray.labels import CLASSES, DISPLAY_NAMES
 from bcd_ray.metrics import format_metrics
 from bcd_ray.page import Card, Page, Section
 from bcd_ray.runtime import library_versions
+from bcd_ray.triage import REASONS
 
 SYNTHETIC = "Trained and measured on synthetic, drawn images: the figures say nothing about real smears."
 NOT_FOR_DIAGNOSIS = "For research. Not for diagnosis: every prediction is a suggestion for an expert to check."
@@ -52,9 +53,12 @@ of capture order, or groups:
 ```
 {format_metrics(metrics)}
 ```
+
+**Triage.** {" ".join(_automatic_words(metrics["triage"][metrics["part"]]["automatic"]))}
 {quantized}
 **Known limits.** One hospital, one stain and one microscope per data set; colour of the background alone can give the
-class away; images of other stains, cells or magnifications are outside what the model knows, and it does not say so.
+class away. Images of other stains, cells or magnifications are outside what the model knows: triage sends most
+of them to review, but how many has not been measured for images of another hospital.
 """.encode()
 
 
@@ -150,6 +154,7 @@ def model_report(
             rows=[[label, *_class_cells(found, name)] for name, label in zip(CLASSES, DISPLAY_NAMES, strict=True)],
         ),
         Section("Right and wrong predictions", figures["gallery.png"]),
+        *_triage_sections(metrics["triage"][metrics.get("part", "evaluated")], figures),
     ]
     if "training_curves.png" in figures:
         sections.append(Section("How the training went", figures["training_curves.png"]))
@@ -157,11 +162,50 @@ def model_report(
     return Page(
         "Blood smear classifier",
         about,
-        [Card(_words(name), _percent(found[name]), _interval(found[name])) for name in _SHOWN if name in found],
+        [Card(_words(name), _percent(found[name]), _interval(found[name])) for name in _SHOWN if name in found]
+        + [_automatic_card(metrics["triage"][metrics.get("part", "evaluated")]["automatic"])],
         sections,
         _warnings(metrics.get("synthetic", False)),
         _footer(library_versions()),
     ).html()
+
+
+def _automatic_card(automatic: Mapping[str, Any]) -> Card:
+    errors = f"{automatic['errors']} of these {automatic['decided']:,} are wrong"
+    return Card("Not sent to review", f"{100 * automatic['coverage']:.1f} %", errors)
+
+
+def _triage_sections(found: Mapping[str, Any], figures: Mapping[str, bytes]) -> list[Section]:
+    before, after = found["calibration"]["before"], found["calibration"]["after"]
+    believed = (
+        f"Expected calibration error {before['ece']:.3f} before and {after['ece']:.3f} after temperature scaling, "
+        f"Brier score {before['brier']:.3f} and {after['brier']:.3f}; the temperature was fitted on training images that "
+        "the head in question had not seen. Every probability in the output is the scaled one."
+    )
+    return [
+        Section("What an expert must look at", figures["risk_coverage.png"], _automatic_words(found["automatic"])),
+        Section(
+            "Why images are sent to review",
+            columns=["Reason", "Images", ""],
+            rows=[[_words(name), f"{count:,}", REASONS[name]] for name, count in found["reasons"].items()],
+        ),
+        Section("Whether the confidence can be believed", figures["reliability.png"], [believed]),
+    ]
+
+
+def _automatic_words(automatic: Mapping[str, Any]) -> list[str]:
+    low, high = automatic["coverage_interval"]
+    words = (
+        f"{100 * automatic['coverage']:.1f} % of the images ({100 * low:.1f} to {100 * high:.1f} %) are not sent to "
+        f"review, and {automatic['errors']} of these {automatic['decided']:,} are wrong"
+    )
+    if automatic["risk"] is None:
+        return [f"{words}."]
+    low, high = automatic["risk_interval"]
+    return [
+        f"{words}: {100 * automatic['risk']:.2f} % ({100 * low:.2f} to {100 * high:.2f} %). The limits were chosen on "
+        "training images, each predicted by a head that had not seen it, for the risk that stands in model.json."
+    ]
 
 
 def limits(grouped: bool) -> list[str]:
