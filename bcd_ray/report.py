@@ -179,7 +179,7 @@ def _triage_sections(found: Mapping[str, Any], figures: Mapping[str, bytes]) -> 
     before, after = found["calibration"]["before"], found["calibration"]["after"]
     believed = (
         f"Expected calibration error {before['ece']:.3f} before and {after['ece']:.3f} after temperature scaling, "
-        f"Brier score {before['brier']:.3f} and {after['brier']:.3f}; the temperature was fitted on training images that "
+        f"Brier score {before['brier']:.3f} and {after['brier']:.3f}; fitted on training images that "
         "the head in question had not seen. Every probability in the output is the scaled one."
     )
     return [

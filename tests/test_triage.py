@@ -18,7 +18,7 @@ from bcd_ray.thresholds import RISK, fit_triage
 from bcd_ray.triage import Triage, fit_distance
 
 COUNT = 400
-CONFIG = FitConfig(epochs=2, learning_rate=0.003, batch_size=32, workers=0, seed=0)
+CONFIG = FitConfig(epochs=2, learning_rate=0.003, label_smoothing=0.1, batch_size=32, workers=0, seed=0)
 
 
 def made_up(count: int, seed: int, spread: float = 0.3) -> tuple[Embeddings, npt.NDArray[np.int64]]:
@@ -123,5 +123,5 @@ def test_a_bundle_from_before_triage_is_refused_with_the_remedy(tmp_path: Path) 
     names = ("model.safetensors", "model.json")
     digests = [f"{hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
     (tmp_path / "model.sha256").write_text("".join(digests))
-    with pytest.raises(ConfigError, match="train again"):
+    with pytest.raises(ConfigError, match="train anew"):
         load_bundle(str(tmp_path))
