@@ -439,6 +439,26 @@ def test_split_and_metrics_cover_all_images(bundle: Path) -> None:
     assert f"accuracy {metrics['accuracy']:.1%}" in card
 
 
+@pytest.mark.parametrize("split", ["blocked", "forward", "grouped"])
+def test_every_protocol_trains(bundle: Path, synthetic_archive: Path, tmp_path: Path, split: Any) -> None:
+    options = {"block": 3, "embargo": 1, "augmented_views": 0, "epochs": 1, "group_pattern": r"\d\.jpg"}
+    config = TrainConfig(str(synthetic_archive), str(tmp_path / "model"), split=split, **options)
+    metrics = train(config)
+    parts = {part: set(metrics["split"][part]) for part in ("train", "test")}
+    assert not parts["train"] & parts["test"]
+    counted = len(parts["train"]) + len(parts["test"]) + metrics["counts"]["left_out"]
+    assert counted == metrics["counts"]["usable"] == 4 * IMAGES_PER_CLASS
+    if split == "grouped":
+        digits = {part: {name[-5] for name in names} for part, names in parts.items()}
+        assert not digits["train"] & digits["test"]
+    else:
+        assert metrics["counts"]["left_out"]
+        assert "not of patients" in metrics["protocol"] or "not a split of patients" in metrics["protocol"]
+    low, high = metrics["with_intervals"]["accuracy"]["interval"]
+    assert low <= metrics["accuracy"] <= high
+    assert metrics["protocol"] in (tmp_path / "model/MODEL_CARD.md").read_text()
+
+
 def test_images_that_cannot_be_read_are_listed(
     small_archive: Path, tmp_path: Path, in_process: Job, ray_cluster: None
 ) -> None:
