@@ -53,8 +53,8 @@ def test_a_map_is_drawn_where_its_evidence_is() -> None:
     sheet = np.asarray(Image.open(io.BytesIO(draw(pixels, hot, "ümlaut"))).convert("RGB")).astype(int)
     np.testing.assert_array_equal(sheet[:224, :224], pixels)
     overlay = sheet[:224, -224:]
-    assert overlay[5, 5, 0] > overlay[5, 5, 2] + 40
-    assert overlay[218, 218, 2] > overlay[218, 218, 0] + 40
+    assert overlay[5, 5, 0] > overlay[5, 5, 2] + 20
+    assert overlay[218, 218, 2] > overlay[218, 218, 0] + 20
 
 
 def test_images_of_an_archive_are_explained(model: Model, smears: Pixels, tmp_path: Path) -> None:
