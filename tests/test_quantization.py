@@ -1,14 +1,18 @@
-"""The network in int8: it agrees with fp32, goes with the bundle, and scores; the engines by name."""
+"""Engines and decoders against the reference: int8, torch, JPEGs at a fraction; what of it a bundle and a run keep."""
 
+import io
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pytest
+from PIL import Image
 
+from bcd_ray import images
 from bcd_ray.config import ScoreConfig
 from bcd_ray.dataset import LabelledImage, list_labelled
 from bcd_ray.embedding import in_batches
@@ -18,7 +22,7 @@ from bcd_ray.images import Decoded, Limits, Pixels, decode
 from bcd_ray.model import EMBEDDING_SIZE, Bundle, Model, load_bundle, pretrained, save_bundle
 from bcd_ray.quantization import compare, quantize
 from bcd_ray.scoring import score
-from bcd_ray.synthetic import write_synthetic_archive
+from bcd_ray.synthetic import draw_smear, write_synthetic_archive
 from bcd_ray.triage import Triage
 
 NO_LIMITS = Triage.without_limits(EMBEDDING_SIZE)
@@ -33,8 +37,8 @@ class Quantized:
     held_out: list[LabelledImage]
 
 
-def pixels_of(images: list[LabelledImage]) -> Pixels:
-    decoded = [decode(Path(image.stored.uri).read_bytes(), Limits()) for image in images]
+def pixels_of(labelled: list[LabelledImage]) -> Pixels:
+    decoded = [decode(Path(image.stored.uri).read_bytes(), Limits()) for image in labelled]
     return np.stack([image.pixels for image in decoded if isinstance(image, Decoded)])
 
 
@@ -48,8 +52,8 @@ def run(name: EngineName, bundle: Bundle, pixels: Pixels) -> Outputs:
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     folder = tmp_path_factory.mktemp("smears") / "smears"
     write_synthetic_archive(folder, 32)
-    images = list_labelled(str(folder))
-    train, held_out = images[::2], images[1::2]
+    listed = list_labelled(str(folder))
+    train, held_out = listed[::2], listed[1::2]
     backbone = pretrained("keras")
     embeddings = run("openvino", Bundle(backbone, NO_LIMITS, {}, ""), pixels_of(train)).embeddings.astype(np.float64)
     # A head that tells the drawn classes apart, by ridge regression of the centred embeddings.
@@ -82,6 +86,30 @@ def test_torch_gives_what_openvino_gives(quantized: Quantized) -> None:
     np.testing.assert_allclose(softmax(found.logits), softmax(expected.logits), atol=1e-3)
     np.testing.assert_array_equal(found.logits.argmax(1), expected.logits.argmax(1))
     assert found.embeddings.shape == expected.embeddings.shape
+
+
+def test_large_jpegs_decoded_to_a_fraction_get_nearly_the_same_probabilities(
+    quantized: Quantized, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    encoded = []
+    for number in range(8):
+        smear = Image.fromarray(draw_smear(number % 4, 50 + number, size=960)).resize((1280, 960))
+        noisy = (np.asarray(smear) + random.normal(0, 4, (960, 1280, 3))).clip(0, 255).astype(np.uint8)
+        sink = io.BytesIO()
+        Image.fromarray(noisy).save(sink, "JPEG", quality=90)
+        encoded.append(sink.getvalue())
+
+    def probabilities() -> Any:
+        decoded = [decode(data, Limits()) for data in encoded]
+        pixels = np.stack([image.pixels for image in decoded if isinstance(image, Decoded)])
+        return softmax(run("openvino", quantized.bundle, pixels).logits)
+
+    scaled = probabilities()
+    monkeypatch.setattr(images, "_plain_jpeg", lambda image, data: None)
+    whole = probabilities()
+    assert 0 < np.abs(scaled - whole).max() < 0.05
+    np.testing.assert_array_equal(scaled.argmax(1), whole.argmax(1))
 
 
 def test_a_bundle_keeps_its_int8_network(quantized: Quantized, tmp_path: Path) -> None:
