@@ -35,5 +35,6 @@ to support a haematologist. It makes no diagnosis and replaces no expert: every 
 ```
 
 **Known limits.** One hospital, one stain and one microscope per data set; colour of the background alone can give the
-class away; images of other stains, cells or magnifications are outside what the model knows, and it does not say so.
+class away. Images of other stains, cells or magnifications are outside what the model knows; triage flags those that
+lie far from the training images, and promises nothing for the others.
 """.encode()
