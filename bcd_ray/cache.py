@@ -1,7 +1,7 @@
 """Embeddings kept between runs: a view of an image, found by the image's content, is embedded once.
 
 The cache is a folder, local or `s3://`. Below it stands a folder for each way to compute an embedding (backbone,
-preprocessing, decoder, augmentation, engine), and in that Parquet objects named by the sha256 of their bytes. Objects
+preprocessing, decoder, augmentation), and in that Parquet objects named by the sha256 of their bytes. Objects
 are only ever added, so that two runs at once are harmless; a damaged one counts as absent. Delete any of it at will.
 """
 
@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from bcd_ray import storage
 from bcd_ray.archive import map_ahead
 from bcd_ray.augment import AUGMENTATION_VERSION
-from bcd_ray.engine import OpenVinoEngine
 from bcd_ray.errors import StorageError
 from bcd_ray.images import DECODER_VERSION
 from bcd_ray.model import EMBEDDING_SIZE, Model
@@ -136,10 +135,10 @@ def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
 
 
 def _key(model: Model) -> str:
-    """Names everything besides image and view that an embedding depends on."""
+    """Names everything besides image and view that an embedding depends on; it is always computed in fp32."""
     backbone = hashlib.sha256()
     for name in sorted(name for name in model.tensors if not name.startswith("head.")):
         backbone.update(name.encode())
         backbone.update(np.ascontiguousarray(model.tensors[name]).tobytes())
-    facts = [backbone.hexdigest(), model.preprocessing, DECODER_VERSION, AUGMENTATION_VERSION, OpenVinoEngine.name]
+    facts = [backbone.hexdigest(), model.preprocessing, DECODER_VERSION, AUGMENTATION_VERSION]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

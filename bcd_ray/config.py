@@ -27,6 +27,8 @@ class _FitOptions:
     """Passes over the training images and their augmented views."""
     learning_rate: float = 0.003
     """Step size of Adam."""
+    label_smoothing: float = 0.1
+    """Share of the target spread over all classes; 0 for the paper's plain cross-entropy."""
     batch_size: int = 32
     """Images a step, over all workers together."""
     augmented_views: int = 4
@@ -55,6 +57,8 @@ class _FitOptions:
             raise ConfigError("--learning-rate must be above 0")
         if not 0 < self.test_fraction < 1:
             raise ConfigError("--test-fraction must be between 0 and 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError("--label-smoothing must be at least 0 and below 1")
         if self.group_pattern and self.group_table:
             raise ConfigError("--group-pattern and --group-table exclude each other: give one")
         try:

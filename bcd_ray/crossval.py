@@ -23,7 +23,7 @@ from bcd_ray.labels import CLASSES, DISPLAY_NAMES
 from bcd_ray.metrics import confusion_matrix
 from bcd_ray.model import pretrained
 from bcd_ray.runtime import Progress, library_versions
-from bcd_ray.shortcuts import SHORTCUTS
+from bcd_ray.shortcuts import SHORTCUTS, neighbours_vote
 from bcd_ray.splits import Fold, Labels, Layout, Rules, clusters, cross_validate
 from bcd_ray.spread import Figures, Floats, bootstrap, point_figures, with_intervals
 from bcd_ray.training import duplicates, lay_out
@@ -59,8 +59,7 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
         results[name]["protocol"] = _rules(name, config).text()
         results[name]["shortcuts"] = {}
         for shortcut, embeddings in zip(SHORTCUTS, reduced, strict=True):
-            one_view = _fit_config(config, 0, epochs=config.epochs * (config.augmented_views + 1))  # as many steps
-            found = _out_of_fold(embeddings[None], layout, folds[0], one_view, progress)
+            found = _shortcut(shortcut, embeddings, layout, folds[0], config, progress)
             results[name]["shortcuts"][shortcut] = _measure(layout, [found], folds[:1], drawn_whole)[0]["pooled"]
     progress.finish()
 
@@ -104,7 +103,9 @@ def _rules(name: str, config: EvaluateConfig) -> Rules:
 
 
 def _fit_config(config: EvaluateConfig, seed: int, epochs: int = 0) -> FitConfig:
-    return FitConfig(epochs or config.epochs, config.learning_rate, config.batch_size, workers=0, seed=seed)
+    return FitConfig(
+        epochs or config.epochs, config.learning_rate, config.label_smoothing, config.batch_size, workers=0, seed=seed
+    )
 
 
 def _out_of_fold(
@@ -116,6 +117,21 @@ def _out_of_fold(
         test, labels = views[0, fold.test], layout.labels
         head = fit(Parts(views[:, fold.train], labels[fold.train], test, labels[fold.test]), config)
         probabilities[fold.test] = softmax(head.logits(test))
+        progress.add(1)
+    return probabilities
+
+
+def _shortcut(
+    name: str, embeddings: Embeddings, layout: Layout, folds: Sequence[Fold], config: EvaluateConfig, progress: Progress
+) -> Floats:
+    """`_out_of_fold` of a shortcut's view (n, 1280), for one seed."""
+    if name != "background_colour":
+        one_view = _fit_config(config, 0, epochs=config.epochs * (config.augmented_views + 1))  # as many steps
+        return _out_of_fold(embeddings[None], layout, folds, one_view, progress)
+    probabilities = np.full((len(layout.labels), len(CLASSES)), np.nan)
+    for fold in folds:
+        train, test = embeddings[fold.train], embeddings[fold.test]
+        probabilities[fold.test] = neighbours_vote(train, layout.labels[fold.train], test)
         progress.add(1)
     return probabilities
 

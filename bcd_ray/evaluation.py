@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bcd_ray import storage
 from bcd_ray.config import EvaluateConfig
-from bcd_ray.dataset import LabelledImage, capture_order, list_labelled, says_synthetic
+from bcd_ray.dataset import LabelledImage, capture_order, group_numbers, list_labelled, says_synthetic
 from bcd_ray.embedding import Embedder
 from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.figures import GALLERY_LIMIT, Example, confusion_matrix_figure, gallery
@@ -19,7 +19,8 @@ from bcd_ray.labels import CLASSES, DISPLAY_NAMES
 from bcd_ray.metrics import classification_metrics
 from bcd_ray.model import load_bundle
 from bcd_ray.quality import MEASURES, measure
-from bcd_ray.splits import Labels
+from bcd_ray.splits import Labels, Layout, clusters
+from bcd_ray.spread import bootstrap, point_figures, with_intervals
 from bcd_ray.thresholds import triage_figures
 from bcd_ray.triage_plots import triage_plots
 
@@ -31,31 +32,39 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Measure a model on a folder of labelled images, write metrics.json and figures, and return the metrics."""
     bundle = load_bundle(config.model)
     images = list_labelled(config.data)
+    groups = group_numbers(images, config.group_pattern, config.group_table)
     refuse_to_replace(config.output, "metrics.json")
     with Embedder(images, bundle.model, config.cache) as embedder:
         embedded = embedder.embed(range(len(images)), views=[0], verb="embedding")
+    labels = np.array([image.label for image in images])
+    layout = Layout(labels, capture_order(images), np.arange(len(images)), groups)
     usable = [index for index, error in enumerate(embedded.errors) if error is None]
     if not usable:
         raise JobError(f"none of the {len(images)} images in {config.data} could be read: {embedded.errors[0]}")
     logits = embedded.embeddings[0, usable] @ bundle.model.tensors["head.weight"].T + bundle.model.tensors["head.bias"]
     read, synthetic = [images[index] for index in usable], says_synthetic(config.data)
+    drawn_whole = clusters(layout, config.block)[usable]
     decisions = bundle.triage.decide(embedded.embeddings[0, usable], logits, measure_quality(read))
-    metrics, figures = assess(read, decisions.probabilities, config.data, synthetic)
-    labels = np.array([image.label for image in read])
-    on_data = triage_figures(decisions, logits, labels, capture_order(images)[usable])
-    figures |= triage_plots(on_data, "evaluated", synthetic)
-    metrics |= {"triage": {"evaluated": on_data}, "model_version": bundle.version}
+    metrics, figures = assess(read, decisions.probabilities, drawn_whole, config.data, synthetic)
+    found = triage_figures(decisions, logits, labels[usable], drawn_whole)
+    figures |= triage_plots(found, "evaluated", synthetic)
+    metrics |= {"triage": {"evaluated": found}, "model_version": bundle.version}
     metrics["unreadable"] = unreadable(images, embedded.errors)
     write_results(config.output, metrics, figures)
     return metrics
 
 
 def assess(
-    images: Sequence[LabelledImage], probabilities: Probabilities, title: str, synthetic: bool
+    images: Sequence[LabelledImage], probabilities: Probabilities, drawn_whole: Labels, title: str, synthetic: bool
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Metrics, and figures by their file names, of predicted probabilities (n, 4) for n labelled images."""
+    """Metrics, and figures by their file names, of predicted probabilities (n, 4) for n labelled images.
+
+    `drawn_whole` (n,) numbers the blocks or groups that the intervals are drawn over (`splits.clusters`).
+    """
     labels = np.array([image.label for image in images])
     metrics = classification_metrics(labels, probabilities.argmax(axis=1), CLASSES)
+    draws = bootstrap(labels, [probabilities], drawn_whole)
+    metrics["with_intervals"] = with_intervals(point_figures(labels, probabilities), draws)
     if synthetic:
         metrics["synthetic"] = True
     right, wrong = _examples(images, labels, probabilities)

@@ -28,6 +28,7 @@ class FitConfig:
 
     epochs: int
     learning_rate: float
+    label_smoothing: float
     batch_size: int
     workers: int
     seed: int
@@ -106,7 +107,10 @@ def fit(
     train, held_out = (torch.from_numpy(np.array(part)) for part in (parts.train.reshape(-1, 1280), parts.held_out))
     train_labels = torch.from_numpy(parts.train_labels).repeat(len(parts.train))
     held_out_labels = torch.from_numpy(parts.held_out_labels)
-    head = _initial_head(config.seed)
+    head = torch.nn.Linear(1280, len(CLASSES))
+    # From zero, not at random: what the training images do not span stays out of the answer for others.
+    for parameter in head.parameters():
+        torch.nn.init.zeros_(parameter)
     model = prepare(head)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     history = []
@@ -116,7 +120,9 @@ def fit(
             batch = order[start : start + config.batch_size]
             own = torch.from_numpy(batch[rank::workers])
             # The mean over the whole batch: each worker's sum, times the workers that torch will average over.
-            loss: Any = torch.nn.functional.cross_entropy(model(train[own]), train_labels[own], reduction="sum")
+            loss: Any = torch.nn.functional.cross_entropy(
+                model(train[own]), train_labels[own], reduction="sum", label_smoothing=config.label_smoothing
+            )
             optimizer.zero_grad()
             (loss * workers / len(batch)).backward()
             optimizer.step()
@@ -126,16 +132,6 @@ def fit(
             row |= {f"{part}_loss": loss_mean, f"{part}_accuracy": accuracy}
         history.append(row)
     return FittedHead(head.weight.detach().numpy(), head.bias.detach().numpy(), history)
-
-
-def _initial_head(seed: int) -> Any:
-    """A dense layer as Keras starts one: Glorot uniform (Glorot and Bengio, AISTATS 2010), zero bias."""
-    import torch
-
-    head = torch.nn.Linear(1280, len(CLASSES))
-    torch.nn.init.xavier_uniform_(head.weight, generator=torch.Generator().manual_seed(seed))
-    torch.nn.init.zeros_(head.bias)
-    return head
 
 
 def _measure(head: Any, images: Any, labels: Any, total: int) -> tuple[float, float]:

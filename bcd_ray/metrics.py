@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.integer[Any]]
 FloatArray = NDArray[np.float64]
+_SHOWN = ("accuracy", "macro_f1", "malignant_sensitivity", "malignant_specificity")  # with their intervals
 
 
 def confusion_matrix(true: IntArray, predicted: IntArray, classes: int) -> IntArray:
@@ -94,18 +95,28 @@ def classification_metrics(true: IntArray, predicted: IntArray, class_names: Seq
 def format_metrics(metrics: Mapping[str, Any]) -> str:
     """Lay out the result of `classification_metrics` for a terminal, shares in percent.
 
-    One line for all images, then a heading and one row per class; no line break at the end.
+    One line for all images, one for intervals where there are any, then a heading and one row per class; no line break
+    at the end.
     """
     macro = metrics["macro"]
     width = max(len(name) for name in ["class", *metrics["classes"]])
     overall = f"{metrics['images']} images: accuracy {metrics['accuracy']:.1%}"
     means = f"macro precision {macro['precision']:.1%}, recall {macro['recall']:.1%}, F1 {macro['f1']:.1%}"
-    lines = [f"{overall}, {means}", f"{'class':<{width}}  precision  recall      F1  support"]
+    lines = [f"{overall}, {means}"]
+    if intervals := metrics.get("with_intervals"):
+        shown = [_with_interval(name, intervals[name]) for name in _SHOWN if name in intervals]
+        lines.append(f"95 % intervals over blocks or groups: {', '.join(shown)}")
+    lines += [f"{'class':<{width}}  precision  recall      F1  support"]
     for name in metrics["classes"]:
         row = metrics["per_class"][name]
         shares = f"{row['precision']:>9.1%}  {row['recall']:>6.1%}  {row['f1']:>6.1%}"
         lines.append(f"{name:<{width}}  {shares}  {row['support']:>7}")
     return "\n".join(lines)
+
+
+def _with_interval(name: str, figure: Mapping[str, Any]) -> str:
+    low, high = figure["interval"]
+    return f"{name.replace('_', ' ')} {figure['value']:.1%} ({low:.1%} to {high:.1%})"
 
 
 def _ratio(part: IntArray, whole: IntArray) -> FloatArray:

@@ -28,7 +28,8 @@ to support a haematologist. It makes no diagnosis and replaces no expert: every 
 
 **Protocol.** {metrics["protocol"]}. {patients}
 
-**Figures** on the {metrics["part"]} part, one run with seed {training["seed"]}, no spread:
+**Figures** on the {metrics["part"]} part, one run with seed {training["seed"]}; intervals by a bootstrap over blocks
+of capture order, or groups:
 
 ```
 {format_metrics(metrics)}

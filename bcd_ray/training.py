@@ -19,7 +19,7 @@ from bcd_ray.model import pretrained, save_bundle
 from bcd_ray.perceptual import near_duplicate_groups
 from bcd_ray.report import model_card
 from bcd_ray.runtime import library_versions, say
-from bcd_ray.splits import Labels, Layout, Rules, hold_out
+from bcd_ray.splits import Labels, Layout, Rules, clusters, hold_out
 from bcd_ray.thresholds import fit_triage, triage_figures
 from bcd_ray.triage_plots import triage_plots
 
@@ -33,7 +33,7 @@ class Split:
     train: Labels
     held_out: Labels
     train_layout: Layout
-    held_out_layout: Layout
+    drawn_whole: Labels  # of the held out images, what a bootstrap draws whole
     counts: dict[str, Any]
 
 
@@ -55,7 +55,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
             numbers = range(1, config.augmented_views + 1)
             augmented = embedder.embed(split.train.tolist(), views=numbers, verb="augmenting")
             views = np.concatenate([views, augmented.embeddings])
-    fit_config = FitConfig(config.epochs, config.learning_rate, config.batch_size, config.workers, config.seed)
+    fit_config = FitConfig(
+        config.epochs, config.learning_rate, config.label_smoothing, config.batch_size, config.workers, config.seed
+    )
     held_out = plain.embeddings[0, split.held_out]
     head = fit_head(Parts(views, labels[split.train], held_out, labels[split.held_out]), fit_config)
     rules = Rules(config.split, config.block, config.embargo)
@@ -64,9 +66,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     held_out_images = [images[index] for index in split.held_out]
     logits = head.logits(held_out)
     decisions = triage.decide(held_out, logits, measure_quality(held_out_images))
-    on_held_out = triage_figures(decisions, logits, labels[split.held_out], split.held_out_layout.order)
+    on_held_out = triage_figures(decisions, logits, labels[split.held_out], split.drawn_whole)
     title = f"{config.holdout} part, {len(held_out_images)} images"
-    metrics, figures = assess(held_out_images, decisions.probabilities, title, synthetic)
+    metrics, figures = assess(held_out_images, decisions.probabilities, split.drawn_whole, title, synthetic)
     figures |= triage_plots(on_held_out, config.holdout, synthetic)
     history = [{name.replace("held_out", config.holdout): value for name, value in row.items()} for row in head.history]
     figures["training_curves.png"] = training_curves(history, config.holdout, synthetic=synthetic)
@@ -121,7 +123,8 @@ def split_images(
         f"part; {counts['byte_identical_copies']} byte-identical copies and {counts['images_with_near_duplicate']} "
         "images with a near duplicate are kept apart from the other side"
     )
-    parts = usable[fold.train], usable[fold.test], layout.of(fold.train), layout.of(fold.test)
+    drawn_whole = clusters(layout, config.block)[fold.test]
+    parts = usable[fold.train], usable[fold.test], layout.of(fold.train), drawn_whole
     return Split(*parts, counts | {"summary": summary})
 
 

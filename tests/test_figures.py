@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bcd_ray import figures
-from bcd_ray.figures import Example, confusion_matrix_figure, gallery, training_curves
+from bcd_ray.figures import (
+    Example,
+    confusion_matrix_figure,
+    disputed_labels,
+    gallery,
+    protocols_figure,
+    training_curves,
+)
 
 LABELS = ["Benign", "Early Pre-B", "Pre-B", "Pro-B"]
 MATRIX = [[99, 2, 0, 0], [3, 190, 4, 0], [0, 5, 180, 8], [0, 0, 1, 158]]
@@ -53,12 +60,18 @@ def count(pixels: NDArray[np.uint8], colour: str | tuple[int, int, int]) -> int:
     return int((pixels == rgb).all(axis=2).sum())
 
 
+FIGURE = {"balanced_accuracy": {"value": 0.9, "interval": [0.8, 0.95]}}
+SHORTCUTS = dict.fromkeys(("background_colour", "corners", "cells_blanked"), FIGURE)
+PROTOCOLS = {key: {"pooled": FIGURE, "shortcuts": SHORTCUTS} for key in ("random", "forward/first")}
+
 DRAWINGS: dict[str, Callable[[bool], bytes]] = {
     "curves": lambda synthetic: training_curves(history(12), "test", synthetic=synthetic),
     "matrix": lambda synthetic: confusion_matrix_figure(
         MATRIX, LABELS, "Confusion matrix, test part", synthetic=synthetic
     ),
     "gallery": lambda synthetic: gallery([example(0, 0)], [example(1, 2)], LABELS, synthetic=synthetic),
+    "disputed": lambda synthetic: disputed_labels([example(1, 2)], 30, LABELS, synthetic=synthetic),
+    "protocols": lambda synthetic: protocols_figure(PROTOCOLS, synthetic=synthetic),
 }
 
 

@@ -309,6 +309,9 @@ MISTAKES: list[tuple[str, dict[str, Option], str]] = [
     ("train", {"--output": lambda places: places.bundle}, r"holds results already: choose another folder"),
     ("train", {"--epochs": "0"}, r"--epochs must be at least 1"),
     ("train", {"--learning-rate": "0"}, r"--learning-rate must be above 0"),
+    ("train", {"--label-smoothing": "1"}, r"--label-smoothing must be at least 0 and below 1"),
+    ("train", {"--split": "grouped"}, r"--split grouped needs --group-pattern or --group-table.*use --split blocked"),
+    ("train", {"--block": "0"}, r"--block must be at least 1"),
     ("train", {"--learning-rate": "nan"}, r"--learning-rate must be above 0"),
     ("train", {"--test-fraction": "1"}, r"--test-fraction must be between 0 and 1"),
     ("train", {"--workers": "-1"}, r"--workers must be at least 0"),
@@ -368,17 +371,21 @@ def metrics_of(model: Path) -> dict[str, Any]:
 
 
 def assert_same_model(model: Path, reference: Path, embeddings: Embeddings) -> None:
-    """The same metrics, losses to 1e-6 of their size, and the same class for every image."""
+    """The same metrics, losses to 1e-3 of their size, and the same class for every image.
+
+    In the first steps, from zero, gradients of several inputs cancel but for the order of additions, and Adam divides
+    by their size: losses differ by 2e-4.
+    """
     found, expected = metrics_of(model), metrics_of(reference)
     history, expected_history = found.pop("history"), expected.pop("history")
     assert found == expected
     assert len(history) == len(expected_history)
     for row, expected_row in zip(history, expected_history, strict=True):
-        assert row == pytest.approx(expected_row, rel=1e-6)
+        assert row == pytest.approx(expected_row, rel=1e-3)
     heads = [load_bundle(str(path)).model.tensors for path in (model, reference)]
     logits, expected_logits = (embeddings @ head["head.weight"].T + head["head.bias"] for head in heads)
     np.testing.assert_array_equal(logits.argmax(1), expected_logits.argmax(1))
-    np.testing.assert_allclose(logits, expected_logits, atol=1e-4)
+    np.testing.assert_allclose(logits, expected_logits, atol=1e-2)
 
 
 def test_the_same_seed_gives_the_same_model(
@@ -402,8 +409,6 @@ def test_the_number_of_workers_changes_nothing(
 def test_every_row_is_trained_on_and_no_file_is_left(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    import torch
-
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     # Row i lights up input i alone, so the weights of an input move only if its row was seen. 74 rows in batches
     # of 8 on two workers leave a remainder.
@@ -412,12 +417,10 @@ def test_every_row_is_trained_on_and_no_file_is_left(
     for view in range(views):
         train_rows[view, np.arange(rows), view * rows + np.arange(rows)] = 1
     labels = np.arange(rows) % len(CLASSES)
-    config = FitConfig(epochs=1, learning_rate=0.01, batch_size=8, workers=workers, seed=3)
+    config = FitConfig(epochs=1, learning_rate=0.01, label_smoothing=0.1, batch_size=8, workers=workers, seed=3)
     fitted = fit_head(Parts(train_rows, labels, train_rows[0], labels), config)
 
-    start = torch.nn.Linear(1280, len(CLASSES))
-    torch.nn.init.xavier_uniform_(start.weight, generator=torch.Generator().manual_seed(3))
-    moved = np.abs(fitted.weight - start.weight.detach().numpy()).max(axis=0)
+    moved = np.abs(fitted.weight).max(axis=0)  # from zero
     assert (moved[: views * rows] > 1e-4).all()
     assert (moved[views * rows :] == 0).all()
     assert list(tmp_path.iterdir()) == []
@@ -434,6 +437,26 @@ def test_split_and_metrics_cover_all_images(bundle: Path) -> None:
     assert [row["epoch"] for row in metrics["history"]] == [1, 2, 3, 4, 5]
     card = (bundle / "MODEL_CARD.md").read_text()
     assert f"accuracy {metrics['accuracy']:.1%}" in card
+
+
+@pytest.mark.parametrize("split", ["blocked", "forward", "grouped"])
+def test_every_protocol_trains(bundle: Path, synthetic_archive: Path, tmp_path: Path, split: Any) -> None:
+    options = {"block": 3, "embargo": 1, "augmented_views": 0, "epochs": 1, "group_pattern": r"\d\.jpg"}
+    config = TrainConfig(str(synthetic_archive), str(tmp_path / "model"), split=split, **options)
+    metrics = train(config)
+    parts = {part: set(metrics["split"][part]) for part in ("train", "test")}
+    assert not parts["train"] & parts["test"]
+    counted = len(parts["train"]) + len(parts["test"]) + metrics["counts"]["left_out"]
+    assert counted == metrics["counts"]["usable"] == 4 * IMAGES_PER_CLASS
+    if split == "grouped":
+        digits = {part: {name[-5] for name in names} for part, names in parts.items()}
+        assert not digits["train"] & digits["test"]
+    else:
+        assert metrics["counts"]["left_out"]
+        assert "not of patients" in metrics["protocol"] or "not a split of patients" in metrics["protocol"]
+    low, high = metrics["with_intervals"]["accuracy"]["interval"]
+    assert low <= metrics["accuracy"] <= high
+    assert metrics["protocol"] in (tmp_path / "model/MODEL_CARD.md").read_text()
 
 
 def test_images_that_cannot_be_read_are_listed(

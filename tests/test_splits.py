@@ -130,6 +130,17 @@ def test_folds_are_stratified() -> None:
             assert np.bincount(LABELS[fold.test]).tolist() == [20, 40, 30, 10]
 
 
+def test_blocks_are_dealt_to_the_folds_in_turn() -> None:
+    rule = Rules("blocked", 10, 2)
+    for seed in range(3):
+        folds = cross_validate(PLAIN, rule, folds=4, fraction=0.3, seed=seed)
+        fold_of_image = np.argmax([fold.test for fold in folds], axis=0)
+        numbers = blocks(PLAIN, rule.block)
+        for label in range(4):
+            of_block = [fold_of_image[numbers == number][0] for number in np.unique(numbers[label == LABELS])]
+            assert of_block == [(of_block[0] + number) % 4 for number in range(len(of_block))]
+
+
 def test_the_seed_and_it_alone_decides() -> None:
     rule = Rules("random", 10, 5)
     first = hold_out(PLAIN, rule, 0.3, seed=0).test
