@@ -61,7 +61,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
     held_out = plain.embeddings[0, split.held_out]
     head = fit_head(Parts(views, labels[split.train], held_out, labels[split.held_out]), fit_config)
     rules = Rules(config.split, config.block, config.embargo)
-    say("setting the limits of triage")
     triage, on_training = fit_triage(views, measure_quality(train_images), split.train_layout, rules, fit_config)
     held_out_images = [images[index] for index in split.held_out]
     logits = head.logits(held_out)
