@@ -44,10 +44,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise JobError(f"none of the {len(images)} images in {config.data} could be read: {embedded.errors[0]}")
     logits = embedded.embeddings[0, usable] @ bundle.model.tensors["head.weight"].T + bundle.model.tensors["head.bias"]
     read, synthetic = [images[index] for index in usable], says_synthetic(config.data)
-    decisions = bundle.triage.decide(embedded.embeddings[0, usable], logits, measure_quality(read))
     drawn_whole = clusters(layout, config.block)[usable]
+    decisions = bundle.triage.decide(embedded.embeddings[0, usable], logits, measure_quality(read))
     metrics, figures = assess(read, decisions.probabilities, drawn_whole, config.data, synthetic)
-    on_data = triage_figures(decisions, logits, labels[usable], layout.order[usable])
+    on_data = triage_figures(decisions, logits, labels[usable], drawn_whole)
     figures |= triage_plots(on_data, "evaluated", synthetic)
     metrics |= {"triage": {"evaluated": on_data}, "model_version": bundle.version}
     metrics["unreadable"] = unreadable(images, embedded.errors)

@@ -14,6 +14,7 @@ from bcd_ray.images import Pixels
 MEASURES = ("focus", "brightness", "clipped", "contrast")
 _LEVELS = np.arange(256)
 _NEARLY_WHITE = 253
+_STEP = 4
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -21,17 +22,20 @@ Floats = npt.NDArray[np.floating[Any]]
 def measure(pixels: Pixels) -> npt.NDArray[np.float32]:
     """(4,), in the order of `MEASURES`, of an image (H, W, 3) uint8.
 
-    - focus: variance of the Laplacian of the grey image (Pech-Pacheco et al., ICPR 2000), as natural logarithm;
+    - focus: variance of the Laplacian of the green channel, where stain shows most
+      (Pech-Pacheco et al., ICPR 2000), as natural logarithm;
     - brightness: mean of all values, 0 to 255: too dark or too light;
     - clipped: share of the red, green or blue values, whichever has most, that are nearly white: lost in the light;
     - contrast: largest standard deviation of the three colours: low where nothing is stained or the field is empty.
     """
-    image = Image.fromarray(pixels)
-    shares = np.array(image.histogram(), np.float64).reshape(3, 256) / (pixels.shape[0] * pixels.shape[1])
+    # Every fourth row: 13,000 pixels say as much as all, and an image takes 0.3 ms instead of 0.5.
+    some = np.ascontiguousarray(pixels[1:-1:_STEP])
+    shares = np.array(Image.fromarray(some).histogram(), np.float64).reshape(3, 256) / (some.shape[0] * some.shape[1])
     means = shares @ _LEVELS
     deviations = np.sqrt(np.maximum(shares @ _LEVELS**2 - means**2, 0))
-    grey = np.asarray(image.convert("L")).astype(np.int16)
-    laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
+    green = pixels[..., 1]
+    above, here, below = (green[first : len(green) - 2 + first : _STEP].astype(np.int16) for first in (0, 1, 2))
+    laplacian = (above + below)[:, 1:-1] + here[:, 2:] + here[:, :-2] - 4 * here[:, 1:-1]
     # A dot product of float32: numpy's var of int16 takes three times as long.
     flat = laplacian.ravel().astype(np.float32)
     focus = np.log(max(float(flat @ flat) / len(flat) - float(flat.mean()) ** 2, 1e-3))

@@ -57,8 +57,8 @@ of capture order, or groups:
 **Triage.** {" ".join(_automatic_words(metrics["triage"][metrics["part"]]["automatic"]))}
 {quantized}
 **Known limits.** One hospital, one stain and one microscope per data set; colour of the background alone can give the
-class away. Images of other stains, cells or magnifications are outside what the model knows: triage sends most
-of them to review, but how many has not been measured for images of another hospital.
+class away. Images of other stains, cells or magnifications are outside what the model knows; triage flags those that
+lie far from the training images, and promises nothing for the others.
 """.encode()
 
 

@@ -26,7 +26,7 @@ from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.head import FitConfig, Parts, fit
 from bcd_ray.labels import CLASSES
 from bcd_ray.quality import limits
-from bcd_ray.splits import Fold, Layout, Rules, cross_validate
+from bcd_ray.splits import Fold, Layout, Rules, clusters, cross_validate
 from bcd_ray.triage import REASONS, Decisions, Triage, decide, fit_distance
 
 RISK = 0.01  # errors among the predictions that are not sent to review
@@ -71,12 +71,16 @@ def fit_triage(
     settings["confidence"] = confidence_for_risk(confidence, logits.argmax(axis=1) == labels, RISK)
     settings |= {"risk": RISK, "ood_rate": OOD_RATE, "quality_rate": QUALITY_RATE}
     settings |= {"images": len(labels), "folds": len(folds)}
-    figures = triage_figures(decide(settings, distances, logits, quality), logits, labels, layout.order)
+    figures = triage_figures(
+        decide(settings, distances, logits, quality), logits, labels, clusters(layout, rules.block)
+    )
     return Triage(model, settings), figures
 
 
-def triage_figures(decisions: Decisions, logits: Floats, labels: Labels, order: Labels) -> dict[str, Any]:
-    """How triage does on n labelled images, JSON-ready; intervals draw runs of 50 images in capture order whole.
+def triage_figures(decisions: Decisions, logits: Floats, labels: Labels, drawn_whole: Labels) -> dict[str, Any]:
+    """How triage does on n labelled images, JSON-ready.
+
+    `drawn_whole` (n,) numbers the blocks or groups that the intervals are drawn over (`splits.clusters`).
 
     Returns:
         `calibration`: `before` and `after` the temperature, see `calibration_figures`; `automatic`: see
@@ -86,13 +90,12 @@ def triage_figures(decisions: Decisions, logits: Floats, labels: Labels, order: 
     decided = np.asarray(~decisions.reasons.any(axis=1))
     confidence = decisions.probabilities.max(axis=1)
     others = decisions.reasons[:, 1:].any(axis=1)
-    runs = labels * (1 + order.max()) + order // 50
     return {
         "calibration": {
             "before": calibration_figures(softmax(logits), labels),
             "after": calibration_figures(decisions.probabilities, labels),
         },
-        "automatic": risk_interval(decided, correct, runs),
+        "automatic": risk_interval(decided, correct, drawn_whole),
         "reasons": dict(zip(REASONS, decisions.reasons.sum(axis=0).tolist(), strict=False)),
         "risk_coverage": risk_coverage(np.where(others, -np.inf, confidence), correct),
     }

@@ -34,7 +34,7 @@ class Split:
     train: Labels
     held_out: Labels
     train_layout: Layout
-    held_out_layout: Layout
+    drawn_whole: Labels  # of the held out images, what a bootstrap draws whole
     counts: dict[str, Any]
 
 
@@ -64,15 +64,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     held_out = plain.embeddings[0, split.held_out]
     head = fit_head(Parts(views, labels[split.train], held_out, labels[split.held_out]), fit_config)
     rules = Rules(config.split, config.block, config.embargo)
-    say("setting the limits of triage")
     triage, on_training = fit_triage(views, measure_quality(train_images), split.train_layout, rules, fit_config)
     held_out_images = [images[index] for index in split.held_out]
     logits = head.logits(held_out)
     decisions = triage.decide(held_out, logits, measure_quality(held_out_images))
-    on_held_out = triage_figures(decisions, logits, labels[split.held_out], split.held_out_layout.order)
+    on_held_out = triage_figures(decisions, logits, labels[split.held_out], split.drawn_whole)
     title = f"{config.holdout} part, {len(held_out_images)} images"
-    drawn_whole = clusters(split.held_out_layout, config.block)
-    metrics, figures = assess(held_out_images, decisions.probabilities, drawn_whole, title, synthetic)
+    metrics, figures = assess(held_out_images, decisions.probabilities, split.drawn_whole, title, synthetic)
     figures |= triage_plots(on_held_out, config.holdout, synthetic)
     history = [{name.replace("held_out", config.holdout): value for name, value in row.items()} for row in head.history]
     figures["training_curves.png"] = training_curves(history, config.holdout, synthetic=synthetic)
@@ -132,7 +130,8 @@ def split_images(
         f"part; {counts['byte_identical_copies']} byte-identical copies and {counts['images_with_near_duplicate']} "
         "images with a near duplicate are kept apart from the other side"
     )
-    parts = usable[fold.train], usable[fold.test], layout.of(fold.train), layout.of(fold.test)
+    drawn_whole = clusters(layout, config.block)[fold.test]
+    parts = usable[fold.train], usable[fold.test], layout.of(fold.train), drawn_whole
     return Split(*parts, counts | {"summary": summary})
 
 
