@@ -73,7 +73,7 @@ def training_curves(history: Sequence[Mapping[str, float]], evaluated_part: str,
             f"the training history lacks {', '.join(sorted(missing))}: "
             "pass one row per epoch, with the losses and accuracies of both parts"
         )
-    figure = Figure(figsize=(WIDTH, 4.5), layout=_layout())
+    figure = Figure(figsize=(WIDTH, 4.5), layout=page_layout())
     loss, accuracy = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     # Line and marker style tell the parts apart in grey print too.
@@ -97,7 +97,7 @@ def training_curves(history: Sequence[Mapping[str, float]], evaluated_part: str,
         axes.grid(color="#DDDDDD")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=TEXT, frameon=False)
-    return _png(figure, "Training curves", synthetic)
+    return as_png(figure, "Training curves", synthetic)
 
 
 def confusion_matrix_figure(
@@ -123,7 +123,7 @@ def confusion_matrix_figure(
         )
     support = counts.sum(axis=1)
     shares = counts / np.maximum(support, 1)[:, np.newaxis]
-    figure = Figure(figsize=(WIDTH, 8.0), layout=_layout())
+    figure = Figure(figsize=(WIDTH, 8.0), layout=page_layout())
     axes = figure.subplots()
     # Coloured by share, not count: a small class must look as good or bad as a large one.
     axes.imshow(shares, cmap=colormaps["Blues"], vmin=0, vmax=1, aspect="auto")
@@ -143,7 +143,7 @@ def confusion_matrix_figure(
     axes.grid(which="minor", color="#BBBBBB", linewidth=1)
     axes.tick_params(which="both", length=0)
     figure.supxlabel("In each cell: images, and their share of the true class (row)", fontsize=SMALL, color=INK)
-    return _png(figure, title, synthetic)
+    return as_png(figure, title, synthetic)
 
 
 def _matrix_cell(axes: Axes, row: int, column: int, count: int, share: float) -> None:
@@ -219,7 +219,7 @@ def _draw_gallery(
             left = 0.3 + (i % GALLERY_COLUMNS) * 2.4
             _draw_example(figure, example, class_labels, left, y - (i // GALLERY_COLUMNS) * cell, words)
         y -= max(0.4, count * cell)
-    return _png(figure, title, synthetic)
+    return as_png(figure, title, synthetic)
 
 
 def _check_example(example: Example, kind: str, classes: int) -> None:
@@ -281,7 +281,7 @@ def protocols_figure(results: Mapping[str, Any], *, synthetic: bool = False) -> 
         results: `protocols` of a cross-validation's metrics.json.
         synthetic: say in the title that the images are synthetic.
     """
-    figure = Figure(figsize=(WIDTH, 1.6 + 1.1 * len(results)), layout=_layout())
+    figure = Figure(figsize=(WIDTH, 1.6 + 1.1 * len(results)), layout=page_layout())
     axes = figure.subplots()
     ways = ["model", *next(iter(results.values()))["shortcuts"]]
     colours, markers = [BLUE, VERMILLION, GREY, INK], "osD^"
@@ -306,7 +306,7 @@ def protocols_figure(results: Mapping[str, Any], *, synthetic: bool = False) -> 
     axes.grid(axis="x", color="#DDDDDD")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(ways), fontsize=TEXT, frameon=False)
-    return _png(figure, "Model and shortcuts under each protocol", synthetic)
+    return as_png(figure, "Model and shortcuts under each protocol", synthetic)
 
 
 def _percent(share: float) -> str:
@@ -318,12 +318,12 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
-def _layout() -> ConstrainedLayoutEngine:
+def page_layout() -> ConstrainedLayoutEngine:
     """Fit labels without clipping, 0.1 inches from the edges."""
     return ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
 
 
-def _png(figure: Figure, title: str, synthetic: bool) -> bytes:
+def as_png(figure: Figure, title: str, synthetic: bool) -> bytes:
     """Add the title, which also goes into the file's metadata, and encode the figure."""
     if synthetic:
         title = f"{title}: synthetic images"

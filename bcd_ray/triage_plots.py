@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from bcd_ray.figures import BLUE, GREY, TEXT, VERMILLION, WIDTH, _layout, _png
+from bcd_ray.figures import BLUE, GREY, TEXT, VERMILLION, WIDTH, as_png, page_layout
 
 
 def triage_plots(found: Mapping[str, Any], part: str, synthetic: bool) -> dict[str, bytes]:
@@ -19,7 +19,7 @@ def triage_plots(found: Mapping[str, Any], part: str, synthetic: bool) -> dict[s
 
 def reliability_diagram(calibration: Mapping[str, Any], part: str, synthetic: bool) -> bytes:
     """Accuracy by confidence, before and after temperature scaling, over how many images stand behind each bin."""
-    figure = Figure(figsize=(WIDTH, 4.8), layout=_layout())
+    figure = Figure(figsize=(WIDTH, 4.8), layout=page_layout())
     panels: Sequence[Any] = figure.subplots(1, 2, sharey=True)
     for axes, when, colour in zip(panels, ("before", "after"), (VERMILLION, BLUE), strict=True):
         rows = calibration[when]["reliability"]
@@ -39,14 +39,14 @@ def reliability_diagram(calibration: Mapping[str, Any], part: str, synthetic: bo
         axes.grid(color="#DDDDDD")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("Accuracy", fontsize=TEXT)
-    return _png(figure, f"Reliability diagram: {part} part", synthetic)
+    return as_png(figure, f"Reliability diagram: {part} part", synthetic)
 
 
 def risk_coverage_curve(
     curve: Mapping[str, Sequence[float]], automatic: Mapping[str, Any], part: str, synthetic: bool
 ) -> bytes:
     """Errors among the images that are not sent to review, by their share; the dot is where the bundle's limits lie."""
-    figure = Figure(figsize=(WIDTH, 4.8), layout=_layout())
+    figure = Figure(figsize=(WIDTH, 4.8), layout=page_layout())
     axes = figure.subplots()
     axes.plot(curve["coverage"], curve["risk"], color=BLUE, linewidth=2)
     if automatic["risk"] is not None:
@@ -64,4 +64,4 @@ def risk_coverage_curve(
     axes.set_ylabel("Errors among them", fontsize=TEXT)
     axes.grid(color="#DDDDDD")
     axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure, f"Risk and coverage: {part} part", synthetic)
+    return as_png(figure, f"Risk and coverage: {part} part", synthetic)
