@@ -1,6 +1,7 @@
 """Cross-validation end to end on drawn smears, the label check on planted mistakes, and the command line."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from bcd_ray.crossval import format_validation, validate
 from bcd_ray.errors import ConfigError
 from bcd_ray.label_check import check_labels, disputed
 from bcd_ray.labels import CLASSES
+from bcd_ray.report import NOT_FOR_DIAGNOSIS, SYNTHETIC
 from bcd_ray.shortcuts import SHORTCUTS
 from bcd_ray.spread import point_figures
 from bcd_ray.synthetic import draw_smear
@@ -51,8 +53,19 @@ def test_what_is_written(validated: tuple[dict[str, Any], Path]) -> None:
     assert list(metrics["protocols"]) == NAMES
     tables = {f"{name}.{suffix}" for name in ("predictions", "disputed_labels") for suffix in ("csv", "parquet")}
     matrices = {f"figures/confusion_matrix_{name.replace('/', '_')}.png" for name in NAMES}
-    rest = {"metrics.json", "figures/protocols.png", "figures/disputed_labels.png"}
+    rest = {"metrics.json", "report.html", "figures/protocols.png", "figures/disputed_labels.png"}
     assert set(storage.list_names(str(output))) == tables | matrices | rest
+
+
+def test_the_report_says_what_was_measured_on_a_page_that_loads_nothing(validated: tuple[dict[str, Any], Path]) -> None:
+    metrics, output = validated
+    page = (output / "report.html").read_text()
+    assert set(re.findall(r'(?:src|href)="([^"]{0,10})', page)) == {"data:image"}
+    assert NOT_FOR_DIAGNOSIS in page
+    assert SYNTHETIC in page
+    for name, result in metrics["protocols"].items():
+        value, (low, high) = result["pooled"]["macro_f1"]["value"], result["pooled"]["macro_f1"]["interval"]
+        assert f"<td>{name}</td><td>{100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f})</td>" in page
 
 
 def test_every_image_is_predicted_once_a_seed_and_the_figures_follow(validated: tuple[dict[str, Any], Path]) -> None:
