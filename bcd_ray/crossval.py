@@ -12,10 +12,10 @@ from pyarrow import csv
 
 from bcd_ray import storage
 from bcd_ray.config import EvaluateConfig
-from bcd_ray.dataset import LabelledImage, group_numbers, list_labelled, says_synthetic
+from bcd_ray.dataset import LabelledImage, group_numbers, list_labelled, read_pixels, says_synthetic
 from bcd_ray.embedding import Embedder, Embeddings
 from bcd_ray.engine import softmax
-from bcd_ray.evaluation import read_pixels, refuse_to_replace, unreadable, write_results
+from bcd_ray.evaluation import refuse_to_replace, unreadable, write_results
 from bcd_ray.figures import Example, confusion_matrix_figure, disputed_labels, protocols_figure
 from bcd_ray.head import FitConfig, Parts, fit
 from bcd_ray.label_check import check_labels

@@ -10,7 +10,8 @@ import numpy as np
 
 from bcd_ray import storage
 from bcd_ray.archive import kind_of
-from bcd_ray.errors import ConfigError, NotFoundError
+from bcd_ray.errors import ConfigError, JobError, NotFoundError
+from bcd_ray.images import Decoded, Limits, Pixels, decode
 from bcd_ray.labels import CLASSES, class_of_path
 from bcd_ray.splits import Labels
 from bcd_ray.storage import StoredObject
@@ -114,3 +115,11 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
 def says_synthetic(uri: str) -> bool:
     """Whether a data folder says that its images are drawn (see `synthetic.write_synthetic_archive`)."""
     return storage.exists(storage.join(uri, SYNTHETIC_MARK))
+
+
+def read_pixels(image: LabelledImage) -> Pixels:
+    """The pixels of an image that could be read before; JobError if it no longer can."""
+    decoded = decode(storage.read_bytes(image.stored.uri), Limits())
+    if not isinstance(decoded, Decoded):
+        raise JobError(f"{image.name} changed while the job ran ({decoded.error}): run the same command again")
+    return decoded.pixels

@@ -10,11 +10,10 @@ import numpy.typing as npt
 
 from bcd_ray import storage
 from bcd_ray.config import EvaluateConfig
-from bcd_ray.dataset import LabelledImage, capture_order, group_numbers, list_labelled, says_synthetic
+from bcd_ray.dataset import LabelledImage, capture_order, group_numbers, list_labelled, read_pixels, says_synthetic
 from bcd_ray.embedding import Embedder
 from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.figures import GALLERY_LIMIT, Example, confusion_matrix_figure, gallery
-from bcd_ray.images import Decoded, Limits, Pixels, decode
 from bcd_ray.labels import CLASSES, DISPLAY_NAMES
 from bcd_ray.metrics import classification_metrics
 from bcd_ray.model import load_bundle
@@ -104,13 +103,6 @@ def measure_quality(images: Sequence[LabelledImage]) -> npt.NDArray[np.float32]:
     with ThreadPoolExecutor(_READERS) as pool:
         measures = list(pool.map(lambda image: measure(read_pixels(image)), images))
     return np.array(measures, np.float32).reshape(-1, len(MEASURES))
-
-
-def read_pixels(image: LabelledImage) -> Pixels:
-    """The pixels of an image that could be read before."""
-    decoded = decode(storage.read_bytes(image.stored.uri), Limits())
-    assert isinstance(decoded, Decoded)
-    return decoded.pixels
 
 
 def _examples(

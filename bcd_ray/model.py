@@ -111,11 +111,6 @@ def save_bundle(
     return _version(contents)
 
 
-def is_bundle(uri: str) -> bool:
-    """Whether a finished bundle stands at this URI."""
-    return storage.exists(storage.join(uri, "model.sha256"))
-
-
 def load_bundle(uri: str) -> Bundle:
     """Read a bundle and check it; ConfigError, naming the remedy, where it is not whole or not what was written."""
     try:

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bcd_ray import storage
-from bcd_ray.dataset import LabelledImage
+from bcd_ray.dataset import LabelledImage, read_pixels
 from bcd_ray.embedding import in_batches
 from bcd_ray.engine import BATCH, Int8Graph, OpenVinoEngine, Outputs, openvino_backbone, softmax, with_head
 from bcd_ray.errors import ConfigError, JobError
-from bcd_ray.images import Decoded, Limits, Pixels, decode
+from bcd_ray.images import Pixels
 from bcd_ray.model import Model
 
 Floats = npt.NDArray[np.float32]
@@ -114,11 +113,5 @@ def compare(graph: Int8Graph, images: Sequence[LabelledImage], logits: Floats) -
 
 
 def _pixels(images: Sequence[LabelledImage]) -> Iterator[Pixels]:
-    def read(image: LabelledImage) -> Pixels:
-        decoded = decode(storage.read_bytes(image.stored.uri), Limits())
-        if not isinstance(decoded, Decoded):
-            raise JobError(f"{image.name} changed while the job ran ({decoded.error}): train again")
-        return decoded.pixels
-
     with ThreadPoolExecutor(_THREADS) as pool:
-        yield from pool.map(read, images)
+        yield from pool.map(read_pixels, images)

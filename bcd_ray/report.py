@@ -79,8 +79,8 @@ def validation_report(metrics: Mapping[str, Any], figures: Mapping[str, bytes]) 
         Section(
             "What gives the class away without the cells",
             words=[
-                "Balanced accuracy (chance is 25 %) of the same model fitted on what should not tell the classes "
-                "apart. The closer it comes to the model's own, the less the model's figure says about cells."
+                "Balanced accuracy (chance is 25 %) of the same backbone's embeddings of what should not tell the "
+                "classes apart. The closer it comes to the model's own, the less the model's figure says about cells."
             ],
             columns=["Protocol", "Model", *(_words(name) for name in results[first]["shortcuts"])],
             rows=[_shortcut_row(name, result) for name, result in results.items()],
