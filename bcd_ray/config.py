@@ -229,23 +229,34 @@ class VerifyConfig:
 class BenchmarkConfig:
     """Measure speed, start-up, and what the scoring ledger costs."""
 
-    what: Literal["speed", "startup", "ledger", "plan"]
-    """`speed`: the job beside a PyTorch loop, Ray's pattern and the engine alone; `startup`: the time to the first row,
-    itemised; `ledger`: scoring with and without it, in turn, on synthetic images; `plan`: plans of large archives."""
+    what: Literal["speed", "growth", "startup", "ledger", "plan"]
+    """`speed`: the job beside a PyTorch loop, Ray's pattern and the engine alone; `growth`: the job as archives, shards
+    and nodes grow; `startup`: the time to the first row, itemised; `ledger`: scoring with and without it, in turn, on
+    synthetic images; `plan`: plans of large archives."""
     output: str = "benchmarks"
-    """Folder for the figures of `speed` as JSON and as a plot."""
+    """Folder for the figures of `speed` and `growth` as JSON and as a plot."""
     data: str = ""
-    """Folder of images to measure `speed` with, one folder per class; drawn ones where none is named."""
+    """Folder of images to measure with, one folder per class; drawn ones where none is named."""
     images: int = 1280
-    """Images for `speed`; those of `--data` are repeated where they are fewer."""
+    """Images for `speed` and for the nodes of `growth`; those of `--data` are repeated where they are fewer."""
     image_width: int = 224
     """Of drawn images, in pixels."""
     image_height: int = 224
     """Of drawn images, in pixels."""
     images_per_shard: int = 64
-    """Images in each shard for `speed`."""
+    """Images in each shard for `speed`, and for the archives and nodes of `growth`."""
     engine: Literal["openvino", "openvino-int8"] = "openvino"
     """Of the job and of the ceiling."""
+    s3: str = ""
+    """Folder on S3, `s3://`: `speed` puts the shards there too, and measures the job from there beside the others."""
+    archive_sizes: tuple[int, ...] = (1_000, 10_000, 100_000)
+    """Images of each archive for `growth`."""
+    shard_sizes: tuple[int, ...] = (32, 128, 512, 2_048, 4_096)
+    """Images in each shard for `growth`, over at least twelve shards."""
+    nodes: tuple[int, ...] = (1, 2, 4)
+    """Simulated nodes for `growth`, all on this machine."""
+    price: float = 0.0
+    """Of an hour of this machine, in any currency: `growth` then says what a million images cost."""
     units: int = 4
     """Shards of 512 synthetic images to score for `ledger`."""
     rounds: int = 3
@@ -254,7 +265,9 @@ class BenchmarkConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "images_per_shard", "units", "rounds")
         _at_least(self, 32, "image_width", "image_height")
-        if self.images < 10 * self.images_per_shard:
+        if self.s3 and not self.s3.startswith("s3://"):
+            raise ConfigError(f"--s3 {self.s3} is no folder on S3: it starts with s3://")
+        if min(self.images, *self.archive_sizes) < 10 * self.images_per_shard:
             raise ConfigError("--images must be at least ten times --images-per-shard: fewer results give no rate")
 
 

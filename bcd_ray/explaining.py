@@ -48,14 +48,15 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
     if not found.entries:
         raise ConfigError("there is no image to explain: no row of this model was sent to review, or none can be read")
     altered = randomised(bundle.model)
+    batches = list(in_batches(iter(found.pixels)))
+    mapped = [class_activation(model, batches) for model in (bundle.model, *altered.values())]
     images: list[dict[str, Any]] = []
-    for batch in in_batches(iter(found.pixels)):
-        maps = class_activation(bundle.model, batch)
+    for batch, maps, *altered_maps in zip(batches, *mapped, strict=True):
         logits = maps.mean(axis=(2, 3)) + bundle.model.tensors["head.bias"]
         predicted, rows = logits.argmax(axis=1), np.arange(len(batch))
         alike = {
-            part: similarity(maps[rows, predicted], class_activation(model, batch)[rows, predicted])
-            for part, model in altered.items()
+            part: similarity(maps[rows, predicted], others[rows, predicted])
+            for part, others in zip(altered, altered_maps, strict=True)
         }
         for row, label in enumerate(predicted.tolist()):
             entry, reasons = found.entries[len(images)], found.reasons[len(images)]

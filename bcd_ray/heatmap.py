@@ -5,6 +5,7 @@ Localization", CVPR 2016. A map shows what the model used, never why a cell is m
 """
 
 import io
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ _GAP, _CAPTION = 8, 34  # pixels
 _OPACITY = 0.45  # of the map over the image: the cells stay visible
 
 
-def class_activation(model: Model, images: Pixels) -> Maps:
-    """The evidence (n, 4, 7, 7) for each class at each place of images (n, 224, 224, 3).
+def class_activation(model: Model, batches: Iterable[Pixels]) -> Iterator[Maps]:
+    """The evidence (n, 4, 7, 7) for each class at each place of each batch of images (n, 224, 224, 3).
 
     The mean of a map over its places, plus the bias of its class, is the logit.
     """
@@ -31,11 +32,12 @@ def class_activation(model: Model, images: Pixels) -> Maps:
     from bcd_ray.network import SmearClassifier
 
     network = SmearClassifier(model.tensors, model.preprocessing)
-    with torch.inference_mode():
-        scaled = (torch.from_numpy(images).float() - network.mean) / network.std
-        features = network.features(scaled.permute(0, 3, 1, 2))
-        maps: Maps = torch.einsum("nfyx,cf->ncyx", features, network.head.weight).numpy()
-    return maps
+    for images in batches:
+        with torch.inference_mode():  # not around the yield: it would hold for the caller too
+            scaled = (torch.from_numpy(images).float() - network.mean) / network.std
+            features = network.features(scaled.permute(0, 3, 1, 2))
+            maps: Maps = torch.einsum("nfyx,cf->ncyx", features, network.head.weight).numpy()
+        yield maps
 
 
 def randomised(model: Model, seed: int = 0) -> dict[str, Model]:

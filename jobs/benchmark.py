@@ -1,4 +1,4 @@
-"""Measure what can be claimed of speed: `python jobs/benchmark.py --what speed|startup|ledger|plan`."""
+"""Measure what can be claimed of speed: `python jobs/benchmark.py --what speed|growth|startup|ledger|plan`."""
 
 import json
 
@@ -8,12 +8,15 @@ from bcd_ray.errors import EXIT_OK
 
 
 def main(config: BenchmarkConfig) -> int:
+    from bcd_ray.benchmarks.growth import growth
     from bcd_ray.benchmarks.ledger import ledger_cost, plan_cost
     from bcd_ray.benchmarks.speed import compare_speed
     from bcd_ray.benchmarks.startup import startup_times
 
     if config.what == "speed":
         found: object = {name: value for name, value in compare_speed(config).items() if name != "runs"}
+    elif config.what == "growth":
+        found = growth(config)
     elif config.what == "startup":
         found = startup_times(config)
     else:

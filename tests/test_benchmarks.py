@@ -1,15 +1,18 @@
 """What the benchmark measures: rates, processes with all that they start, and the same images for every program."""
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bcd_ray.benchmarks.growth import cost_of_a_million, growth
 from bcd_ray.benchmarks.measure import run_program, steady_rate
 from bcd_ray.benchmarks.speed import bench, stages
 from bcd_ray.config import BenchmarkConfig
 from bcd_ray.errors import ConfigError, JobError
+from bcd_ray.synthetic import write_synthetic_archive
 
 
 def test_the_steady_rate_leaves_start_and_end_out() -> None:
@@ -37,8 +40,10 @@ def test_a_program_is_measured_with_what_it_starts() -> None:
         run_program([sys.executable, "-c", "raise SystemExit(3)"], {})
 
 
-def test_peers_and_ceiling_score_the_same_images(tmp_path: Path) -> None:
-    config = BenchmarkConfig("speed", images=40, images_per_shard=4)
+def test_peers_and_ceiling_score_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_synthetic_archive(tmp_path / "images", 3)
+    monkeypatch.chdir(tmp_path)
+    config = BenchmarkConfig("speed", data="images", images=40, images_per_shard=4)
     with bench(config) as made:
         assert len(list(Path(made.loose).rglob("*.jpg"))) == 40
         for arguments in (["pytorch", made.model, made.loose], ["ceiling", made.model, made.shards, "openvino"]):
@@ -50,6 +55,22 @@ def test_peers_and_ceiling_score_the_same_images(tmp_path: Path) -> None:
         costs = stages(made)
     assert costs.keys() >= {"read", "decode", "network"}
     assert costs["network"] > 0
+
+
+def test_growth_measures_the_job_on_simulated_nodes(tmp_path: Path) -> None:
+    config = BenchmarkConfig(
+        "growth", str(tmp_path), images=60, images_per_shard=6, archive_sizes=(), shard_sizes=(), nodes=(2,)
+    )
+    found = growth(config)
+    (measured,) = found["nodes"]
+    assert (measured["images"], measured["nodes"]) == (60, 2)
+    assert measured["steady"] > 0
+    assert json.loads((tmp_path / "growth.json").read_text()) == found
+    assert (tmp_path / "growth.png").stat().st_size > 0
+
+
+def test_a_million_images_cost_what_their_hours_do() -> None:
+    assert cost_of_a_million(price=0.36, images_a_second=100) == pytest.approx(1.0)
 
 
 def test_too_few_images_for_a_rate_are_refused() -> None:

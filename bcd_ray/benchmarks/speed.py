@@ -6,12 +6,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow.compute as pc
@@ -47,6 +49,7 @@ class Bench:
     folder: Path
     images: int
     engine: EngineName
+    s3_shards: str = ""  # the shards once more
 
     @property
     def loose(self) -> str:
@@ -89,7 +92,7 @@ def compare_speed(config: BenchmarkConfig) -> dict[str, Any]:
 
 @contextmanager
 def bench(config: BenchmarkConfig) -> Iterator[Bench]:
-    """Draw or link the images, pack them, and make a model; all is deleted at the end."""
+    """Draw or link the images, pack them, and make a model; all but what is put on S3 is deleted at the end."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         loose = folder / "loose"
@@ -98,7 +101,10 @@ def bench(config: BenchmarkConfig) -> Iterator[Bench]:
         else:
             _draw(loose, config)
         pack(PackConfig(str(loose), str(folder / "shards"), images_per_shard=config.images_per_shard))
-        made = Bench(folder, config.images, config.engine)
+        s3_shards = storage.join(config.s3, uuid4().hex) if config.s3 else ""
+        if s3_shards:
+            pack(PackConfig(str(loose), s3_shards, images_per_shard=config.images_per_shard))
+        made = Bench(folder, config.images, config.engine, s3_shards)
         random = np.random.default_rng(0)
         model = pretrained("keras").with_head(
             random.normal(0, 0.1, (4, 1280)).astype(np.float32), np.zeros(4, np.float32)
@@ -149,8 +155,10 @@ def _programs(made: Bench) -> dict[str, Callable[[], dict[str, float]]]:
 
         return run
 
+    from_s3 = {"job, shards on S3": lambda: run_job(made.model, made.s3_shards, made.engine)}
     return {
         "job": lambda: run_job(made.model, made.shards, made.engine),
+        **(from_s3 if made.s3_shards else {}),
         "ceiling": peer("ceiling", made.shards, made.engine),
         "PyTorch loop": peer("pytorch", made.loose),
         "PyTorch loop, malloc tuned": peer("pytorch", made.loose, **_MALLOC),
@@ -159,22 +167,12 @@ def _programs(made: Bench) -> dict[str, Callable[[], dict[str, float]]]:
     }
 
 
-def run_job(model: str, shards: str, engine: str) -> dict[str, float]:
+def run_job(model: str, shards: str, engine: str, environment: Mapping[str, str] | None = None) -> dict[str, float]:
     """The figures of one run of jobs/score.py; the time of each unit's rows is in its rows."""
     with tempfile.TemporaryDirectory() as output:
-        command = [
-            sys.executable,
-            str(_JOB),
-            "--model",
-            model,
-            "--input",
-            shards,
-            "--output",
-            output,
-            "--engine",
-            engine,
-        ]
-        usage = run_program(command, {})[1]
+        options = {"--model": model, "--input": shards, "--output": output, "--engine": engine}
+        command = [sys.executable, str(_JOB), *chain.from_iterable(options.items())]
+        usage = run_program(command, environment or {})[1]
         scored_at = pc.value_counts(ds.dataset(f"{output}/predictions").to_table(columns=["scored_at"])["scored_at"])
     counts = sorted((one["values"].timestamp(), one["counts"]) for one in scored_at.to_pylist())
     done = np.cumsum([count for _, count in counts]).tolist()
@@ -228,7 +226,7 @@ def _link(data: str, folder: Path, most: int) -> None:
         image = images[number % len(images)]
         path = folder / _LOOKS[image.label] / f"{number:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(image.stored.uri)
+        path.symlink_to(Path(image.stored.uri).resolve())
 
 
 def _plot(found: dict[str, Any], path: Path) -> None:

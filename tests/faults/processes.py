@@ -150,12 +150,15 @@ def _nodes(place: str) -> Iterator[Scenario]:
 
 def _kill_node(place: str, step: str, when: str, replaced: bool, stage: Stage) -> None:
     case = Case(stage, place)
-    nodes, killed = [stage.nodes.add(num_cpus=2)], threading.Event()
+    nodes, killed, one_at_a_time = [stage.nodes.add(num_cpus=2)], threading.Event(), threading.Lock()
 
     def kill_once(report: Report) -> None:
         if report["node"] != nodes[0]:
             killed.wait(60)  # else the other node may do it all before
-        elif not killed.is_set():
+            return
+        with one_at_a_time:  # an actor works at two units, which may report together
+            if killed.is_set():
+                return
             if replaced:
                 nodes.append(stage.nodes.add(num_cpus=2))
             stage.nodes.kill(nodes[0])
