@@ -115,6 +115,8 @@ class EvaluateConfig(_FitOptions):
     """Model bundle, written by jobs/train.py: a path or s3://. Not with --cross-validate."""
     cross_validate: bool = False
     """Fit heads over folds and seeds instead of measuring a model."""
+    spoil: bool = False
+    """Also spoil the images (blur, too much and too little light), and say how many of them are sent to review."""
     split: tuple[Protocol, ...] = ("random", "blocked", "forward")
     """Protocols to cross-validate (see jobs/train.py)."""
     folds: int = 5
@@ -127,8 +129,20 @@ class EvaluateConfig(_FitOptions):
         _normalize(self, "data", "output", *(["model"] if self.model else []))
         if self.cross_validate == bool(self.model):
             raise ConfigError("give either --model, to measure a model, or --cross-validate, to measure the settings")
+        if self.cross_validate and self.spoil:
+            raise ConfigError("--spoil goes with --model")
         if not self.cross_validate:
-            kept = {"data", "output", "model", "cross_validate", "cache", "block", "group_pattern", "group_table"}
+            kept = {
+                "data",
+                "output",
+                "model",
+                "cross_validate",
+                "cache",
+                "block",
+                "group_pattern",
+                "group_table",
+                "spoil",
+            }
             for each in fields(self):
                 if each.name not in kept and getattr(self, each.name) != each.default:
                     raise ConfigError(f"--{each.name.replace('_', '-')} goes with --cross-validate")
@@ -267,8 +281,11 @@ class BenchmarkConfig:
         _at_least(self, 32, "image_width", "image_height")
         if self.s3 and not self.s3.startswith("s3://"):
             raise ConfigError(f"--s3 {self.s3} is no folder on S3: it starts with s3://")
-        if min(self.images, *self.archive_sizes) < 10 * self.images_per_shard:
-            raise ConfigError("--images must be at least ten times --images-per-shard: fewer results give no rate")
+        sizes = (self.images, *(self.archive_sizes if self.what == "growth" else ()))
+        if min(sizes) < 10 * self.images_per_shard:
+            raise ConfigError(
+                f"{min(sizes)} images must be at least ten times --images-per-shard: fewer results give no rate"
+            )
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,11 @@ from bcd_ray.model import EMBEDDING_SIZE, Model
 from bcd_ray.perceptual import perceptual_hash
 from bcd_ray.runtime import Progress, actor_pool, ray_session, say
 from bcd_ray.shortcuts import SHORTCUTS
+from bcd_ray.spoiling import SPOILT
 
 _IMAGES_PER_TASK = 64
 _READERS = 16  # images whose bytes the driver reads at a time
+_ALTERED = {**SHORTCUTS, **SPOILT}
 Embeddings = npt.NDArray[np.float32]
 
 
@@ -179,7 +181,7 @@ def _load(source: tuple[str, str, Sequence[str]]) -> _Loaded:
 def _render(task: tuple[_Loaded, str]) -> Pixels:
     image, view = task
     assert image.pixels is not None
-    return SHORTCUTS[view](image.pixels) if view in SHORTCUTS else augment(image.pixels, image.digest, int(view))
+    return _ALTERED[view](image.pixels) if view in _ALTERED else augment(image.pixels, image.digest, int(view))
 
 
 def in_batches(images: Iterator[Pixels], most: int = BATCH) -> Iterator[Pixels]:

@@ -1,7 +1,7 @@
 """How well a model does on labelled images: metrics and figures, the same after training and for any folder."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,17 +14,20 @@ from bcd_ray.dataset import LabelledImage, capture_order, group_numbers, list_la
 from bcd_ray.embedding import Embedder
 from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.figures import GALLERY_LIMIT, Example, confusion_matrix_figure, gallery
+from bcd_ray.images import Pixels
 from bcd_ray.labels import CLASSES, DISPLAY_NAMES
 from bcd_ray.metrics import classification_metrics
-from bcd_ray.model import load_bundle
+from bcd_ray.model import Bundle, load_bundle
 from bcd_ray.quality import MEASURES, measure
 from bcd_ray.report import model_report
 from bcd_ray.splits import Labels, Layout, clusters
+from bcd_ray.spoiling import SPOILT
 from bcd_ray.spread import bootstrap, point_figures, with_intervals
 from bcd_ray.thresholds import triage_figures
 from bcd_ray.triage_plots import triage_plots
 
 Probabilities = npt.NDArray[np.float64]
+_OF_USE = 0.8  # accuracy under which a way of spoiling leaves images of no use
 _READERS = 8  # threads that read and decode images
 
 
@@ -50,6 +53,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     figures |= triage_plots(on_data, "evaluated", synthetic)
     metrics |= {"triage": {"evaluated": on_data}, "model_version": bundle.version}
     metrics["unreadable"] = unreadable(images, embedded.errors)
+    if config.spoil:
+        metrics["spoilt"] = spoilt_figures(read, bundle, config.cache)
     about = f"Model {bundle.version[:12]} on the {len(usable):,} readable images of {len(images):,} in {config.data}."
     data = ["Whether training saw these images, or others of the same patients, is not known here."]
     write_results(config.output, metrics, figures, model_report(metrics, figures, about, data, grouped=False))
@@ -78,6 +83,25 @@ def assess(
     }
 
 
+def spoilt_figures(images: Sequence[LabelledImage], bundle: Bundle, cache: str) -> dict[str, dict[str, float]]:
+    """Of readable images spoilt in each way: the accuracy, and the share that triage sends to an expert.
+
+    `beyond_use` sums up the ways that leave an accuracy under 80 %: how many there are, and the share of their images
+    that is sent.
+    """
+    labels, figures = np.array([image.label for image in images]), dict[str, dict[str, float]]()
+    with Embedder(images, bundle.model, cache) as embedder:
+        embedded = embedder.embed(range(len(images)), list(SPOILT), verb="spoiling")
+    for (name, spoil), embeddings in zip(SPOILT.items(), embedded.embeddings, strict=True):
+        logits = embeddings @ bundle.model.tensors["head.weight"].T + bundle.model.tensors["head.bias"]
+        decisions = bundle.triage.decide(embeddings, logits, measure_quality(images, spoil))
+        right = decisions.probabilities.argmax(axis=1) == labels
+        figures[name] = {"accuracy": float(right.mean()), "review": float(decisions.reasons.any(axis=1).mean())}
+    useless = [each["review"] for each in figures.values() if each["accuracy"] < _OF_USE]
+    figures["beyond_use"] = {"ways": len(useless), "review": float(np.mean(useless)) if useless else 1.0}
+    return figures
+
+
 def unreadable(images: Sequence[LabelledImage], errors: Sequence[str | None]) -> dict[str, str]:
     """The images that could not be used, by name, with the reason."""
     return {image.name: error for image, error in zip(images, errors, strict=True) if error is not None}
@@ -98,10 +122,12 @@ def refuse_to_replace(output: str, name: str) -> None:
     storage.check_writable(output)
 
 
-def measure_quality(images: Sequence[LabelledImage]) -> npt.NDArray[np.float32]:
-    """(n, 4) quality measures of images that could be read before."""
+def measure_quality(
+    images: Sequence[LabelledImage], change: Callable[[Pixels], Pixels] = lambda pixels: pixels
+) -> npt.NDArray[np.float32]:
+    """(n, 4) quality measures of images that could be read before, each after a change."""
     with ThreadPoolExecutor(_READERS) as pool:
-        measures = list(pool.map(lambda image: measure(read_pixels(image)), images))
+        measures = list(pool.map(lambda image: measure(change(read_pixels(image))), images))
     return np.array(measures, np.float32).reshape(-1, len(MEASURES))
 
 

@@ -76,3 +76,11 @@ def test_a_million_images_cost_what_their_hours_do() -> None:
 def test_too_few_images_for_a_rate_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least ten times --images-per-shard"):
         BenchmarkConfig("speed", images=100, images_per_shard=64)
+    with pytest.raises(ConfigError, match="at least ten times --images-per-shard"):
+        BenchmarkConfig("growth", images=3000, images_per_shard=256)
+    BenchmarkConfig("speed", images=3000, images_per_shard=256)
+
+
+def test_s3_is_named_as_such() -> None:
+    with pytest.raises(ConfigError, match="it starts with s3://"):
+        BenchmarkConfig("speed", s3="bucket/folder")

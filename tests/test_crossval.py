@@ -152,6 +152,7 @@ def test_shortcuts_show_no_cell(class_index: int) -> None:
     [
         ({}, "give either --model, to measure a model, or --cross-validate"),
         ({"model": "m", "cross_validate": True}, "give either --model"),
+        ({"cross_validate": True, "spoil": True}, "--spoil goes with --model"),
         ({"model": "m", "folds": 3}, "--folds goes with --cross-validate"),
         ({"model": "m", "epochs": 9}, "--epochs goes with --cross-validate"),
         ({"cross_validate": True, "split": ("grouped",)}, "--split grouped needs --group-pattern or --group-table"),

@@ -30,6 +30,7 @@ from bcd_ray.images import Limits
 from bcd_ray.labels import CLASSES
 from bcd_ray.model import load_bundle
 from bcd_ray.packing import pack
+from bcd_ray.spoiling import SPOILT
 from bcd_ray.training import train
 
 ROOT = Path(__file__).parents[1]
@@ -170,6 +171,19 @@ def test_evaluate(ray_cluster: None, bundle: Path, small_archive: Path, tmp_path
     assert ended.out.endswith(f"metrics and figures written to {tmp_path / 'evaluated'}\n")
     assert_says_no_more_than_progress(ended)
     assert {"metrics.json", "figures/confusion_matrix.png"} <= set(storage.list_names(str(tmp_path / "evaluated")))
+
+
+def test_evaluate_on_spoilt_images(
+    ray_cluster: None, bundle: Path, small_archive: Path, tmp_path: Path, in_process: Job
+) -> None:
+    output = tmp_path / "evaluated"
+    ended = in_process("evaluate", "--model", bundle, "--data", small_archive, "--output", output, "--spoil")
+    assert ended.code == EXIT_OK
+    spoilt = json.loads((output / "metrics.json").read_text())["spoilt"]
+    assert set(spoilt) == {*SPOILT, "beyond_use"}
+    # Nobody could judge these; the limits come from training images, which look like what was spoilt.
+    assert spoilt["underexposed_0.2"]["review"] == spoilt["blurred_8"]["review"] == 1
+    assert spoilt["beyond_use"]["ways"] == sum(each.get("accuracy", 1) < 0.8 for each in spoilt.values())
 
 
 def test_unscored_images_and_how_many_may_be(

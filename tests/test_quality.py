@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
 
 from bcd_ray.images import Pixels
 from bcd_ray.quality import MEASURES, limits, measure, outside
+from bcd_ray.spoiling import blurred, exposed
 from bcd_ray.synthetic import draw_smear
 
 
@@ -15,12 +15,9 @@ def smears() -> list[Pixels]:
 
 
 def spoilt(pixels: Pixels, how: str) -> Pixels:
-    if how == "blurred":
-        return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(4)))
     if how == "empty":
         return np.full_like(pixels, 235)
-    factor = {"dark": 0.3, "light": 1.6}[how]
-    return np.clip(pixels * factor, 0, 255).astype(np.uint8)
+    return blurred(pixels, 4) if how == "blurred" else exposed(pixels, {"dark": 0.3, "light": 1.6}[how])
 
 
 @pytest.mark.parametrize("how", ["blurred", "dark", "light", "empty"])
