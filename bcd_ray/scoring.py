@@ -21,7 +21,7 @@ from bcd_ray.embedding import in_batches
 from bcd_ray.engine import Choice, EngineName, Outputs, choose_engine, open_engine, precision
 from bcd_ray.errors import ConfigError, JobError, NotFoundError, StorageError
 from bcd_ray.images import DECODER_VERSION, Decoded, Limits, Pixels, Rejected, decode
-from bcd_ray.isolation import MAX_ATTEMPTS, Decoder, Turns, decode_apart, start_counter
+from bcd_ray.isolation import MAX_ATTEMPTS, Decoder, Turns, decode_apart, die_at_once, start_counter
 from bcd_ray.labels import CLASSES
 from bcd_ray.ledger import Ledger, Unit
 from bcd_ray.model import Bundle, load_bundle
@@ -148,6 +148,7 @@ class UnitScorer:
         import ray
 
         (unit,) = batch["unit"]
+        die_at_once()
         with self._turns.turn(alone=ray.get(self._starts.known.remote(unit.unit_id)) > 0):
             attempt = ray.get(self._starts.count.remote(unit.unit_id))
             try:
