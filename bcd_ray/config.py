@@ -281,6 +281,8 @@ class BenchmarkConfig:
         _at_least(self, 32, "image_width", "image_height")
         if self.s3 and not self.s3.startswith("s3://"):
             raise ConfigError(f"--s3 {self.s3} is no folder on S3: it starts with s3://")
+        if min((1, *self.archive_sizes, *self.shard_sizes, *self.nodes)) < 1:
+            raise ConfigError("--archive-sizes, --shard-sizes and --nodes must be at least 1")
         sizes = (self.images, *(self.archive_sizes if self.what == "growth" else ()))
         if min(sizes) < 10 * self.images_per_shard:
             raise ConfigError(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bcd_ray import storage
 from bcd_ray.config import EvaluateConfig
 from bcd_ray.dataset import LabelledImage, capture_order, group_numbers, list_labelled, read_pixels, says_synthetic
-from bcd_ray.embedding import Embedder
+from bcd_ray.embedding import Embedder, Embeddings
 from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.figures import GALLERY_LIMIT, Example, confusion_matrix_figure, gallery
 from bcd_ray.images import Pixels
@@ -39,12 +39,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     refuse_to_replace(config.output, "metrics.json")
     with Embedder(images, bundle.model, config.cache) as embedder:
         embedded = embedder.embed(range(len(images)), views=[0], verb="embedding")
+        spoilt = embedder.embed(range(len(images)), list(SPOILT), verb="spoiling") if config.spoil else None
     labels = np.array([image.label for image in images])
     layout = Layout(labels, capture_order(images), np.arange(len(images)), groups)
     usable = [index for index, error in enumerate(embedded.errors) if error is None]
     if not usable:
         raise JobError(f"none of the {len(images)} images in {config.data} could be read: {embedded.errors[0]}")
-    logits = embedded.embeddings[0, usable] @ bundle.model.tensors["head.weight"].T + bundle.model.tensors["head.bias"]
+    logits = bundle.model.logits(embedded.embeddings[0, usable])
     read, synthetic = [images[index] for index in usable], says_synthetic(config.data)
     drawn_whole = clusters(layout, config.block)[usable]
     decisions = bundle.triage.decide(embedded.embeddings[0, usable], logits, measure_quality(read))
@@ -53,8 +54,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     figures |= triage_plots(on_data, "evaluated", synthetic)
     metrics |= {"triage": {"evaluated": on_data}, "model_version": bundle.version}
     metrics["unreadable"] = unreadable(images, embedded.errors)
-    if config.spoil:
-        metrics["spoilt"] = spoilt_figures(read, bundle, config.cache)
+    if spoilt:
+        metrics["spoilt"] = spoilt_figures(read, spoilt.embeddings[:, usable], bundle)
     about = f"Model {bundle.version[:12]} on the {len(usable):,} readable images of {len(images):,} in {config.data}."
     data = ["Whether training saw these images, or others of the same patients, is not known here."]
     write_results(config.output, metrics, figures, model_report(metrics, figures, about, data, grouped=False))
@@ -83,22 +84,25 @@ def assess(
     }
 
 
-def spoilt_figures(images: Sequence[LabelledImage], bundle: Bundle, cache: str) -> dict[str, dict[str, float]]:
-    """Of readable images spoilt in each way: the accuracy, and the share that triage sends to an expert.
+def spoilt_figures(
+    images: Sequence[LabelledImage], embeddings: Embeddings, bundle: Bundle
+) -> dict[str, dict[str, float | None]]:
+    """Of n images spoilt in each of the ways of `SPOILT`: the accuracy, and the share that triage sends to an expert.
 
     `beyond_use` sums up the ways that leave an accuracy under 80 %: how many there are, and the share of their images
-    that is sent.
+    that is sent, None where there are none. `embeddings` (ways, n, 1280) are those of the spoilt images.
     """
-    labels, figures = np.array([image.label for image in images]), dict[str, dict[str, float]]()
-    with Embedder(images, bundle.model, cache) as embedder:
-        embedded = embedder.embed(range(len(images)), list(SPOILT), verb="spoiling")
-    for (name, spoil), embeddings in zip(SPOILT.items(), embedded.embeddings, strict=True):
-        logits = embeddings @ bundle.model.tensors["head.weight"].T + bundle.model.tensors["head.bias"]
-        decisions = bundle.triage.decide(embeddings, logits, measure_quality(images, spoil))
-        right = decisions.probabilities.argmax(axis=1) == labels
-        figures[name] = {"accuracy": float(right.mean()), "review": float(decisions.reasons.any(axis=1).mean())}
-    useless = [each["review"] for each in figures.values() if each["accuracy"] < _OF_USE]
-    figures["beyond_use"] = {"ways": len(useless), "review": float(np.mean(useless)) if useless else 1.0}
+    labels, figures = np.array([image.label for image in images]), dict[str, dict[str, float | None]]()
+    useless = []
+    measured = _measured(images, list(SPOILT.values()))
+    for name, of_way, measures in zip(SPOILT, embeddings, measured, strict=True):
+        decisions = bundle.triage.decide(of_way, bundle.model.logits(of_way), measures)
+        accuracy = float((decisions.probabilities.argmax(axis=1) == labels).mean())
+        review = float(decisions.reasons.any(axis=1).mean())
+        figures[name] = {"accuracy": accuracy, "review": review}
+        if accuracy < _OF_USE:
+            useless.append(review)
+    figures["beyond_use"] = {"ways": len(useless), "review": float(np.mean(useless)) if useless else None}
     return figures
 
 
@@ -122,13 +126,24 @@ def refuse_to_replace(output: str, name: str) -> None:
     storage.check_writable(output)
 
 
-def measure_quality(
-    images: Sequence[LabelledImage], change: Callable[[Pixels], Pixels] = lambda pixels: pixels
+def measure_quality(images: Sequence[LabelledImage]) -> npt.NDArray[np.float32]:
+    """(n, 4) quality measures of images that could be read before."""
+    measures: npt.NDArray[np.float32] = _measured(images, [lambda pixels: pixels])[0]
+    return measures
+
+
+def _measured(
+    images: Sequence[LabelledImage], changes: Sequence[Callable[[Pixels], Pixels]]
 ) -> npt.NDArray[np.float32]:
-    """(n, 4) quality measures of images that could be read before, each after a change."""
+    """(changes, n, 4) quality measures of readable images after each change; an image is read and decoded once."""
+
+    def of_image(image: LabelledImage) -> list[npt.NDArray[np.float32]]:
+        pixels = read_pixels(image)
+        return [measure(change(pixels)) for change in changes]
+
     with ThreadPoolExecutor(_READERS) as pool:
-        measures = list(pool.map(lambda image: measure(change(read_pixels(image))), images))
-    return np.array(measures, np.float32).reshape(-1, len(MEASURES))
+        measures = np.array(list(pool.map(of_image, images)), np.float32)
+    return measures.reshape(len(images), len(changes), len(MEASURES)).swapaxes(0, 1)
 
 
 def _examples(

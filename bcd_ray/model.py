@@ -51,6 +51,11 @@ class Model:
         """The same backbone under a head of weight (4, 1280) and bias (4,)."""
         return Model({**self.tensors, "head.weight": weight, "head.bias": bias}, self.preprocessing)
 
+    def logits(self, embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What the head says, (n, 4), of embeddings (n, 1280)."""
+        said: npt.NDArray[np.float32] = embeddings @ self.tensors["head.weight"].T + self.tensors["head.bias"]
+        return said
+
 
 @dataclass(frozen=True)
 class Bundle:

@@ -148,7 +148,7 @@ class UnitScorer:
         import ray
 
         (unit,) = batch["unit"]
-        die_at_once()
+        die_at_once()  # here, not when it is made: only in an actor does somebody start it again
         with self._turns.turn(alone=ray.get(self._starts.known.remote(unit.unit_id)) > 0):
             attempt = ray.get(self._starts.count.remote(unit.unit_id))
             try:

@@ -81,6 +81,11 @@ def test_too_few_images_for_a_rate_are_refused() -> None:
     BenchmarkConfig("speed", images=3000, images_per_shard=256)
 
 
+def test_no_nodes_at_all_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--nodes must be at least 1"):
+        BenchmarkConfig("growth", nodes=(0, 2))
+
+
 def test_s3_is_named_as_such() -> None:
     with pytest.raises(ConfigError, match="it starts with s3://"):
         BenchmarkConfig("speed", s3="bucket/folder")

@@ -1,6 +1,5 @@
 """How the job's speed, memory and cost change with the archive, the shards and the nodes."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bcd_ray.benchmarks.speed import bench, run_job
+from bcd_ray.benchmarks.speed import bench, circumstances, run_job, write_found
 from bcd_ray.config import BenchmarkConfig
 from bcd_ray.runtime import say
 
@@ -21,19 +20,14 @@ def growth(config: BenchmarkConfig) -> dict[str, Any]:
     Nodes are simulated: they share the cores of this machine, so that a rate that stays level is the best there can be.
     """
     found: dict[str, Any] = {
-        "source": config.data or f"synthetic, {config.image_width}x{config.image_height}",
-        "engine": config.engine,
-        "cores": len(os.sched_getaffinity(0)),
+        **circumstances(config),
         "archives": [_measure(config, count, config.images_per_shard) for count in config.archive_sizes],
         "shards": [_measure(config, max(_LEAST_IMAGES, 12 * size), size) for size in config.shard_sizes],
         "nodes": [_measure(config, config.images, config.images_per_shard, count) for count in config.nodes],
     }
     if config.price and found["archives"]:
         found["cost_of_a_million_images"] = cost_of_a_million(config.price, found["archives"][-1]["whole"])
-    output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "growth.json").write_text(json.dumps(found, indent=2) + "\n")
-    _plot(found, output / "growth.png")
+    write_found(config.output, "growth", found, _plot)
     return found
 
 

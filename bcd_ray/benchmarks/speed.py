@@ -49,7 +49,6 @@ class Bench:
     folder: Path
     images: int
     engine: EngineName
-    s3_shards: str = ""  # the shards once more
 
     @property
     def loose(self) -> str:
@@ -68,6 +67,10 @@ def compare_speed(config: BenchmarkConfig) -> dict[str, Any]:
     """Run each program once a round, and write `speed.json` and `speed.png` to the output."""
     with bench(config) as made:
         programs = _programs(made)
+        if config.s3:
+            on_s3 = storage.join(config.s3, uuid4().hex)
+            pack(PackConfig(made.loose, on_s3, images_per_shard=config.images_per_shard))
+            programs["job, shards on S3"] = lambda: run_job(made.model, on_s3, made.engine)
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
         for number in range(1, config.rounds + 1):
             for name, program in programs.items():
@@ -76,23 +79,32 @@ def compare_speed(config: BenchmarkConfig) -> dict[str, Any]:
                 say(f"round {number}  {name:32} {one['steady']:6.1f} images/s steady, {one['whole']:6.1f} as a whole")
         found = {
             "images": made.images,
-            "source": config.data or f"synthetic, {config.image_width}x{config.image_height}",
-            "engine": made.engine,
-            "cores": len(os.sched_getaffinity(0)),
+            **circumstances(config),
             "programs": {name: _summary(of, runs["job"]) for name, of in runs.items()},
             "runs": runs,
             "core_milliseconds_an_image": stages(made),
         }
-    output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "speed.json").write_text(json.dumps(found, indent=2) + "\n")
-    _plot(found, output / "speed.png")
+    write_found(config.output, "speed", found, _plot)
     return found
+
+
+def circumstances(config: BenchmarkConfig) -> dict[str, Any]:
+    """On what was measured."""
+    source = config.data or f"synthetic, {config.image_width}x{config.image_height}"
+    return {"source": source, "engine": config.engine, "cores": len(os.sched_getaffinity(0))}
+
+
+def write_found(output: str, name: str, found: dict[str, Any], plot: Callable[[dict[str, Any], Path], None]) -> None:
+    """Write what was found as NAME.json and as a plot, NAME.png, below a folder."""
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
+    plot(found, folder / f"{name}.png")
 
 
 @contextmanager
 def bench(config: BenchmarkConfig) -> Iterator[Bench]:
-    """Draw or link the images, pack them, and make a model; all but what is put on S3 is deleted at the end."""
+    """Draw or link the images, pack them, and make a model; all is deleted at the end."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         loose = folder / "loose"
@@ -101,10 +113,7 @@ def bench(config: BenchmarkConfig) -> Iterator[Bench]:
         else:
             _draw(loose, config)
         pack(PackConfig(str(loose), str(folder / "shards"), images_per_shard=config.images_per_shard))
-        s3_shards = storage.join(config.s3, uuid4().hex) if config.s3 else ""
-        if s3_shards:
-            pack(PackConfig(str(loose), s3_shards, images_per_shard=config.images_per_shard))
-        made = Bench(folder, config.images, config.engine, s3_shards)
+        made = Bench(folder, config.images, config.engine)
         random = np.random.default_rng(0)
         model = pretrained("keras").with_head(
             random.normal(0, 0.1, (4, 1280)).astype(np.float32), np.zeros(4, np.float32)
@@ -155,10 +164,8 @@ def _programs(made: Bench) -> dict[str, Callable[[], dict[str, float]]]:
 
         return run
 
-    from_s3 = {"job, shards on S3": lambda: run_job(made.model, made.s3_shards, made.engine)}
     return {
         "job": lambda: run_job(made.model, made.shards, made.engine),
-        **(from_s3 if made.s3_shards else {}),
         "ceiling": peer("ceiling", made.shards, made.engine),
         "PyTorch loop": peer("pytorch", made.loose),
         "PyTorch loop, malloc tuned": peer("pytorch", made.loose, **_MALLOC),
