@@ -74,7 +74,9 @@ def _plot(found: dict[str, Any], path: Path) -> None:
         x = [each[name] for each in found[part]]
         axes.plot(x, [each["steady"] for each in found[part]], "o-", label="images a second, steady")
         axes.plot(x, [each["whole"] for each in found[part]], "o--", label="images a second, whole process")
-        axes.set_xscale("log", base=2 if part != "archives" else 10)
+        axes.set_xscale("log")
+        axes.set_xticks(x, [f"{value:,}" for value in x], fontsize="small")
+        axes.set_xticks([], minor=True)
         axes.set(xlabel=label, ylim=(0, None))
         if part == "archives":
             memory = axes.twinx()

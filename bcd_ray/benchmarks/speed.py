@@ -246,11 +246,12 @@ def _plot(found: dict[str, Any], path: Path) -> None:
     for row, each in enumerate(programs.values()):
         speeds.text(each["steady"], row, f" {each['steady']:.0f}", va="center")
     speeds.invert_yaxis()
+    speeds.margins(x=0.15)  # room for the numbers
     speeds.set(xlabel="images a second, steady", title=f"{found['engine']}, {found['cores']} cores")
     bottom = 0.0
     for name, value in found["core_milliseconds_an_image"].items():
         costs.bar(0, value, bottom=bottom, label=f"{name}: {value:.2f}")
         bottom += value
     costs.set(xticks=[], ylabel="core milliseconds an image", title=found["source"][:40])
-    costs.legend()
+    costs.legend(loc="upper center", bbox_to_anchor=(0.5, 0))  # below: over the bar it hides the axis
     figure.savefig(path, dpi=120)
