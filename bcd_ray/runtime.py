@@ -2,17 +2,22 @@
 
 import logging
 import os
+import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from bcd_ray.errors import JobError
 
 _LINE_EVERY_S = 10.0  # where output goes to a log file, a line each ten seconds
+LAST_WORDS = (
+    "error: killed from outside, or ended by Ray's core because its cluster died: look for full memory and for nodes "
+    "that went (Ray's logs are in /tmp/ray/session_latest/logs); the same command goes on where it was"
+)
 
 
 @dataclass(frozen=True)
@@ -54,25 +59,46 @@ def ray_session() -> Iterator[None]:
     from ray.data.exceptions import UserCodeException
 
     started = not ray.is_initialized()
-    if started:
-        try:
-            with _stderr_silenced():
-                ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-        except Exception as error:  # Ray raises a bare Exception if a node is not up within 30 s
-            what = " ".join(str(error).split())[:200]
-            raise JobError(f"no Ray ({what}): check RAY_ADDRESS, or whether this machine is overloaded") from error
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is raised too
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    try:
-        yield
-    except (ray.exceptions.RayError, UserCodeException) as error:
-        raise _job_error(error) from error
-    finally:
+    with _last_words() if started else nullcontext():
         if started:
-            ray.shutdown()
+            _start_ray()
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        try:
+            yield
+        except (ray.exceptions.RayError, UserCodeException) as error:
+            raise _job_error(error) from error
+        finally:
+            if started:
+                ray.shutdown()
+
+
+def _start_ray() -> None:
+    import ray
+
+    try:
+        with _stderr_silenced():
+            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as error:  # Ray raises a bare Exception if a node is not up within 30 s
+        what = " ".join(str(error).split())[:200]
+        raise JobError(f"no Ray ({what}): check RAY_ADDRESS, or whether this machine is overloaded") from error
+
+
+@contextmanager
+def _last_words() -> Iterator[None]:
+    """Have a process beside say so if this one ends in here without a word.
+
+    Ray's C++ core does that to a driver whose cluster dies: exit code 1, nothing written, no `finally` reached.
+    """
+    command = ["sh", "-c", 'read -r _ || echo "$0" >&2', LAST_WORDS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as beside:
+        try:
+            yield
+        finally:  # whatever went wrong is told by the one who catches it
+            beside.communicate(b"\n")
 
 
 def _job_error(error: BaseException) -> JobError:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import IMAGES_PER_CLASS
 
-from bcd_ray import storage
+from bcd_ray import runtime, storage
 from bcd_ray.archive import read_shard
 from bcd_ray.config import PackConfig, TrainConfig
 from bcd_ray.dataset import list_labelled
@@ -143,6 +143,19 @@ def test_pack_and_score_as_processes(bundle: Path, small_archive: Path, tmp_path
     (predictions,) = (tmp_path / "scores/predictions").iterdir()
     assert f"predictions  {predictions}\n" in scored.out
     assert f"manifest     {tmp_path / 'scores/manifests' / predictions.stem}.json\n" in scored.out
+
+
+def test_a_cluster_that_dies_is_told_in_a_line(bundle: Path, synthetic_archive: Path, tmp_path: Path) -> None:
+    options = ("--model", bundle, "--input", synthetic_archive, "--output", tmp_path / "scores")
+    command = [sys.executable, "jobs/score.py", *map(str, options)]
+    environment = os.environ | {"RAY_ADDRESS": "local"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stderr
+        assert any("0 of them done before" in line for line in job.stderr)
+        subprocess.run(["pkill", "-KILL", "-P", str(job.pid), "raylet"], check=True)
+        said = job.stderr.read()
+    assert job.returncode == EXIT_FAILED
+    assert [line for line in said.splitlines() if line.startswith("error: ")] == [runtime.LAST_WORDS]
 
 
 def test_wrong_usage_as_a_process(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import re
 import runpy
@@ -98,7 +99,9 @@ class Case:
         arguments = ["--model", self.stage.model, "--input", self.archive, "--output", self.output]
         variables = {**self.stage.environment, "RAY_ADDRESS": self.stage.nodes.address, **(environment or {})}
         variables |= {hooks.FAULTS: path} if second else {}
-        process = self.stage.context.Process(target=_drive, args=(variables, arguments, str(folder)))
+        # Of two drivers forked from one process Ray's "random" object ids are the same, and the second dies of it.
+        context = multiprocessing.get_context("spawn") if second else self.stage.context
+        process = context.Process(target=_drive, args=(variables, arguments, str(folder)))
         running = Running(self, folder, process)
         process.start()
         return running
