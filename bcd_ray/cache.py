@@ -6,7 +6,6 @@ are only ever added, so that two runs at once are harmless; a damaged one counts
 """
 
 import hashlib
-import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,9 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from bcd_ray import storage
+from bcd_ray import parquet, storage
 from bcd_ray.archive import map_ahead
 from bcd_ray.augment import AUGMENTATION_VERSION
 from bcd_ray.errors import StorageError
@@ -105,9 +103,7 @@ class EmbeddingCache:
         rows, self._waiting = self._waiting, []
         if not rows or not self._folder:
             return
-        sink = io.BytesIO()
-        pq.write_table(pa.concat_tables(rows), sink, compression="none", use_dictionary=["view", "error"])
-        data = sink.getvalue()
+        data = parquet.bytes_of(pa.concat_tables(rows), compression="none", use_dictionary=["view", "error"])
         try:
             storage.create(storage.join(self._folder, f"{hashlib.sha256(data).hexdigest()}.parquet"), data)
         except StorageError as error:
@@ -119,7 +115,7 @@ class EmbeddingCache:
         if name != f"{hashlib.sha256(data).hexdigest()}.parquet":
             say(f"{storage.join(self._folder, name)} is damaged: what it held is computed again; delete it")
             return SCHEMA.empty_table()
-        return pq.read_table(io.BytesIO(data), schema=SCHEMA)
+        return parquet.table_of(data)
 
 
 def to_rows(columns: dict[str, Any]) -> pa.Table:

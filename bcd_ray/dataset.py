@@ -90,13 +90,16 @@ def group_numbers(images: Sequence[LabelledImage], pattern: str, table: str) -> 
 
 def _read_groups(table: str) -> dict[str, str]:
     import pyarrow as pa
-    from pyarrow import csv, parquet
+    from pyarrow import csv
+
+    from bcd_ray import parquet
 
     try:
-        data = io.BytesIO(storage.read_bytes(table))
-        # As text: a patient 007 is not the patient 7.
+        data = storage.read_bytes(table)
+        # As text: a patient 007 is not the patient 7. Without threads: see `parquet.table_of`.
         texts = csv.ConvertOptions(column_types={"image": pa.string(), "group": pa.string()})
-        rows = parquet.read_table(data) if table.endswith(".parquet") else csv.read_csv(data, convert_options=texts)
+        options = {"convert_options": texts, "read_options": csv.ReadOptions(use_threads=False)}
+        rows = parquet.table_of(data) if table.endswith(".parquet") else csv.read_csv(io.BytesIO(data), **options)
         names, groups = (rows[column].cast(pa.string()).to_pylist() for column in ("image", "group"))
     except (pa.ArrowException, KeyError, NotFoundError) as error:
         raise ConfigError(

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from bcd_ray import storage
+from bcd_ray import parquet, storage
 from bcd_ray.archive import Entry, kind_of, read_shards
 from bcd_ray.config import ExplainConfig
 from bcd_ray.embedding import in_batches
@@ -98,7 +96,7 @@ def _sent_to_review(config: ExplainConfig, bundle: Bundle) -> _Found:
     rows = [
         row
         for uri in files
-        for row in pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=columns).to_pylist()
+        for row in parquet.table_of(storage.read_bytes(uri), columns).to_pylist()
         if row["status"] == "scored" and row["review"] and row["model_version"] == bundle.version
     ]
     wanted = {(row["shard_uri"], row["image_id"]): row for row in rows}

@@ -11,7 +11,6 @@ second copy of it finds the work done, and a reader never sees part of a run.
 """
 
 import hashlib
-import io
 import json
 import tempfile
 from collections import Counter
@@ -26,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bcd_ray import schema, storage
+from bcd_ray import parquet, schema, storage
 from bcd_ray.archive import kind_of
 from bcd_ray.errors import JobError, NotFoundError
 from bcd_ray.storage import StoredObject
@@ -109,7 +108,7 @@ class Ledger:
             },
             metadata={"bcd_ray": json.dumps(_described(plan) | {"started_at": _now(), **facts})},
         )
-        storage.create(self._plan_uri(plan.run_id), _parquet_bytes(table))
+        storage.create(self._plan_uri(plan.run_id), parquet.bytes_of(table, compression="zstd"))
 
     def unfinished(self, plan: Plan) -> list[Unit]:
         """The units whose rows are not there yet."""
@@ -124,7 +123,7 @@ class Ledger:
         """Write the rows of a unit, of all columns but the run's; the first writer of a unit wins."""
         rows = rows.select(_UNIT_SCHEMA.names).cast(_UNIT_SCHEMA)
         rows = rows.sort_by([(name, "ascending") for name in ("shard_uri", "image_uri", "image_id")])
-        storage.create(self._unit_uri(unit), _parquet_bytes(rows))
+        storage.create(self._unit_uri(unit), parquet.bytes_of(rows, compression="zstd"))
 
     def publish(self, plan: Plan) -> dict[str, Any]:
         """Reconcile the units with the plan, publish their rows as one object, then the manifest; return it.
@@ -198,7 +197,7 @@ class Ledger:
             last, identity = manifest["run_number"], _digest(manifest["identity"])
             # By name, not by the recorded URI: an output may have been moved.
             inputs_uri = storage.join(self.output, "manifests", f"{manifest['run_id']}.inputs.parquet")
-            table = pq.read_table(io.BytesIO(storage.read_bytes(inputs_uri)))
+            table = parquet.table_of(storage.read_bytes(inputs_uri))
             columns = (table[name].to_pylist() for name in ("uri", "etag", "passing_failure"))
             for uri, etag, passing_failure in zip(*columns, strict=True):
                 published[uri] = _Published(last, etag, identity, passing_failure)
@@ -213,7 +212,7 @@ class Ledger:
             raise JobError("the plan lists a shard twice: report this")
         waiting: list[tuple[pa.Table, pa.Table]] = []
         for unit in plan.units:
-            rows = pq.read_table(io.BytesIO(storage.read_bytes(self._unit_uri(unit))))
+            rows = parquet.table_of(storage.read_bytes(self._unit_uri(unit)))
             read = _read_shards(unit, rows)
             rows = rows.append_column("run_id", pa.repeat(pa.scalar(plan.run_id), len(rows)))
             rows = rows.append_column("run_number", pa.repeat(pa.scalar(plan.run_number, pa.int32()), len(rows)))
@@ -234,7 +233,7 @@ class Ledger:
         return {"uri": uri, "rows": rows, "bytes": path.stat().st_size, "sha256": digest}
 
     def _read_plan(self, run_id: str) -> pa.Table:
-        return pq.read_table(io.BytesIO(storage.read_bytes(self._plan_uri(run_id))))
+        return parquet.table_of(storage.read_bytes(self._plan_uri(run_id)))
 
     def _plan_uri(self, run_id: str) -> str:
         return storage.join(self.output, "_work", "plans", f"{run_id}.parquet")
@@ -316,12 +315,6 @@ def _temporary_folder() -> Iterator[Path]:
     except OSError as error:  # those of storage are StorageErrors
         remedy = f"make room in {tempfile.gettempdir()}, or set TMPDIR"
         raise JobError(f"no temporary file can be written ({error}): {remedy}") from error
-
-
-def _parquet_bytes(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
 
 
 def _digest(value: Any) -> str:

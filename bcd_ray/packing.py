@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bcd_ray import storage
+from bcd_ray import parquet, storage
 from bcd_ray.archive import kind_of
 from bcd_ray.config import PackConfig
 from bcd_ray.errors import ConfigError, NotFoundError, StorageError
@@ -113,7 +113,6 @@ def _tar(contents: list[tuple[_Source, bytes]]) -> bytes:
 
 def _parquet(contents: list[tuple[_Source, bytes]]) -> bytes:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     table = pa.table(
         {
@@ -122,7 +121,5 @@ def _parquet(contents: list[tuple[_Source, bytes]]) -> bytes:
             "label": pa.array([source.label for source, _ in contents], pa.string()),
         }
     )
-    sink = io.BytesIO()
     # Encoded images do not compress, and small row groups let a reader hold few of them at a time.
-    pq.write_table(table, sink, row_group_size=64, compression="none")
-    return sink.getvalue()
+    return parquet.bytes_of(table, row_group_size=64, compression="none")

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from bcd_ray import schema, storage
+from bcd_ray import parquet, schema, storage
 from bcd_ray.archive import image_id, kind_of
 from bcd_ray.errors import JobError, StorageError
 from bcd_ray.ledger import Ledger
@@ -68,7 +67,7 @@ def _problems(output: str, manifest: dict[str, Any]) -> Iterator[str]:
         if (len(data), hashlib.sha256(data).hexdigest()) != (file["bytes"], file["sha256"]):
             yield f"{run}: {uri} is not the file that was published: restore it from a copy"
             return
-        tables.append(pq.read_table(pa.BufferReader(data)))
+        tables.append(parquet.table_of(data))
     rows, inputs = tables
     if rows.schema != schema.PREDICTIONS:
         yield f"{run}: the columns are not those of schema version {schema.SCHEMA_VERSION}"
