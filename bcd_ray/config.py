@@ -243,16 +243,17 @@ class VerifyConfig:
 class BenchmarkConfig:
     """Measure speed, start-up, and what the scoring ledger costs."""
 
-    what: Literal["speed", "growth", "startup", "ledger", "plan"]
+    what: Literal["speed", "growth", "startup", "training", "ledger", "plan"]
     """`speed`: the job beside a PyTorch loop, Ray's pattern and the engine alone; `growth`: the job as archives, shards
-    and nodes grow; `startup`: the time to the first row, itemised; `ledger`: scoring with and without it, in turn, on
-    synthetic images; `plan`: plans of large archives."""
+    and nodes grow; `startup`: the time to the first row, itemised; `training`: a training run beside the bare forward
+    passes of its images and views; `ledger`: scoring with and without it, in turn, on synthetic images; `plan`: plans
+    of large archives."""
     output: str = "benchmarks"
     """Folder for the figures of `speed` and `growth` as JSON and as a plot."""
     data: str = ""
     """Folder of images to measure with, one folder per class; drawn ones where none is named."""
     images: int = 1280
-    """Images for `speed` and for the nodes of `growth`; those of `--data` are repeated where they are fewer."""
+    """Images for `speed`, `training` and the nodes of `growth`; those of `--data` are repeated where they are fewer."""
     image_width: int = 224
     """Of drawn images, in pixels."""
     image_height: int = 224

@@ -6,31 +6,34 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import csv
 
-from bcd_ray import storage
+from bcd_ray import parquet, storage
 from bcd_ray.config import EvaluateConfig
 from bcd_ray.dataset import LabelledImage, group_numbers, list_labelled, read_pixels, says_synthetic
 from bcd_ray.embedding import Embedder, Embeddings
 from bcd_ray.engine import softmax
-from bcd_ray.evaluation import refuse_to_replace, unreadable, write_results
+from bcd_ray.evaluation import measure_quality, refuse_to_replace, unreadable, write_results
 from bcd_ray.figures import Example, confusion_matrix_figure, disputed_labels, protocols_figure
 from bcd_ray.head import FitConfig, Parts, fit
 from bcd_ray.label_check import check_labels
 from bcd_ray.labels import CLASSES, DISPLAY_NAMES
 from bcd_ray.metrics import confusion_matrix
 from bcd_ray.model import pretrained
-from bcd_ray.report import validation_report
+from bcd_ray.report import automatic_words, validation_report
 from bcd_ray.runtime import Progress, library_versions
 from bcd_ray.shortcuts import SHORTCUTS, neighbours_vote
 from bcd_ray.splits import Fold, Labels, Layout, Rules, clusters, cross_validate
 from bcd_ray.spread import Figures, Floats, bootstrap, point_figures, with_intervals
+from bcd_ray.thresholds import fit_triage, triage_figures
 from bcd_ray.training import duplicates, lay_out
+from bcd_ray.triage import Decisions
 
 _GALLERY = 12  # disputed labels that are drawn; the table has all
 _GAP = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "malignant_sensitivity", "malignant_specificity")
+Logits = npt.NDArray[np.float32]
 Runs = Sequence[Floats]  # of each seed: probabilities (n, 4), NaN where an image was in no test part
 
 
@@ -48,16 +51,20 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
     digests = [embedded.digests[index] for index in usable]
     augmented, reduced = np.split(embedded.embeddings[:, usable], [config.augmented_views + 1])
     splits = _splits(layout, config)
-    drawn_whole = clusters(layout, config.block)
+    drawn_whole, quality = clusters(layout, config.block), measure_quality(read)
 
     progress = Progress("fitting", (config.seeds + len(SHORTCUTS)) * sum(len(f[0]) for f in splits.values()), "heads")
     runs, draws, results = dict[str, Runs](), dict[str, Figures](), dict[str, Any]()
     for name, folds in splits.items():
-        runs[name] = [
+        logits = [
             _out_of_fold(augmented, layout, folds[s], _fit_config(config, s), progress) for s in range(config.seeds)
         ]
+        runs[name] = [softmax(of_seed) for of_seed in logits]
         results[name], draws[name] = _measure(layout, runs[name], folds, drawn_whole)
-        results[name]["protocol"] = _rules(name, config).text()
+        rules = _rules(name, config)
+        results[name]["protocol"] = rules.text()
+        of_first = folds[0], logits[0], rules, _fit_config(config, 0)
+        results[name]["triage"] = _triage(augmented, quality, layout, *of_first)
         results[name]["shortcuts"] = {}
         for shortcut, embeddings in zip(SHORTCUTS, reduced, strict=True):
             found = _shortcut(shortcut, embeddings, layout, folds[0], config, progress)
@@ -112,24 +119,43 @@ def _fit_config(config: EvaluateConfig, seed: int, epochs: int = 0) -> FitConfig
 
 def _out_of_fold(
     views: Embeddings, layout: Layout, folds: Sequence[Fold], config: FitConfig, progress: Progress
-) -> Floats:
-    """Probabilities (n, 4) of each image by the head of the fold that tests it, NaN where none does."""
-    probabilities = np.full((len(layout.labels), len(CLASSES)), np.nan)
+) -> Logits:
+    """Logits (n, 4) of each image by the head of the fold that tests it, NaN where none does."""
+    logits = np.full((len(layout.labels), len(CLASSES)), np.nan, np.float32)
     for fold in folds:
         test, labels = views[0, fold.test], layout.labels
         head = fit(Parts(views[:, fold.train], labels[fold.train], test, labels[fold.test]), config)
-        probabilities[fold.test] = softmax(head.logits(test))
+        logits[fold.test] = head.logits(test)
         progress.add(1)
-    return probabilities
+    return logits
+
+
+def _triage(
+    views: Embeddings,
+    quality: npt.NDArray[np.float32],
+    layout: Layout,
+    folds: Sequence[Fold],
+    logits: Logits,
+    rules: Rules,
+    config: FitConfig,
+) -> dict[str, Any]:
+    """`triage_figures` of all tested images, each decided on with limits from the training part of its fold alone."""
+    decisions = []
+    for fold in folds:
+        triage, _ = fit_triage(views[:, fold.train], quality[fold.train], layout.of(fold.train), rules, config)
+        decisions.append(triage.decide(views[0, fold.test], logits[fold.test], quality[fold.test]))
+    tested = np.concatenate([np.flatnonzero(fold.test) for fold in folds])
+    together = Decisions(*(np.concatenate(parts) for parts in zip(*decisions, strict=True)))
+    return triage_figures(together, logits[tested], layout.labels[tested], clusters(layout, rules.block)[tested])
 
 
 def _shortcut(
     name: str, embeddings: Embeddings, layout: Layout, folds: Sequence[Fold], config: EvaluateConfig, progress: Progress
 ) -> Floats:
-    """`_out_of_fold` of a shortcut's view (n, 1280), for one seed."""
+    """Probabilities (n, 4) by a shortcut's view (n, 1280), for one seed, NaN where no fold tests an image."""
     if name != "background_colour":
         one_view = _fit_config(config, 0, epochs=config.epochs * (config.augmented_views + 1))  # as many steps
-        return _out_of_fold(embeddings[None], layout, folds, one_view, progress)
+        return softmax(_out_of_fold(embeddings[None], layout, folds, one_view, progress))
     probabilities = np.full((len(layout.labels), len(CLASSES)), np.nan)
     for fold in folds:
         train, test = embeddings[fold.train], embeddings[fold.test]
@@ -217,10 +243,10 @@ def _predictions(
 
 def _write_table(uri: str, name: str, table: pa.Table) -> None:
     """As Parquet, and as CSV for a spreadsheet."""
-    for suffix, write in (("parquet", pq.write_table), ("csv", csv.write_csv)):
-        sink = io.BytesIO()
-        write(table, sink)
-        storage.write_bytes(storage.join(uri, f"{name}.{suffix}"), sink.getvalue())
+    sink = io.BytesIO()
+    csv.write_csv(table, sink)
+    for suffix, data in (("parquet", parquet.bytes_of(table)), ("csv", sink.getvalue())):
+        storage.write_bytes(storage.join(uri, f"{name}.{suffix}"), data)
 
 
 def _figures(metrics: Mapping[str, Any], table: pa.Table, images: Mapping[str, LabelledImage]) -> dict[str, bytes]:
@@ -262,6 +288,10 @@ def format_validation(metrics: Mapping[str, Any]) -> str:
         parts = [f"sensitivity {_cell(pooled['malignant_sensitivity'])}"]
         parts += [f"specificity {_cell(pooled['malignant_specificity'])}", f"AUROC {_cell(pooled['malignant_auroc'])}"]
         lines.append(f"malignant, {name}: {', '.join(parts)}")
+    for name, result in metrics["protocols"].items():
+        lines += [f"triage, {name}: {text}" for text in automatic_words(result["triage"]["automatic"])]
+        before, after = (result["triage"]["calibration"][when]["ece"] for when in ("before", "after"))
+        lines.append(f"expected calibration error, {name}: {before:.3f}, after temperature scaling {after:.3f}")
     for name, gap in metrics["gap"].get("random_minus_blocked", {}).items():
         if name in ("macro_f1", "accuracy"):
             lines.append(f"random minus blocked, {name.replace('_', ' ')}: {_cell(gap)} points")

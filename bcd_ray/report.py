@@ -13,6 +13,10 @@ SYNTHETIC = "Trained and measured on synthetic, drawn images: the figures say no
 NOT_FOR_DIAGNOSIS = "For research. Not for diagnosis: every prediction is a suggestion for an expert to check."
 # The figure to look at first is that of the protocol whose test is furthest from its training.
 _HARDEST_FIRST = ("grouped", "blocked", "forward/first", "forward/last", "random")
+_LIMITS_CHOSEN = (
+    "The limits were chosen on training images, each predicted by a head that had not seen it, for the risk that "
+    "stands in model.json."
+)
 _SHOWN = ("macro_f1", "accuracy", "balanced_accuracy", "malignant_sensitivity", "malignant_specificity")
 _FIGURES_OF_CLASS = ("precision", "recall", "f1", "auroc")
 
@@ -54,7 +58,7 @@ of capture order, or groups:
 {format_metrics(metrics)}
 ```
 
-**Triage.** {" ".join(_automatic_words(metrics["triage"][metrics["part"]]["automatic"]))}
+**Triage.** {" ".join(automatic_words(metrics["triage"][metrics["part"]]["automatic"]))} {_LIMITS_CHOSEN}
 {quantized}
 **Known limits.** One hospital, one stain and one microscope per data set; colour of the background alone can give the
 class away. Images of other stains, cells or magnifications are outside what the model knows; triage flags those that
@@ -84,6 +88,16 @@ def validation_report(metrics: Mapping[str, Any], figures: Mapping[str, bytes]) 
             ],
             columns=["Protocol", "Model", *(_words(name) for name in results[first]["shortcuts"])],
             rows=[_shortcut_row(name, result) for name, result in results.items()],
+        ),
+        Section(
+            "What an expert would have to look at",
+            words=[
+                "Limits for a risk of 1 %, set on the training part of each fold (first seed) and tried on its test "
+                "part: how many images go without review, how many of them are wrong, and whether the confidence can "
+                "be believed before and after temperature scaling (expected calibration error)."
+            ],
+            columns=["Protocol", "Not sent to review", "Wrong among them", "ECE before", "ECE after"],
+            rows=[_triage_row(name, result["triage"]) for name, result in results.items()],
         ),
         Section(
             f"Which classes are mistaken for which ({first})",
@@ -156,6 +170,8 @@ def model_report(
         Section("Right and wrong predictions", figures["gallery.png"]),
         *_triage_sections(metrics["triage"][metrics.get("part", "evaluated")], figures),
     ]
+    if "spoilt" in metrics:
+        sections.append(_spoilt_section(metrics["spoilt"]))
     if "training_curves.png" in figures:
         sections.append(Section("How the training went", figures["training_curves.png"]))
     sections += [Section("Data", words=data), Section("Limits", words=limits(grouped))]
@@ -182,8 +198,9 @@ def _triage_sections(found: Mapping[str, Any], figures: Mapping[str, bytes]) -> 
         f"Brier score {before['brier']:.3f} and {after['brier']:.3f}; fitted on training images that "
         "the head in question had not seen. Every probability in the output is the scaled one."
     )
+    kept = [*automatic_words(found["automatic"]), _LIMITS_CHOSEN]
     return [
-        Section("What an expert must look at", figures["risk_coverage.png"], _automatic_words(found["automatic"])),
+        Section("What an expert must look at", figures["risk_coverage.png"], kept),
         Section(
             "Why images are sent to review",
             columns=["Reason", "Images", ""],
@@ -193,7 +210,26 @@ def _triage_sections(found: Mapping[str, Any], figures: Mapping[str, bytes]) -> 
     ]
 
 
-def _automatic_words(automatic: Mapping[str, Any]) -> list[str]:
+def _spoilt_section(spoilt: Mapping[str, Any]) -> Section:
+    ways = {name: found for name, found in spoilt.items() if name != "beyond_use"}
+    useless = spoilt["beyond_use"]
+    words = "The same images, spoilt on purpose: blurred by so many pixels, or with so many times the light."
+    if useless["ways"]:
+        words += (
+            f" {useless['ways']} ways leave an accuracy under 80 %: of their images {100 * useless['review']:.1f} % "
+            "are sent to review."
+        )
+    rows = [
+        [_words(name).replace(" ", ": ", 1), *(f"{100 * found[key]:.1f} %" for key in ("accuracy", "review"))]
+        for name, found in ways.items()
+    ]
+    return Section(
+        "Whether spoilt images are noticed", words=[words], columns=["", "Accuracy", "Sent to review"], rows=rows
+    )
+
+
+def automatic_words(automatic: Mapping[str, Any]) -> list[str]:
+    """How many images are not sent to review, and how many of them are wrong, with 95 % intervals, as one sentence."""
     low, high = automatic["coverage_interval"]
     words = (
         f"{100 * automatic['coverage']:.1f} % of the images ({100 * low:.1f} to {100 * high:.1f} %) are not sent to "
@@ -202,10 +238,7 @@ def _automatic_words(automatic: Mapping[str, Any]) -> list[str]:
     if automatic["risk"] is None:
         return [f"{words}."]
     low, high = automatic["risk_interval"]
-    return [
-        f"{words}: {100 * automatic['risk']:.2f} % ({100 * low:.2f} to {100 * high:.2f} %). The limits were chosen on "
-        "training images, each predicted by a head that had not seen it, for the risk that stands in model.json."
-    ]
+    return [f"{words}: {100 * automatic['risk']:.2f} % ({100 * low:.2f} to {100 * high:.2f} %)."]
 
 
 def limits(grouped: bool) -> list[str]:
@@ -239,6 +272,15 @@ def _protocol_row(name: str, result: Mapping[str, Any]) -> list[str]:
 
 def _shortcut_row(name: str, result: Mapping[str, Any]) -> list[str]:
     return [name, *(_cell(found["balanced_accuracy"]) for found in (result["pooled"], *result["shortcuts"].values()))]
+
+
+def _triage_row(name: str, found: Mapping[str, Any]) -> list[str]:
+    automatic, calibration = found["automatic"], found["calibration"]
+    kept = _cell({"value": automatic["coverage"], "interval": automatic["coverage_interval"]})
+    wrong = "-"
+    if automatic["risk"] is not None:
+        wrong = _cell({"value": automatic["risk"], "interval": automatic["risk_interval"]})
+    return [name, kept, wrong, *(f"{calibration[when]['ece']:.3f}" for when in ("before", "after"))]
 
 
 def _gap_words(metrics: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Measure what can be claimed of speed: `python jobs/benchmark.py --what speed|growth|startup|ledger|plan`."""
+"""Measure what can be claimed of speed: `python jobs/benchmark.py --what speed|growth|startup|training|ledger|plan`."""
 
 import json
 
@@ -12,6 +12,7 @@ def main(config: BenchmarkConfig) -> int:
     from bcd_ray.benchmarks.ledger import ledger_cost, plan_cost
     from bcd_ray.benchmarks.speed import compare_speed
     from bcd_ray.benchmarks.startup import startup_times
+    from bcd_ray.benchmarks.training import training_cost
 
     if config.what == "speed":
         found: object = {name: value for name, value in compare_speed(config).items() if name != "runs"}
@@ -19,6 +20,8 @@ def main(config: BenchmarkConfig) -> int:
         found = growth(config)
     elif config.what == "startup":
         found = startup_times(config)
+    elif config.what == "training":
+        found = training_cost(config)
     else:
         found = ledger_cost(config) if config.what == "ledger" else plan_cost()
     print(json.dumps(found, indent=2))

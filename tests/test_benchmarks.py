@@ -10,6 +10,7 @@ import pytest
 from bcd_ray.benchmarks.growth import cost_of_a_million, growth
 from bcd_ray.benchmarks.measure import run_program, steady_rate
 from bcd_ray.benchmarks.speed import bench, stages
+from bcd_ray.benchmarks.training import training_cost
 from bcd_ray.config import BenchmarkConfig
 from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.synthetic import write_synthetic_archive
@@ -67,6 +68,14 @@ def test_growth_measures_the_job_on_simulated_nodes(tmp_path: Path) -> None:
     assert measured["steady"] > 0
     assert json.loads((tmp_path / "growth.json").read_text()) == found
     assert (tmp_path / "growth.png").stat().st_size > 0
+
+
+def test_training_is_measured_beside_its_forward_passes() -> None:
+    found = training_cost(BenchmarkConfig("training", images=60, images_per_shard=6, rounds=1))
+    assert found["passes"] > 60 * 2  # each image, and the views of those trained on
+    assert 0 < found["forward_s"] < found["training_s"]
+    assert found["again_s"] < found["training_s"]
+    assert found["ratio"] == [pytest.approx(found["training_s"] / found["forward_s"])] * 3
 
 
 def test_a_million_images_cost_what_their_hours_do() -> None:

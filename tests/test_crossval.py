@@ -88,6 +88,10 @@ def test_every_image_is_predicted_once_a_seed_and_the_figures_follow(validated: 
         assert len(result["folds"]) == 2 * (1 if "forward" in name else 3)
         assert set(result["shortcuts"]) == set(SHORTCUTS)
         assert sum(map(sum, result["confusion_matrix_sum_over_seeds"])) == 2 * result["images"]
+        triage = result["triage"]
+        assert sum(each["images"] for each in triage["calibration"]["after"]["reliability"]) == result["images"]
+        # No fold has 99 images for its limits: then nothing goes without review.
+        assert triage["automatic"] | {"coverage": 0, "errors": 0, "risk": None} == triage["automatic"]
     assert "patients" not in metrics["protocols"]["grouped"]["protocol"].split(",")[0].replace("the patients", "")
 
 
@@ -99,6 +103,7 @@ def test_the_gap_between_random_and_blocked_is_stated(validated: tuple[dict[str,
     assert "random minus blocked, macro f1:" in text
     for name in NAMES:
         assert f"\n{name}  " in text
+        assert f"\ntriage, {name}: 0.0 % of the images" in text
 
 
 def test_planted_mistakes_are_disputed() -> None:

@@ -194,6 +194,7 @@ def test_evaluate_on_spoilt_images(
     assert ended.code == EXIT_OK
     spoilt = json.loads((output / "metrics.json").read_text())["spoilt"]
     assert set(spoilt) == {*SPOILT, "beyond_use"}
+    assert "Whether spoilt images are noticed" in (output / "report.html").read_text()
     # Nobody could judge these; the limits come from training images, which look like what was spoilt.
     assert spoilt["underexposed_0.2"]["review"] == spoilt["blurred_8"]["review"] == 1
     assert spoilt["beyond_use"]["ways"] == sum(each.get("accuracy", 1) < 0.8 for each in spoilt.values())

@@ -104,6 +104,21 @@ def ceiling(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
             yield time.time(), len(outputs.logits)
 
 
+def forward(bundle: str, images: str) -> Iterator[Done]:
+    """The bare network on so many images of noise, nothing read and nothing decoded."""
+    from itertools import repeat
+
+    from bcd_ray.engine import open_engine
+    from bcd_ray.images import SIZE
+    from bcd_ray.model import load_bundle
+
+    network = open_engine("openvino", load_bundle(bundle), _CORES)
+    noise = np.random.default_rng(0).integers(0, 256, (network.batch, SIZE, SIZE, 3), np.uint8)
+    yield time.time(), 0
+    for outputs in network.run(repeat(noise, -(-int(images) // network.batch))):
+        yield time.time(), len(outputs.logits)
+
+
 def _torch_network(bundle: str) -> Any:
     """torchvision's MobileNetV2 under a head of four classes, as a user would write it."""
     import torch
@@ -118,7 +133,9 @@ def _torch_network(bundle: str) -> Any:
     return network.eval()
 
 
-_PEERS: dict[str, Callable[..., Iterator[Done]]] = {"pytorch": pytorch, "ray_pattern": ray_pattern, "ceiling": ceiling}
+_PEERS: dict[str, Callable[..., Iterator[Done]]] = {
+    each.__name__: each for each in (pytorch, ray_pattern, ceiling, forward)
+}
 
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]
