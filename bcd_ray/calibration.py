@@ -17,6 +17,8 @@ Mask = npt.NDArray[np.bool_]
 BINS = 15  # of equal width, the usual number (Guo et al. 2017)
 _TEMPERATURES = np.geomspace(0.2, 10, 400)
 _DRAWS = 1000
+_SURE = 0.9  # share of the draws in which a limit must keep its risk
+_POINTS = 2000  # limits that are tried, at most
 
 
 def fit_temperature(logits: Floats, labels: Labels) -> float:
@@ -75,23 +77,35 @@ def risk_coverage(confidence: Floats, correct: Mask) -> dict[str, list[float]]:
     return {"coverage": (decided[points] / len(correct)).tolist(), "risk": risk[points].tolist()}
 
 
-def confidence_for_risk(confidence: Floats, correct: Mask, risk: float) -> float | None:
-    """The least confidence at and above which the share of errors is at most `risk`; None if there is none.
+def least_for_risk(certainty: Floats, correct: Mask, clusters: Labels, risk: float) -> float | None:
+    """The least certainty at and above which the share of errors is at most `risk`; None if there is none.
 
-    One error is added to those counted, as conformal risk control does for an image yet to come (Angelopoulos et al.,
-    "Conformal Risk Control", ICLR 2024): with a risk of 1 % fewer than 99 images can never be enough.
+    Two bounds must hold. One error is added to those counted, as conformal risk control does for an image yet to come
+    (Angelopoulos et al., "Conformal Risk Control", ICLR 2024): with a risk of 1 % fewer than 99 images can never be
+    enough. And since neighbours err together, the share must be that low in 90 % of the draws of whole clusters with
+    replacement (block bootstrap: Kuensch, Annals of Statistics 17, 1989).
 
     Args:
-        confidence: (n,) of images that had no part in the fit, -inf where an image is sent to review anyway.
+        certainty: (n,) of images that had no part in the fit, -inf where an image is sent to review anyway.
         correct: (n,) whether the prediction is right.
+        clusters: (n,) numbers of the blocks or groups that are drawn whole.
     """
-    order = np.argsort(-confidence, kind="stable")
-    order = order[np.isfinite(confidence[order])]
-    sorted_confidence = confidence[order]
-    bound = (np.cumsum(~correct[order]) + 1) / (np.arange(len(order)) + 2)
-    last_of_value = np.append(sorted_confidence[1:] < sorted_confidence[:-1], True)[: len(order)]
-    kept = np.flatnonzero((bound <= risk) & last_of_value)
-    return float(sorted_confidence[kept[-1]]) if len(kept) else None
+    order = np.argsort(-certainty, kind="stable")
+    order = order[np.isfinite(certainty[order])]
+    if not len(order):
+        return None
+    descending, wrong = certainty[order], ~correct[order]
+    bound = (np.cumsum(wrong) + 1) / (np.arange(len(order)) + 2)
+    last_of_value = np.flatnonzero(np.append(descending[1:] < descending[:-1], True))
+    points = last_of_value[np.unique(np.linspace(0, len(last_of_value) - 1, _POINTS).astype(np.int64))]
+    _, numbers = np.unique(clusters, return_inverse=True)
+    risks = []
+    for drawn in _draws(numbers.max() + 1):
+        times = np.bincount(drawn, minlength=numbers.max() + 1)[numbers[order]]
+        risks.append((np.cumsum(times * wrong) / np.maximum(np.cumsum(times), 1))[points])
+    bounds = np.maximum(bound[points], np.quantile(risks, _SURE, axis=0))
+    kept = points[bounds <= risk]
+    return float(descending[kept[-1]]) if len(kept) else None
 
 
 def risk_interval(decided: Mask, correct: Mask, clusters: Labels) -> dict[str, Any]:

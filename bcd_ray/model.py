@@ -36,7 +36,7 @@ PREPROCESSING: dict[WeightsName, dict[str, Any]] = {
         "padding": "symmetric",
     },
 }
-_BUNDLE_FORMAT = 2  # 2 came with triage
+_BUNDLE_FORMAT = 3  # 2 came with triage, 3 with its certainty
 _DIGESTED = ("model.safetensors", "model.json")
 
 

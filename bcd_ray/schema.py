@@ -7,7 +7,7 @@ import pyarrow as pa
 from bcd_ray.labels import CLASSES
 from bcd_ray.triage import REASONS
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class Column(NamedTuple):
@@ -52,6 +52,13 @@ COLUMNS = (
         pa.float32(),
         "-",
         "Distance of the embedding from the nearest class; above 1 is out of distribution; null if not scored",
+    ),
+    Column(
+        "certainty",
+        pa.float32(),
+        "0..1",
+        "Confidence, times how clearly the suggested class is the nearest: 1 less the distance to it over that to the "
+        "next, 0 where another is nearer; null if not scored",
     ),
     Column("focus", pa.float32(), "log", "Variance of the Laplacian, low if blurred; null if not scored"),
     Column("brightness", pa.float32(), "0..255", "Mean value of the pixels; null if not scored"),

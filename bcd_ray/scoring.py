@@ -213,12 +213,14 @@ class _Row:
 def _table(rows: list[_Row], outputs: list[Outputs], triage: Triage, model_version: str) -> pa.Table:
     scored = np.array([row.status == "scored" for row in rows], bool)
     quality = np.array([row.quality for row in rows], np.float32).reshape(-1, len(MEASURES))
-    probabilities, ood_score = np.full((len(rows), len(CLASSES)), np.nan), np.full(len(rows), np.nan)
+    probabilities = np.full((len(rows), len(CLASSES)), np.nan)
+    ood_score, certainty = np.full((2, len(rows)), np.nan)
     reasons = [["not_scored"]] * len(rows)
     if outputs:
         embeddings, logits = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
         decisions = triage.decide(embeddings, logits, quality[scored])
         probabilities[scored], ood_score[scored] = decisions.probabilities, decisions.ood_score
+        certainty[scored] = decisions.certainty
         for index, given in zip(np.flatnonzero(scored), decisions.reason_names(), strict=True):
             reasons[index] = given
     predicted = [CLASSES[index] if ok else None for index, ok in zip(probabilities.argmax(1), scored, strict=True)]
@@ -235,7 +237,7 @@ def _table(rows: list[_Row], outputs: list[Outputs], triage: Triage, model_versi
     columns["p_malignant"] = measured(probabilities[:, 1:].sum(axis=1))
     columns["review"] = pa.array([bool(given) for given in reasons], pa.bool_())
     columns["review_reasons"] = pa.array(reasons, schema.PREDICTIONS.field("review_reasons").type)
-    columns["ood_score"] = measured(ood_score)
+    columns |= {"ood_score": measured(ood_score), "certainty": measured(certainty)}
     columns |= {name: measured(quality[:, index]) for index, name in enumerate(MEASURES)}
     columns["model_version"] = pa.array([model_version] * len(rows), pa.string())
     columns["scored_at"] = pa.array([datetime.now(UTC)] * len(rows), pa.timestamp("us", "UTC"))

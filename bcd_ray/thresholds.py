@@ -15,8 +15,8 @@ from bcd_ray.calibration import (
     Floats,
     Labels,
     calibration_figures,
-    confidence_for_risk,
     fit_temperature,
+    least_for_risk,
     risk_coverage,
     risk_interval,
 )
@@ -31,7 +31,7 @@ from bcd_ray.triage import REASONS, Decisions, Triage, decide, fit_distance
 
 RISK = 0.01  # errors among the predictions that are not sent to review
 OOD_RATE = 0.01  # share of training images, each held out, beyond the limit of the distance
-QUALITY_RATE = 0.002  # share of training images beyond each limit of a quality measure
+QUALITY_RATE = 0.002  # share of training images beyond the values that each limit of a quality measure comes from
 _FOLDS = (5, 4, 3, 2)  # the first that the smallest class has blocks or groups for
 
 
@@ -61,19 +61,18 @@ def fit_triage(
     model = fit_distance(views[0], labels, len(CLASSES))
     settings: dict[str, Any] = {
         "temperature": fit_temperature(logits, labels),
-        "confidence": 0.0,
+        "certainty": 0.0,
         "distance": float(np.quantile(distances.min(axis=1), 1 - OOD_RATE)),
         "precision": model.precision,
         "quality": limits(quality, QUALITY_RATE),
     }
     others = decide(settings, distances, logits, quality)
-    confidence = np.where(others.reasons.any(axis=1), -np.inf, others.probabilities.max(axis=1))
-    settings["confidence"] = confidence_for_risk(confidence, logits.argmax(axis=1) == labels, RISK)
+    certainty = np.where(others.reasons.any(axis=1), -np.inf, others.certainty)
+    drawn_whole = clusters(layout, rules.block)
+    settings["certainty"] = least_for_risk(certainty, logits.argmax(axis=1) == labels, drawn_whole, RISK)
     settings |= {"risk": RISK, "ood_rate": OOD_RATE, "quality_rate": QUALITY_RATE}
     settings |= {"images": len(labels), "folds": len(folds)}
-    figures = triage_figures(
-        decide(settings, distances, logits, quality), logits, labels, clusters(layout, rules.block)
-    )
+    figures = triage_figures(decide(settings, distances, logits, quality), logits, labels, drawn_whole)
     return Triage(model, settings), figures
 
 
@@ -88,7 +87,6 @@ def triage_figures(decisions: Decisions, logits: Floats, labels: Labels, drawn_w
     """
     correct = logits.argmax(axis=1) == labels
     decided = np.asarray(~decisions.reasons.any(axis=1))
-    confidence = decisions.probabilities.max(axis=1)
     others = decisions.reasons[:, 1:].any(axis=1)
     return {
         "calibration": {
@@ -97,7 +95,7 @@ def triage_figures(decisions: Decisions, logits: Floats, labels: Labels, drawn_w
         },
         "automatic": risk_interval(decided, correct, drawn_whole),
         "reasons": dict(zip(REASONS, decisions.reasons.sum(axis=0).tolist(), strict=False)),
-        "risk_coverage": risk_coverage(np.where(others, -np.inf, confidence), correct),
+        "risk_coverage": risk_coverage(np.where(others, -np.inf, decisions.certainty), correct),
     }
 
 

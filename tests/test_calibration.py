@@ -1,4 +1,6 @@
-"""Calibration figures against values worked out by hand, and the confidence that keeps a risk."""
+"""Calibration figures against values worked out by hand, and the certainty that keeps a risk."""
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,8 +9,8 @@ from hypothesis import strategies as st
 
 from bcd_ray.calibration import (
     calibration_figures,
-    confidence_for_risk,
     fit_temperature,
+    least_for_risk,
     risk_coverage,
     risk_interval,
 )
@@ -36,26 +38,47 @@ def test_figures_worked_out_by_hand() -> None:
     assert [row["images"] for row in figures["reliability"]] == [1, 2, 1]
 
 
-def test_the_confidence_for_a_risk_is_the_least_that_keeps_it() -> None:
-    confidence = np.linspace(0.5, 1, 1000)
+def test_the_least_certainty_for_a_risk_is_the_least_that_keeps_it() -> None:
+    certainty = np.linspace(0.5, 1, 1000)
     correct = np.arange(1000) >= 100  # the 100 least sure are wrong: with 8 of them 9 of 909, with 9 of them 10 of 910
-    assert confidence_for_risk(confidence, correct, 0.01) == confidence[92]
+    # In one cluster, where every draw is the same, the bound on an image yet to come decides.
+    assert least_for_risk(certainty, correct, np.zeros(1000, int), 0.01) == certainty[92]
+
+
+def test_errors_that_come_together_raise_the_limit() -> None:
+    certainty = np.tile(np.linspace(0.5, 1, 100), 20)
+    correct = np.ones((20, 100), bool)
+    correct[0, :20] = False  # one block of 20 has all the errors: 1 % of all
+    blocks = np.repeat(np.arange(20), 100)
+    together = least_for_risk(certainty, correct.ravel(), blocks, 0.011)
+    apart = least_for_risk(certainty, correct.ravel(), np.arange(2000), 0.011)
+    assert together is not None
+    assert apart is not None
+    assert together > apart
+
+
+def least_in_one_cluster(certainty: Any, correct: Any, risk: float) -> float | None:
+    return least_for_risk(certainty, correct, np.zeros(len(correct), int), risk)
 
 
 def test_too_few_images_certify_nothing_and_reviewed_ones_do_not_count() -> None:
-    assert confidence_for_risk(np.full(98, 0.9), np.ones(98, bool), 0.01) is None
-    assert confidence_for_risk(np.full(99, 0.9), np.ones(99, bool), 0.01) == pytest.approx(0.9)
-    confidence = np.r_[np.full(99, 0.9), np.full(50, -np.inf)]
-    assert confidence_for_risk(confidence, np.r_[np.ones(99, bool), np.zeros(50, bool)], 0.01) == pytest.approx(0.9)
-    assert confidence_for_risk(np.zeros(0), np.zeros(0, bool), 0.01) is None
+    assert least_in_one_cluster(np.full(98, 0.9), np.ones(98, bool), 0.01) is None
+    assert least_in_one_cluster(np.full(99, 0.9), np.ones(99, bool), 0.01) == pytest.approx(0.9)
+    certainty = np.r_[np.full(99, 0.9), np.full(50, -np.inf)]
+    assert least_in_one_cluster(certainty, np.r_[np.ones(99, bool), np.zeros(50, bool)], 0.01) == pytest.approx(0.9)
+    assert least_in_one_cluster(np.zeros(0), np.zeros(0, bool), 0.01) is None
 
 
-@given(st.lists(st.tuples(st.sampled_from([0.5, 0.7, 0.9, 0.99]), st.booleans()), max_size=300))
-def test_the_bound_holds_whatever_comes_and_ties_are_kept_together(rows: list[tuple[float, bool]]) -> None:
-    confidence, correct = np.array([row[0] for row in rows]), np.array([row[1] for row in rows], bool)
-    least = confidence_for_risk(confidence, correct, 0.1)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.5, 0.7, 0.9, 0.99]), st.booleans(), st.integers(0, 5)), min_size=1, max_size=300
+    )
+)
+def test_the_bound_holds_whatever_comes_and_ties_are_kept_together(rows: list[tuple[float, bool, int]]) -> None:
+    certainty, correct, clusters = (np.array(column) for column in zip(*rows, strict=True))
+    least = least_for_risk(certainty, correct, clusters, 0.1)
     if least is not None:
-        kept = confidence >= least
+        kept = certainty >= least
         assert ((~correct)[kept].sum() + 1) / (kept.sum() + 1) <= 0.1
 
 

@@ -27,12 +27,13 @@ def test_spoilt_smears_are_outside_the_limits_of_good_ones(smears: list[Pixels],
     assert outside(np.array([measure(spoilt(each, how)) for each in smears]), bounds).all()
 
 
-def test_each_limit_is_crossed_by_its_share_of_the_training_images() -> None:
+def test_each_limit_lies_a_quarter_beyond_its_share_of_the_training_images() -> None:
     measures = np.random.default_rng(0).normal(size=(10_000, 4))
     bounds = limits(measures, rate=0.005)
     assert list(bounds) == list(MEASURES)
     assert sum(limit is not None for pair in bounds.values() for limit in pair) == 5
-    assert outside(measures, bounds).mean() == pytest.approx(5 * 0.005, rel=0.1)
+    assert outside(measures, bounds).mean() < 0.01
+    assert outside(measures * 1.25, bounds).mean() == pytest.approx(5 * 0.005, rel=0.1)
 
 
 def test_flat_pictures_have_finite_measures() -> None:

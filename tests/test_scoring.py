@@ -255,6 +255,8 @@ def test_scored_rows_hold_probabilities_and_the_others_a_reason(scored: Scored) 
         assert sum(probabilities) == pytest.approx(1, abs=1e-6)
         assert row["p_malignant"] == pytest.approx(sum(probabilities[1:]), abs=1e-6)
         assert row["confidence"] == max(probabilities)
+        assert 0 <= row["certainty"] <= row["confidence"]
+        assert (row["certainty"] == 0) == ("conflicting_evidence" in row["review_reasons"])
         assert row["predicted_class"] == CLASSES[int(np.argmax(probabilities))]
 
 

@@ -15,7 +15,7 @@ from bcd_ray.model import load_bundle, pretrained, save_bundle
 from bcd_ray.quality import MEASURES
 from bcd_ray.splits import Layout, Rules
 from bcd_ray.thresholds import RISK, fit_triage
-from bcd_ray.triage import Triage, fit_distance
+from bcd_ray.triage import Triage, certainty, fit_distance
 
 COUNT = 400
 CONFIG = FitConfig(epochs=2, learning_rate=0.003, label_smoothing=0.0, batch_size=32, workers=0, seed=0)
@@ -61,6 +61,13 @@ def test_each_reason_is_given_for_what_it_is_meant_for(fitted: tuple[Triage, dic
     assert all("conflicting_evidence" in names for names in other.reason_names())
 
 
+def test_certainty_is_probability_times_how_clearly_the_class_is_the_nearest() -> None:
+    probabilities = np.array([[0.8, 0.2, 0, 0], [0.8, 0.2, 0, 0], [0.4, 0.6, 0, 0]])
+    distances = np.array([[1.0, 4, 9, 9], [4, 1, 9, 9], [3, 2, 9, 9]])
+    np.testing.assert_allclose(certainty(probabilities, distances), [0.8 * 0.75, 0, 0.6 / 3])
+    np.testing.assert_array_equal(distances[0], [1, 4, 9, 9])  # it is left as it was
+
+
 def test_probabilities_are_calibrated_and_keep_the_predicted_class(fitted: tuple[Triage, dict[str, Any]]) -> None:
     triage, _ = fitted
     embeddings, _ = made_up(8, seed=5)
@@ -85,7 +92,7 @@ def test_few_images_send_everything_to_review() -> None:
     embeddings, labels = made_up(16, seed=0)
     layout = Layout(labels, np.tile(np.arange(4), 4), np.arange(16))
     triage, figures = fit_triage(embeddings[None], np.ones((16, 4)), layout, Rules("random", 100, 40), CONFIG)
-    assert triage.settings["confidence"] is None
+    assert triage.settings["certainty"] is None
     assert figures["automatic"]["decided"] == 0
     found = triage.decide(embeddings, logits_for(labels, 40), np.ones((16, 4)))
     assert found.reasons[:, 0].all()
