@@ -122,7 +122,7 @@ def test_extreme_pixels_give_what_torch_gives(engine: OpenVinoEngine, reference:
     noise = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3)).astype(np.uint8)
     images = np.concatenate([np.full((1, 224, 224, 3), level, np.uint8) for level in (0, 128, 255)])
     images = np.concatenate([images, noise])
-    assert_same(joined(list(engine.run([images]))), reference(images))
+    assert_same(joined(list(engine.run(full_batches(images)))), reference(images))
 
 
 def test_real_smears_give_what_torch_gives(engine: OpenVinoEngine, reference: Callable[[Pixels], Outputs]) -> None:
@@ -135,7 +135,7 @@ def test_real_smears_give_what_torch_gives(engine: OpenVinoEngine, reference: Ca
     assert_same(joined(list(engine.run(full_batches(images)))), reference(images))
 
 
-@pytest.mark.parametrize("sizes", [[1], [7], [8, 1], [3, 8, 2, 8], [1] * 5])
+@pytest.mark.parametrize("sizes", [[1], [BATCH], [BATCH, 1], [1, BATCH, 1, BATCH], [1] * 5])
 def test_batches_need_not_be_full(engine: OpenVinoEngine, smears: Pixels, sizes: list[int]) -> None:
     outputs = list(engine.run(in_parts(smears, sizes)))
     assert [len(batch.logits) for batch in outputs] == sizes
