@@ -11,6 +11,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from bcd_ray import parquet, storage
+from bcd_ray.audit import shortcut_probabilities
 from bcd_ray.config import EvaluateConfig
 from bcd_ray.dataset import LabelledImage, group_numbers, list_labelled, read_pixels, says_synthetic
 from bcd_ray.embedding import Embedder, Embeddings
@@ -24,7 +25,7 @@ from bcd_ray.metrics import confusion_matrix
 from bcd_ray.model import pretrained
 from bcd_ray.report import automatic_words, validation_report
 from bcd_ray.runtime import Progress, library_versions
-from bcd_ray.shortcuts import SHORTCUTS, neighbours_vote
+from bcd_ray.shortcuts import SHORTCUTS
 from bcd_ray.splits import Fold, Labels, Layout, Rules, clusters, cross_validate
 from bcd_ray.spread import Figures, Floats, bootstrap, point_figures, with_intervals
 from bcd_ray.thresholds import fit_triage, triage_figures
@@ -111,9 +112,9 @@ def _rules(name: str, config: EvaluateConfig) -> Rules:
     return Rules("forward" if name.startswith("forward") else name, config.block, config.embargo)  # type: ignore[arg-type]
 
 
-def _fit_config(config: EvaluateConfig, seed: int, epochs: int = 0) -> FitConfig:
+def _fit_config(config: EvaluateConfig, seed: int) -> FitConfig:
     return FitConfig(
-        epochs or config.epochs, config.learning_rate, config.label_smoothing, config.batch_size, workers=0, seed=seed
+        config.epochs, config.learning_rate, config.label_smoothing, config.batch_size, workers=0, seed=seed
     )
 
 
@@ -153,13 +154,11 @@ def _shortcut(
     name: str, embeddings: Embeddings, layout: Layout, folds: Sequence[Fold], config: EvaluateConfig, progress: Progress
 ) -> Floats:
     """Probabilities (n, 4) by a shortcut's view (n, 1280), for one seed, NaN where no fold tests an image."""
-    if name != "background_colour":
-        one_view = _fit_config(config, 0, epochs=config.epochs * (config.augmented_views + 1))  # as many steps
-        return softmax(_out_of_fold(embeddings[None], layout, folds, one_view, progress))
     probabilities = np.full((len(layout.labels), len(CLASSES)), np.nan)
     for fold in folds:
-        train, test = embeddings[fold.train], embeddings[fold.test]
-        probabilities[fold.test] = neighbours_vote(train, layout.labels[fold.train], test)
+        probabilities[fold.test] = shortcut_probabilities(
+            name, embeddings, layout.labels, fold.train, fold.test, _fit_config(config, 0), config.augmented_views + 1
+        )
         progress.add(1)
     return probabilities
 

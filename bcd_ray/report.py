@@ -1,10 +1,9 @@
-"""What goes with a model for people to read."""
+"""The HTML reports of a training run, an evaluation and a cross-validation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bcd_ray.labels import CLASSES, DISPLAY_NAMES
-from bcd_ray.metrics import format_metrics
 from bcd_ray.page import Card, Page, Section
 from bcd_ray.runtime import library_versions
 from bcd_ray.triage import REASONS
@@ -13,57 +12,13 @@ SYNTHETIC = "Trained and measured on synthetic, drawn images: the figures say no
 NOT_FOR_DIAGNOSIS = "For research. Not for diagnosis: every prediction is a suggestion for an expert to check."
 # The figure to look at first is that of the protocol whose test is furthest from its training.
 _HARDEST_FIRST = ("grouped", "blocked", "forward/first", "forward/last", "random")
-_LIMITS_CHOSEN = (
+_AUDIT_HEADING = "What gives the class away without the cells"
+LIMITS_CHOSEN = (
     "The limits were chosen on training images, each predicted by a head that had not seen it, for the risk that "
     "stands in model.json."
 )
 _SHOWN = ("macro_f1", "accuracy", "balanced_accuracy", "malignant_sensitivity", "malignant_specificity")
 _FIGURES_OF_CLASS = ("precision", "recall", "f1", "auroc")
-
-
-def model_card(info: Mapping[str, Any], metrics: Mapping[str, Any]) -> bytes:
-    """MODEL_CARD.md of a bundle, from its `model.json` facts and its metrics."""
-    training = info["training"]
-    counts = metrics["counts"]
-    synthetic = "\n**Trained on synthetic, drawn images: of no use on real smears.**\n" if info["synthetic"] else ""
-    int8 = info.get("int8")
-    quantized = (
-        f"\n**In int8** (`--engine openvino-int8`): the same class as in fp32 for {int8['agreement']:.2%} of these "
-        f"images, accuracy {int8['accuracy']:.2%} for {int8['accuracy_fp32']:.2%}, probabilities at most "
-        f"{int8['probability_difference']['largest']:.3f} apart.\n"
-        if int8
-        else ""
-    )
-    patients = (
-        "The groups are as the user gave them."
-        if training["split"] == "grouped"
-        else "Images of one patient can stand on both sides, so these figures are no measure of\nperformance on new "
-        "patients."
-    )
-    return f"""# Model card
-{synthetic}
-**Intended use.** Suggests one of four classes (benign, early Pre-B, Pre-B, Pro-B) for a peripheral blood smear image,
-to support a haematologist. It makes no diagnosis and replaces no expert: every prediction is a suggestion to check.
-
-**Model.** MobileNetV2 with frozen ImageNet weights ({training["weights"]}), global average pooling, dense softmax head.
-
-**Data.** {counts["usable"]} images of {counts["images"]} found in `{training["data"]}`; {counts["summary"]}.
-
-**Protocol.** {metrics["protocol"]}. {patients}
-
-**Figures** on the {metrics["part"]} part, one run with seed {training["seed"]}; intervals by a bootstrap over blocks
-of capture order, or groups:
-
-```
-{format_metrics(metrics)}
-```
-
-**Triage.** {" ".join(automatic_words(metrics["triage"][metrics["part"]]["automatic"]))} {_LIMITS_CHOSEN}
-{quantized}
-**Known limits.** One hospital, one stain and one microscope per data set; colour of the background alone can give the
-class away. Images of other stains, cells or magnifications are outside what the model knows; triage flags those that
-lie far from the training images, and promises nothing for the others.
-""".encode()
 
 
 def validation_report(metrics: Mapping[str, Any], figures: Mapping[str, bytes]) -> bytes:
@@ -81,7 +36,7 @@ def validation_report(metrics: Mapping[str, Any], figures: Mapping[str, bytes]) 
             [_protocol_row(name, result) for name, result in results.items()],
         ),
         Section(
-            "What gives the class away without the cells",
+            _AUDIT_HEADING,
             words=[
                 "Balanced accuracy (chance is 25 %) of the same backbone's embeddings of what should not tell the "
                 "classes apart. The closer it comes to the model's own, the less the model's figure says about cells."
@@ -170,6 +125,8 @@ def model_report(
         Section("Right and wrong predictions", figures["gallery.png"]),
         *_triage_sections(metrics["triage"][metrics.get("part", "evaluated")], figures),
     ]
+    if "shortcuts" in metrics:
+        sections.append(Section(_AUDIT_HEADING, words=[audit_words(metrics)]))
     if "spoilt" in metrics:
         sections.append(_spoilt_section(metrics["spoilt"]))
     if "training_curves.png" in figures:
@@ -198,7 +155,7 @@ def _triage_sections(found: Mapping[str, Any], figures: Mapping[str, bytes]) -> 
         f"Brier score {before['brier']:.3f} and {after['brier']:.3f}; fitted on training images that "
         "the head in question had not seen. Every probability in the output is the scaled one."
     )
-    kept = [*automatic_words(found["automatic"]), _LIMITS_CHOSEN]
+    kept = [*automatic_words(found["automatic"]), LIMITS_CHOSEN]
     return [
         Section("What an expert must look at", figures["risk_coverage.png"], kept),
         Section(
@@ -208,6 +165,21 @@ def _triage_sections(found: Mapping[str, Any], figures: Mapping[str, bytes]) -> 
         ),
         Section("Whether the confidence can be believed", figures["reliability.png"], [believed]),
     ]
+
+
+def audit_words(metrics: Mapping[str, Any]) -> str:
+    """What the shortcuts give away, beside the model, as a sentence."""
+    if "shortcuts" not in metrics:
+        return "Not measured for this model: jobs/train.py --audit does, and so does jobs/evaluate.py --cross-validate."
+    model = _cell(metrics["with_intervals"]["balanced_accuracy"])
+    others = ", ".join(
+        f"{name.replace('_', ' ')} {_cell(found['balanced_accuracy'])} %"
+        for name, found in metrics["shortcuts"].items()
+    )
+    return (
+        f"Balanced accuracy on the same images is {model} % for the model; from what should not tell the classes apart "
+        f"it is: {others} (chance is 25 %)."
+    )
 
 
 def _spoilt_section(spoilt: Mapping[str, Any]) -> Section:

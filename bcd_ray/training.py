@@ -8,19 +8,23 @@ from typing import Any
 import numpy as np
 
 from bcd_ray import quantization
+from bcd_ray.audit import shortcut_probabilities
 from bcd_ray.config import TrainConfig
 from bcd_ray.dataset import LabelledImage, capture_order, group_numbers, list_labelled, says_synthetic
-from bcd_ray.embedding import Embedded, Embedder
+from bcd_ray.embedding import Embedded, Embedder, Embeddings
 from bcd_ray.errors import JobError
 from bcd_ray.evaluation import assess, measure_quality, refuse_to_replace, unreadable, write_results
 from bcd_ray.figures import training_curves
 from bcd_ray.head import FitConfig, Parts, fit_head
 from bcd_ray.labels import CLASSES
 from bcd_ray.model import pretrained, save_bundle
+from bcd_ray.model_card import model_card
 from bcd_ray.perceptual import near_duplicate_groups
-from bcd_ray.report import model_card, training_report
+from bcd_ray.report import training_report
 from bcd_ray.runtime import library_versions, say
+from bcd_ray.shortcuts import SHORTCUTS
 from bcd_ray.splits import Labels, Layout, Rules, clusters, hold_out
+from bcd_ray.spread import bootstrap, point_figures, with_intervals
 from bcd_ray.thresholds import fit_triage, triage_figures
 from bcd_ray.triage_plots import triage_plots
 
@@ -58,6 +62,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             numbers = range(1, config.augmented_views + 1)
             augmented = embedder.embed(split.train.tolist(), views=numbers, verb="augmenting")
             views = np.concatenate([views, augmented.embeddings])
+        reduced = embedder.embed(range(len(images)), list(SHORTCUTS), verb="auditing") if config.audit else None
     fit_config = FitConfig(
         config.epochs, config.learning_rate, config.label_smoothing, config.batch_size, config.workers, config.seed
     )
@@ -83,6 +88,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "triage": {"cross_validated": on_training, config.holdout: on_held_out},
         "unreadable": unreadable(images, plain.errors),
     }
+    if reduced is not None:
+        metrics["shortcuts"] = {
+            name: _shortcut_figures(name, embeddings, labels, split, fit_config, len(views))
+            for name, embeddings in zip(SHORTCUTS, reduced.embeddings, strict=True)
+        }
     info = {
         "training": asdict(config),
         "data_fingerprint": _fingerprint(images, plain.digests),
@@ -99,6 +109,18 @@ def train(config: TrainConfig) -> dict[str, Any]:
     card = model_card(info, metrics)
     save_bundle(config.output, fitted, triage, info, {"MODEL_CARD.md": card}, int8)
     return metrics
+
+
+def _shortcut_figures(
+    name: str, embeddings: Embeddings, labels: Labels, split: Split, config: FitConfig, views: int
+) -> dict[str, Any]:
+    """With intervals, what a head that sees only a shortcut's view (n, 1280) does on the part held out."""
+    given = embeddings, labels, split.train, split.held_out
+    probabilities = shortcut_probabilities(name, *given, config, views)
+    held_out = labels[split.held_out]
+    return with_intervals(
+        point_figures(held_out, probabilities), bootstrap(held_out, [probabilities], split.drawn_whole)
+    )
 
 
 def split_images(

@@ -30,6 +30,7 @@ from bcd_ray.images import Limits
 from bcd_ray.labels import CLASSES
 from bcd_ray.model import load_bundle
 from bcd_ray.packing import pack
+from bcd_ray.shortcuts import SHORTCUTS
 from bcd_ray.spoiling import SPOILT
 from bcd_ray.training import train
 
@@ -219,6 +220,19 @@ def test_unscored_images_and_how_many_may_be(
     assert again.out == f"nothing to do: all 26 shards are published in {tmp_path / 'strict'}\n"
 
     assert in_process("score", *command, tmp_path / "lenient", "--max-unscored", 2).code == EXIT_OK
+
+
+def test_an_audit_stands_in_metrics_report_and_card(
+    small_archive: Path, tmp_path: Path, in_process: Job, ray_cluster: None
+) -> None:
+    command = ("--data", small_archive, "--output", tmp_path / "model", "--augmented-views", 0, "--audit")
+    assert in_process("train", *command).code == EXIT_OK
+    found = json.loads((tmp_path / "model/metrics.json").read_text())["shortcuts"]
+    assert set(found) == set(SHORTCUTS)
+    figure = found["corners"]["balanced_accuracy"]
+    assert 0 <= figure["interval"][0] <= figure["value"] <= figure["interval"][1] <= 1
+    for name in ("MODEL_CARD.md", "report.html"):
+        assert f"corners {100 * figure['value']:.1f} (" in (tmp_path / "model" / name).read_text()
 
 
 def test_a_job_that_fails(small_archive: Path, tmp_path: Path, in_process: Job, ray_cluster: None) -> None:
