@@ -65,7 +65,7 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
         rules = _rules(name, config)
         results[name]["protocol"] = rules.text()
         of_first = folds[0], logits[0], rules, _fit_config(config, 0)
-        results[name]["triage"] = _triage(augmented, quality, layout, *of_first)
+        results[name]["triage"] = _triage(augmented, quality, layout, *of_first, drawn_whole)
         results[name]["shortcuts"] = {}
         for shortcut, embeddings in zip(SHORTCUTS, reduced, strict=True):
             found = _shortcut(shortcut, embeddings, layout, folds[0], config, progress)
@@ -139,6 +139,7 @@ def _triage(
     logits: Logits,
     rules: Rules,
     config: FitConfig,
+    drawn_whole: Labels,
 ) -> dict[str, Any]:
     """`triage_figures` of all tested images, each decided on with limits from the training part of its fold alone."""
     decisions = []
@@ -147,7 +148,7 @@ def _triage(
         decisions.append(triage.decide(views[0, fold.test], logits[fold.test], quality[fold.test]))
     tested = np.concatenate([np.flatnonzero(fold.test) for fold in folds])
     together = Decisions(*(np.concatenate(parts) for parts in zip(*decisions, strict=True)))
-    return triage_figures(together, logits[tested], layout.labels[tested], clusters(layout, rules.block)[tested])
+    return triage_figures(together, logits[tested], layout.labels[tested], drawn_whole[tested])
 
 
 def _shortcut(
@@ -288,7 +289,7 @@ def format_validation(metrics: Mapping[str, Any]) -> str:
         parts += [f"specificity {_cell(pooled['malignant_specificity'])}", f"AUROC {_cell(pooled['malignant_auroc'])}"]
         lines.append(f"malignant, {name}: {', '.join(parts)}")
     for name, result in metrics["protocols"].items():
-        lines += [f"triage, {name}: {text}" for text in automatic_words(result["triage"]["automatic"])]
+        lines.append(f"triage, {name}: {automatic_words(result['triage']['automatic'])}")
         before, after = (result["triage"]["calibration"][when]["ece"] for when in ("before", "after"))
         lines.append(f"expected calibration error, {name}: {before:.3f}, after temperature scaling {after:.3f}")
     for name, gap in metrics["gap"].get("random_minus_blocked", {}).items():

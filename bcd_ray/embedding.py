@@ -25,6 +25,7 @@ from bcd_ray.shortcuts import SHORTCUTS
 from bcd_ray.spoiling import SPOILT
 
 _IMAGES_PER_TASK = 64
+AHEAD = 4  # images for each thread that decodes, so that the network need not wait for one
 _READERS = 16  # images whose bytes the driver reads at a time
 _ALTERED = {**SHORTCUTS, **SPOILT}
 Embeddings = npt.NDArray[np.float32]
@@ -135,14 +136,14 @@ class _EmbeddingActor:
 
     def __init__(self, model: Model, threads: int) -> None:
         self._engine = OpenVinoEngine(model.tensors, model.preprocessing, threads)
-        self._pool = ThreadPoolExecutor(threads)
+        self._pool, self._ahead = ThreadPoolExecutor(threads), AHEAD * threads
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         sources = zip(batch["uri"], batch["digest"], batch["views"], strict=True)
         images = map_ahead(self._pool, _load, sources, ahead=_IMAGES_PER_TASK)
         tasks = [(image, view) for image in images for view in image.views]
         usable = [row for row, (image, _) in enumerate(tasks) if image.pixels is not None]
-        pixels = map_ahead(self._pool, _render, [tasks[row] for row in usable], ahead=4 * BATCH)
+        pixels = map_ahead(self._pool, _render, [tasks[row] for row in usable], self._ahead)
         outputs = self._engine.run(in_batches(pixels))
         embeddings = np.zeros((len(tasks), EMBEDDING_SIZE), np.float32)
         embeddings[usable] = np.concatenate([np.zeros((0, EMBEDDING_SIZE)), *(out.embeddings for out in outputs)])

@@ -22,7 +22,7 @@ from bcd_ray.quality import MEASURES, measure
 from bcd_ray.report import model_report
 from bcd_ray.splits import Labels, Layout, clusters
 from bcd_ray.spoiling import SPOILT
-from bcd_ray.spread import bootstrap, point_figures, with_intervals
+from bcd_ray.spread import spread_figures
 from bcd_ray.thresholds import triage_figures
 from bcd_ray.triage_plots import triage_plots
 
@@ -71,8 +71,7 @@ def assess(
     """
     labels = np.array([image.label for image in images])
     metrics = classification_metrics(labels, probabilities.argmax(axis=1), CLASSES)
-    draws = bootstrap(labels, [probabilities], drawn_whole)
-    metrics["with_intervals"] = with_intervals(point_figures(labels, probabilities), draws)
+    metrics["with_intervals"] = spread_figures(labels, probabilities, drawn_whole)
     if synthetic:
         metrics["synthetic"] = True
     right, wrong = _examples(images, labels, probabilities)

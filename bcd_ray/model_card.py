@@ -46,7 +46,7 @@ of capture order, or groups:
 
 **Shortcuts.** {audit_words(metrics)}
 
-**Triage.** {" ".join(automatic_words(metrics["triage"][metrics["part"]]["automatic"]))} {LIMITS_CHOSEN}
+**Triage.** {automatic_words(metrics["triage"][metrics["part"]]["automatic"])} {LIMITS_CHOSEN}
 {quantized}
 **Known limits.** One hospital, one stain and one microscope per data set; colour of the background alone can give the
 class away. Images of other stains, cells or magnifications are outside what the model knows; triage flags those that

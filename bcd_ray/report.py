@@ -155,7 +155,7 @@ def _triage_sections(found: Mapping[str, Any], figures: Mapping[str, bytes]) -> 
         f"Brier score {before['brier']:.3f} and {after['brier']:.3f}; fitted on training images that "
         "the head in question had not seen. Every probability in the output is the scaled one."
     )
-    kept = [*automatic_words(found["automatic"]), LIMITS_CHOSEN]
+    kept = [f"{automatic_words(found['automatic'])} {LIMITS_CHOSEN}"]
     return [
         Section("What an expert must look at", figures["risk_coverage.png"], kept),
         Section(
@@ -200,7 +200,7 @@ def _spoilt_section(spoilt: Mapping[str, Any]) -> Section:
     )
 
 
-def automatic_words(automatic: Mapping[str, Any]) -> list[str]:
+def automatic_words(automatic: Mapping[str, Any]) -> str:
     """How many images are not sent to review, and how many of them are wrong, with 95 % intervals, as one sentence."""
     low, high = automatic["coverage_interval"]
     words = (
@@ -208,9 +208,9 @@ def automatic_words(automatic: Mapping[str, Any]) -> list[str]:
         f"review, and {automatic['errors']} of these {automatic['decided']:,} are wrong"
     )
     if automatic["risk"] is None:
-        return [f"{words}."]
+        return f"{words}."
     low, high = automatic["risk_interval"]
-    return [f"{words}: {100 * automatic['risk']:.2f} % ({100 * low:.2f} to {100 * high:.2f} %)."]
+    return f"{words}: {100 * automatic['risk']:.2f} % ({100 * low:.2f} to {100 * high:.2f} %)."
 
 
 def limits(grouped: bool) -> list[str]:

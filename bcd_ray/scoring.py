@@ -17,7 +17,7 @@ import pyarrow as pa
 from bcd_ray import schema, storage
 from bcd_ray.archive import Entry, given_up, kind_of, map_ahead, read_shards
 from bcd_ray.config import ScoreConfig
-from bcd_ray.embedding import in_batches
+from bcd_ray.embedding import AHEAD, in_batches
 from bcd_ray.engine import Choice, EngineName, Outputs, choose_engine, open_engine, precision
 from bcd_ray.errors import ConfigError, JobError, NotFoundError, StorageError
 from bcd_ray.images import DECODER_VERSION, Decoded, Limits, Pixels, Rejected, decode
@@ -143,6 +143,7 @@ class UnitScorer:
         self._engine = open_engine(engine, bundle, threads)
         self._version, self._triage, self._ledger, self._limits = bundle.version, bundle.triage, ledger, limits
         self._pool, self._starts, self._turns = ThreadPoolExecutor(threads), starts, Turns(_UNITS_AT_A_TIME)
+        self._ahead = AHEAD * threads
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         import ray
@@ -172,7 +173,7 @@ class UnitScorer:
         def scorable() -> Iterator[Pixels]:
             entries = given_up(unit.shards) if attempt > MAX_ATTEMPTS else read_shards(unit.shards, self._limits)
             describe = partial(_describe, decode_one, self._limits)
-            for row, pixels in map_ahead(self._pool, describe, entries, ahead=4 * self._engine.batch):
+            for row, pixels in map_ahead(self._pool, describe, entries, self._ahead):
                 found.append(row)
                 if pixels is not None:
                     yield pixels

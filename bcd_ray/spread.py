@@ -101,6 +101,13 @@ def with_intervals(point: dict[str, float], draws: Figures) -> dict[str, dict[st
     return {name: {"value": value, "interval": interval(draws[name])} for name, value in point.items()}
 
 
+def spread_figures(
+    labels: npt.NDArray[np.int64], probabilities: Floats, clusters: npt.NDArray[np.int64]
+) -> dict[str, dict[str, Any]]:
+    """The figures of probabilities (n, classes), with intervals from a `bootstrap` over clusters (n,)."""
+    return with_intervals(point_figures(labels, probabilities), bootstrap(labels, [probabilities], clusters))
+
+
 def _draws(
     labels: npt.NDArray[np.int64], clusters: npt.NDArray[np.int64], random: np.random.Generator
 ) -> Iterator[Floats]:

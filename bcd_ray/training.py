@@ -11,7 +11,7 @@ from bcd_ray import quantization
 from bcd_ray.audit import shortcut_probabilities
 from bcd_ray.config import TrainConfig
 from bcd_ray.dataset import LabelledImage, capture_order, group_numbers, list_labelled, says_synthetic
-from bcd_ray.embedding import Embedded, Embedder, Embeddings
+from bcd_ray.embedding import Embedded, Embedder
 from bcd_ray.errors import JobError
 from bcd_ray.evaluation import assess, measure_quality, refuse_to_replace, unreadable, write_results
 from bcd_ray.figures import training_curves
@@ -24,7 +24,7 @@ from bcd_ray.report import training_report
 from bcd_ray.runtime import library_versions, say
 from bcd_ray.shortcuts import SHORTCUTS
 from bcd_ray.splits import Labels, Layout, Rules, clusters, hold_out
-from bcd_ray.spread import bootstrap, point_figures, with_intervals
+from bcd_ray.spread import spread_figures
 from bcd_ray.thresholds import fit_triage, triage_figures
 from bcd_ray.triage_plots import triage_plots
 
@@ -89,9 +89,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "unreadable": unreadable(images, plain.errors),
     }
     if reduced is not None:
+        parts = labels, split.train, split.held_out, fit_config, len(views)
         metrics["shortcuts"] = {
-            name: _shortcut_figures(name, embeddings, labels, split, fit_config, len(views))
-            for name, embeddings in zip(SHORTCUTS, reduced.embeddings, strict=True)
+            name: spread_figures(labels[split.held_out], shortcut_probabilities(name, each, *parts), split.drawn_whole)
+            for name, each in zip(SHORTCUTS, reduced.embeddings, strict=True)
         }
     info = {
         "training": asdict(config),
@@ -109,18 +110,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
     card = model_card(info, metrics)
     save_bundle(config.output, fitted, triage, info, {"MODEL_CARD.md": card}, int8)
     return metrics
-
-
-def _shortcut_figures(
-    name: str, embeddings: Embeddings, labels: Labels, split: Split, config: FitConfig, views: int
-) -> dict[str, Any]:
-    """With intervals, what a head that sees only a shortcut's view (n, 1280) does on the part held out."""
-    given = embeddings, labels, split.train, split.held_out
-    probabilities = shortcut_probabilities(name, *given, config, views)
-    held_out = labels[split.held_out]
-    return with_intervals(
-        point_figures(held_out, probabilities), bootstrap(held_out, [probabilities], split.drawn_whole)
-    )
 
 
 def split_images(

@@ -65,10 +65,15 @@ class Ended:
 Job = Callable[..., Ended]
 
 
-def as_process(job: str, *arguments: object) -> Ended:
-    """Run a job as a user does: its own process, its own Ray, nothing set for Ray by these tests."""
+def with_its_own_ray() -> dict[str, str]:
+    """An environment with nothing set for Ray by these tests."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment["RAY_ADDRESS"] = "local"  # not a cluster that someone else runs on this machine
+    return environment | {"RAY_ADDRESS": "local"}  # not a cluster that someone else runs on this machine
+
+
+def as_process(job: str, *arguments: object) -> Ended:
+    """Run a job as a user does: its own process, its own Ray."""
+    environment = with_its_own_ray()
     command = [sys.executable, f"jobs/{job}.py", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     return Ended(done.returncode, done.stdout, done.stderr)
@@ -149,8 +154,7 @@ def test_pack_and_score_as_processes(bundle: Path, small_archive: Path, tmp_path
 def test_a_cluster_that_dies_is_told_in_a_line(bundle: Path, synthetic_archive: Path, tmp_path: Path) -> None:
     options = ("--model", bundle, "--input", synthetic_archive, "--output", tmp_path / "scores")
     command = [sys.executable, "jobs/score.py", *map(str, options)]
-    environment = os.environ | {"RAY_ADDRESS": "local"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as job:
+    with subprocess.Popen(command, cwd=ROOT, env=with_its_own_ray(), stderr=subprocess.PIPE, text=True) as job:
         assert job.stderr
         assert any("0 of them done before" in line for line in job.stderr)
         subprocess.run(["pkill", "-KILL", "-P", str(job.pid), "raylet"], check=True)

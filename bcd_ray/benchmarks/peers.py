@@ -80,7 +80,7 @@ def ceiling(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
     from concurrent.futures import ThreadPoolExecutor
 
     from bcd_ray.archive import map_ahead
-    from bcd_ray.embedding import in_batches
+    from bcd_ray.embedding import AHEAD, in_batches
     from bcd_ray.engine import open_engine
     from bcd_ray.images import Decoded, Limits, Pixels, decode
     from bcd_ray.model import load_bundle
@@ -100,7 +100,7 @@ def ceiling(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
     threads = _CORES
     network = open_engine(engine, load_bundle(bundle), threads)
     with ThreadPoolExecutor(threads) as pool:
-        for outputs in network.run(in_batches(map_ahead(pool, pixels, members(), ahead=4 * network.batch))):
+        for outputs in network.run(in_batches(map_ahead(pool, pixels, members(), AHEAD * threads))):
             yield time.time(), len(outputs.logits)
 
 
