@@ -51,7 +51,7 @@ def validation_report(metrics: Mapping[str, Any], figures: Mapping[str, bytes]) 
                 "part: how many images go without review, how many of them are wrong, and whether the confidence can "
                 "be believed before and after temperature scaling (expected calibration error)."
             ],
-            columns=["Protocol", "Not sent to review", "Wrong among them", "ECE before", "ECE after"],
+            columns=["Protocol", "Not sent to review, %", "Wrong among them, %", "ECE before", "ECE after"],
             rows=[_triage_row(name, result["triage"]) for name, result in results.items()],
         ),
         Section(

@@ -21,7 +21,7 @@ Mask = npt.NDArray[np.bool_]
 
 DIRECTIONS = 128  # of the embeddings that the distance knows one by one; 64 separate photographs from smears as well
 REASONS = {
-    "low_confidence": "`certainty` is under the limit: the model hesitates, or another class is about as near",
+    "low_confidence": "The certainty is under the limit: the model hesitates, or another class is about as near",
     "out_of_distribution": "The embedding is further from every class than training images are: another kind of image",
     "poor_quality": "Focus, brightness, clipping or contrast is well outside the range of the training images",
     "conflicting_evidence": "The class with the nearest training images is not the suggested one",
