@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bcd_ray.calibration import (
     Floats,
@@ -44,36 +45,49 @@ def fit_triage(
         views: (v, n, 1280), the training images in v views, the first of them the images themselves.
         quality: (n, 4), see `quality.measure`.
         layout: of the n images.
-        rules: of the split; see `_folds`.
+        rules: of the split; see `inner_folds`.
         config: of the bundle's head.
 
     Returns:
         What the bundle holds, and `triage_figures` of the n images, each held out.
     """
     labels = layout.labels
-    folds = _folds(layout, rules, config.seed)
+    logits, distances = predict_held_out(views, layout, rules, config)
+    model = fit_distance(views[0], labels, len(CLASSES))
+    drawn_whole = clusters(layout, rules.block)
+    settings = choose_limits(logits, distances, quality, labels, drawn_whole) | {"precision": model.precision}
+    figures = triage_figures(decide(settings, distances, logits, quality), logits, labels, drawn_whole)
+    return Triage(model, settings), figures
+
+
+def predict_held_out(
+    views: Embeddings, layout: Layout, rules: Rules, config: FitConfig
+) -> tuple[npt.NDArray[np.float32], Floats]:
+    """Logits of, and distances (n, 4) of training images to, each class as those who did not see the image tell."""
+    labels = layout.labels
     logits, distances = np.zeros((len(labels), len(CLASSES)), np.float32), np.zeros((len(labels), len(CLASSES)))
-    for fold in folds:
+    for fold in inner_folds(layout, rules, config.seed):
         head = fit(Parts(views[:, fold.train], labels[fold.train], views[0, fold.test], labels[fold.test]), config)
         logits[fold.test] = head.logits(views[0, fold.test])
         model = fit_distance(views[0, fold.train], labels[fold.train], len(CLASSES))
         distances[fold.test] = model.distances(views[0, fold.test])
-    model = fit_distance(views[0], labels, len(CLASSES))
+    return logits, distances
+
+
+def choose_limits(
+    logits: npt.NDArray[np.float32], distances: Floats, quality: Floats, labels: Labels, drawn_whole: Labels
+) -> dict[str, Any]:
+    """`Triage.settings`, but for the distance model's, from what was held out of n images; arguments (n, 4) or (n,)."""
     settings: dict[str, Any] = {
         "temperature": fit_temperature(logits, labels),
         "certainty": 0.0,
         "distance": float(np.quantile(distances.min(axis=1), 1 - OOD_RATE)),
-        "precision": model.precision,
         "quality": limits(quality, QUALITY_RATE),
     }
     others = decide(settings, distances, logits, quality)
     certainty = np.where(others.reasons.any(axis=1), -np.inf, others.certainty)
-    drawn_whole = clusters(layout, rules.block)
     settings["certainty"] = least_for_risk(certainty, logits.argmax(axis=1) == labels, drawn_whole, RISK)
-    settings |= {"risk": RISK, "ood_rate": OOD_RATE, "quality_rate": QUALITY_RATE}
-    settings |= {"images": len(labels), "folds": len(folds)}
-    figures = triage_figures(decide(settings, distances, logits, quality), logits, labels, drawn_whole)
-    return Triage(model, settings), figures
+    return settings | {"risk": RISK, "ood_rate": OOD_RATE, "quality_rate": QUALITY_RATE, "images": len(labels)}
 
 
 def triage_figures(decisions: Decisions, logits: Floats, labels: Labels, drawn_whole: Labels) -> dict[str, Any]:
@@ -99,8 +113,8 @@ def triage_figures(decisions: Decisions, logits: Floats, labels: Labels, drawn_w
     }
 
 
-def _folds(layout: Layout, rules: Rules, seed: int) -> Sequence[Fold]:
-    """Folds under the split's protocol; of `forward`, blocks, which every part of its training part can be tested by.
+def inner_folds(layout: Layout, rules: Rules, seed: int) -> Sequence[Fold]:
+    """Folds of a training part under the split's protocol; of `forward`, blocks, which can test every part of it.
 
     Blocks and embargo are half as long as the split's: the training part has gaps already, and whole ones would leave
     the heads so few images that they say little about the head fitted on all.
