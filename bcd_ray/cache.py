@@ -20,18 +20,23 @@ from bcd_ray.augment import AUGMENTATION_VERSION
 from bcd_ray.errors import StorageError
 from bcd_ray.images import DECODER_VERSION
 from bcd_ray.model import EMBEDDING_SIZE, Model
+from bcd_ray.quality import MEASURES
 from bcd_ray.runtime import say
 
 ROWS_PER_OBJECT = 2048  # 10 MB; what an interrupted run loses at most
 _READERS = 4  # objects read at a time
 
-# `hash` is the perceptual hash, in rows of view 0; `error` says why the image could not be decoded, or is empty.
+FORMAT = 2  # raise it when a column would hold something else
+
+# `hash` is the perceptual hash, in rows of view 0; `error` says why the image could not be decoded, or is empty;
+# `quality` is what `quality.measure` says of the view, NaN of augmented ones.
 SCHEMA = pa.schema(
     [
         ("digest", pa.string()),
         ("view", pa.string()),
         ("hash", pa.uint64()),
         ("error", pa.string()),
+        ("quality", pa.list_(pa.float32(), len(MEASURES))),
         ("embedding", pa.list_(pa.float32(), EMBEDDING_SIZE)),
     ]
 )
@@ -42,6 +47,7 @@ class ViewTable:
 
     def __init__(self, digests: list[str], views: list[str]) -> None:
         self.embeddings = np.zeros((len(views), len(digests), EMBEDDING_SIZE), np.float32)
+        self.quality = np.full((len(views), len(digests), len(MEASURES)), np.nan, np.float32)
         self.hashes = np.zeros(len(digests), np.uint64)
         self.errors = [""] * len(digests)
         self.place = {digest: place for place, digest in enumerate(digests)}
@@ -58,6 +64,7 @@ class ViewTable:
         images = [self.place[digests[row]] for row in wanted]
         numbers = [self._views[views[row]] for row in wanted]
         self.embeddings[numbers, images] = _matrix(kept["embedding"])
+        self.quality[numbers, images] = _matrix(kept["quality"])
         self._present[numbers, images] = True
         for image, value, error in zip(images, kept["hash"].to_pylist(), kept["error"].to_pylist(), strict=True):
             self.hashes[image] |= value  # 0 but in the row of view 0
@@ -119,15 +126,19 @@ class EmbeddingCache:
 
 
 def to_rows(columns: dict[str, Any]) -> pa.Table:
-    """A table of `SCHEMA` from its columns, `embedding` as (n, 1280) float32."""
-    flat = pa.array(np.ascontiguousarray(columns["embedding"], np.float32).ravel())
-    embedding = pa.FixedSizeListArray.from_arrays(flat, EMBEDDING_SIZE)
-    return pa.table({**{name: columns[name] for name in SCHEMA.names[:-1]}, "embedding": embedding}, schema=SCHEMA)
+    """A table of `SCHEMA` from its columns, `quality` as (n, 4) and `embedding` as (n, 1280) float32."""
+    return pa.table({name: _column(columns[name]) for name in SCHEMA.names}, schema=SCHEMA)
+
+
+def _column(values: Any) -> Any:
+    if values.ndim == 1:
+        return values
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).ravel()), values.shape[1])
 
 
 def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
     flat: npt.NDArray[np.float32] = pa.concat_arrays(column.chunks).flatten().to_numpy()
-    return flat.reshape(-1, EMBEDDING_SIZE)
+    return flat.reshape(-1, column.type.list_size)
 
 
 def _key(model: Model) -> str:
@@ -136,5 +147,5 @@ def _key(model: Model) -> str:
     for name in sorted(name for name in model.tensors if not name.startswith("head.")):
         backbone.update(name.encode())
         backbone.update(np.ascontiguousarray(model.tensors[name]).tobytes())
-    facts = [backbone.hexdigest(), model.preprocessing, DECODER_VERSION, AUGMENTATION_VERSION]
+    facts = [backbone.hexdigest(), model.preprocessing, DECODER_VERSION, AUGMENTATION_VERSION, FORMAT]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcd_ray.engine import softmax
+from bcd_ray.spread import interval
 
 Floats = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.int64]
@@ -109,7 +110,7 @@ def least_for_risk(certainty: Floats, correct: Mask, clusters: Labels, risk: flo
 
 
 def risk_interval(decided: Mask, correct: Mask, clusters: Labels) -> dict[str, Any]:
-    """Share decided without review, errors among them, and 95 % intervals of both; images of a cluster drawn together.
+    """Share decided without review, errors among them, and `spread.interval` of both, each cluster drawn whole.
 
     Neighbours in a capture order err together, so single images drawn with replacement would promise too much.
     """
@@ -120,9 +121,9 @@ def risk_interval(decided: Mask, correct: Mask, clusters: Labels) -> dict[str, A
     total = int(decided.sum())
     return {
         "coverage": total / len(decided),
-        "coverage_interval": np.quantile(coverage, [0.025, 0.975]).tolist(),
+        "coverage_interval": interval(coverage),
         "risk": int((decided & ~correct).sum()) / total if total else None,
-        "risk_interval": np.quantile(risk, [0.025, 0.975]).tolist() if total else None,
+        "risk_interval": interval(risk) if total else None,
         "decided": total,
         "errors": int((decided & ~correct).sum()),
     }

@@ -92,9 +92,9 @@ class TrainConfig(_FitOptions):
     """Ray Train workers that fit the head; 0 fits in the driver and saves some 20 s of start-up."""
     seed: int = 0
     """Of the split and the fit: the same seed gives the same metrics."""
-    audit: bool = False
-    """Measure what background, corners and blanked cells give away, for the report and the model card: three more views
-    of each image to embed."""
+    audit: bool = True
+    """Measure what background, corners and blanked cells give away, for the report and the model card. `--no-audit`
+    saves three views of each image to embed."""
     int8: bool = False
     """Put the network in 8-bit integers into the bundle too, calibrated on training images: for `jobs/score.py
     --engine openvino-int8`."""

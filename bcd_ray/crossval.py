@@ -16,7 +16,7 @@ from bcd_ray.config import EvaluateConfig
 from bcd_ray.dataset import LabelledImage, group_numbers, list_labelled, read_pixels, says_synthetic
 from bcd_ray.embedding import Embedder, Embeddings
 from bcd_ray.engine import softmax
-from bcd_ray.evaluation import measure_quality, refuse_to_replace, unreadable, write_results
+from bcd_ray.evaluation import refuse_to_replace, unreadable, write_results
 from bcd_ray.figures import Example, confusion_matrix_figure, disputed_labels, protocols_figure
 from bcd_ray.head import FitConfig, Parts, fit
 from bcd_ray.label_check import check_labels
@@ -27,7 +27,7 @@ from bcd_ray.report import automatic_words, validation_report
 from bcd_ray.runtime import Progress, library_versions
 from bcd_ray.shortcuts import SHORTCUTS
 from bcd_ray.splits import Fold, Labels, Layout, Rules, clusters, cross_validate
-from bcd_ray.spread import Figures, Floats, bootstrap, point_figures, with_intervals
+from bcd_ray.spread import Figures, Floats, bootstrap, figure_words, point_figures, with_intervals
 from bcd_ray.thresholds import fit_triage, triage_figures
 from bcd_ray.training import duplicates, lay_out
 from bcd_ray.triage import Decisions
@@ -52,7 +52,7 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
     digests = [embedded.digests[index] for index in usable]
     augmented, reduced = np.split(embedded.embeddings[:, usable], [config.augmented_views + 1])
     splits = _splits(layout, config)
-    drawn_whole, quality = clusters(layout, config.block), measure_quality(read)
+    drawn_whole, quality = clusters(layout, config.block), embedded.quality[0, usable]
 
     progress = Progress("fitting", (config.seeds + len(SHORTCUTS)) * sum(len(f[0]) for f in splits.values()), "heads")
     runs, draws, results = dict[str, Runs](), dict[str, Figures](), dict[str, Any]()
@@ -285,8 +285,11 @@ def format_validation(metrics: Mapping[str, Any]) -> str:
         lines += [f"  {each.replace('_', ' '):<22}{_cells(found)}" for each, found in result["shortcuts"].items()]
     for name, result in metrics["protocols"].items():
         pooled = result["pooled"]
-        parts = [f"sensitivity {_cell(pooled['malignant_sensitivity'])}"]
-        parts += [f"specificity {_cell(pooled['malignant_specificity'])}", f"AUROC {_cell(pooled['malignant_auroc'])}"]
+        parts = [f"sensitivity {figure_words(pooled['malignant_sensitivity'])}"]
+        parts += [
+            f"specificity {figure_words(pooled['malignant_specificity'])}",
+            f"AUROC {figure_words(pooled['malignant_auroc'])}",
+        ]
         lines.append(f"malignant, {name}: {', '.join(parts)}")
     for name, result in metrics["protocols"].items():
         lines.append(f"triage, {name}: {automatic_words(result['triage']['automatic'])}")
@@ -294,15 +297,10 @@ def format_validation(metrics: Mapping[str, Any]) -> str:
         lines.append(f"expected calibration error, {name}: {before:.3f}, after temperature scaling {after:.3f}")
     for name, gap in metrics["gap"].get("random_minus_blocked", {}).items():
         if name in ("macro_f1", "accuracy"):
-            lines.append(f"random minus blocked, {name.replace('_', ' ')}: {_cell(gap)} points")
+            lines.append(f"random minus blocked, {name.replace('_', ' ')}: {figure_words(gap)} points")
     lines.append(f"{metrics['disputed_labels']} given labels are disputed: see disputed_labels.csv")
     return "\n".join(lines)
 
 
 def _cells(figures: Mapping[str, Any]) -> str:
-    return "".join(f"{_cell(figures[name]):>22}" for name in ("macro_f1", "accuracy", "balanced_accuracy"))
-
-
-def _cell(figure: Mapping[str, Any]) -> str:
-    low, high = figure["interval"]
-    return f"{100 * figure['value']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    return "".join(f"{figure_words(figures[name]):>22}" for name in ("macro_f1", "accuracy", "balanced_accuracy"))

@@ -20,11 +20,13 @@ from bcd_ray.errors import JobError, StorageError
 from bcd_ray.images import Limits, Pixels, Rejected, decode
 from bcd_ray.model import EMBEDDING_SIZE, Model
 from bcd_ray.perceptual import perceptual_hash
+from bcd_ray.quality import MEASURES, measure
 from bcd_ray.runtime import Progress, actor_pool, ray_session, say
 from bcd_ray.shortcuts import SHORTCUTS
 from bcd_ray.spoiling import SPOILT
 
 _IMAGES_PER_TASK = 64
+_TASKS_AT_A_TIME = 2  # of an actor: while one reads its first images, the other keeps the cores busy
 AHEAD = 4  # images for each thread that decodes, so that the network need not wait for one
 _READERS = 16  # images whose bytes the driver reads at a time
 _ALTERED = {**SHORTCUTS, **SPOILT}
@@ -36,6 +38,7 @@ class Embedded:
     """What was computed of n images in v views; row i belongs to image i of those that were asked for."""
 
     embeddings: Embeddings  # (v, n, 1280)
+    quality: npt.NDArray[np.float32]  # (v, n, 4) see `quality.measure`; NaN of augmented views
     digests: list[str]  # sha256 of each image's bytes, "" where it could not be read
     hashes: npt.NDArray[np.uint64]  # (n,) perceptual hashes, where view 0 was asked for
     errors: list[str | None]  # why an image could not be used, else None
@@ -84,13 +87,15 @@ class Embedder:
         known = places >= 0
         embeddings = np.zeros((len(views), len(digests), EMBEDDING_SIZE), np.float32)
         embeddings[:, known] = table.embeddings[:, places[known]]
+        quality = np.full((len(views), len(digests), len(MEASURES)), np.nan, np.float32)
+        quality[:, known] = table.quality[:, places[known]]
         hashes = np.zeros(len(digests), np.uint64)
         hashes[known] = table.hashes[places[known]]
         errors = [
             (table.errors[place] if place >= 0 else self._identified[index][1]) or None
             for place, index in zip(places, indices, strict=True)
         ]
-        return Embedded(embeddings, digests, hashes, errors)
+        return Embedded(embeddings, quality, digests, hashes, errors)
 
     def _compute(
         self, table: ViewTable, lacking: dict[str, list[str]], sources: dict[str, LabelledImage], progress: Progress
@@ -106,7 +111,7 @@ class Embedder:
             _EmbeddingActor,
             batch_size=_IMAGES_PER_TASK,
             fn_constructor_args=(self._model, pool.threads),
-            **pool.options(),
+            **pool.options(calls=_TASKS_AT_A_TIME),
         )
         try:
             for batch in results.iter_batches(batch_size=None):
@@ -143,15 +148,23 @@ class _EmbeddingActor:
         images = map_ahead(self._pool, _load, sources, ahead=_IMAGES_PER_TASK)
         tasks = [(image, view) for image in images for view in image.views]
         usable = [row for row, (image, _) in enumerate(tasks) if image.pixels is not None]
-        pixels = map_ahead(self._pool, _render, [tasks[row] for row in usable], self._ahead)
-        outputs = self._engine.run(in_batches(pixels))
+        quality = np.full((len(tasks), len(MEASURES)), np.nan, np.float32)
+
+        def rendered() -> Iterator[Pixels]:
+            views = map_ahead(self._pool, _render, [tasks[row] for row in usable], self._ahead)
+            for row, (pixels, measures) in zip(usable, views, strict=True):
+                quality[row] = measures
+                yield pixels
+
         embeddings = np.zeros((len(tasks), EMBEDDING_SIZE), np.float32)
+        outputs = self._engine.run(in_batches(rendered()))
         embeddings[usable] = np.concatenate([np.zeros((0, EMBEDDING_SIZE)), *(out.embeddings for out in outputs)])
         return {
             "digest": np.array([image.digest for image, _ in tasks], object),
             "view": np.array([view for _, view in tasks], object),
             "hash": np.array([image.hash if view == "0" else 0 for image, view in tasks], np.uint64),
             "error": np.array([image.error for image, _ in tasks], object),
+            "quality": quality,
             "embedding": embeddings,
         }
 
@@ -179,10 +192,12 @@ def _load(source: tuple[str, str, Sequence[str]]) -> _Loaded:
     return _Loaded(digest, views, decoded.pixels, perceptual_hash(decoded.pixels) if "0" in views else 0)
 
 
-def _render(task: tuple[_Loaded, str]) -> Pixels:
+def _render(task: tuple[_Loaded, str]) -> tuple[Pixels, npt.NDArray[np.float32] | float]:
+    """The pixels of a view, and their quality measures, NaN where nobody asks."""
     image, view = task
     assert image.pixels is not None
-    return _ALTERED[view](image.pixels) if view in _ALTERED else augment(image.pixels, image.digest, int(view))
+    pixels = _ALTERED[view](image.pixels) if view in _ALTERED else augment(image.pixels, image.digest, int(view))
+    return pixels, measure(pixels) if view == "0" or view in SPOILT else np.nan
 
 
 def in_batches(images: Iterator[Pixels], most: int = BATCH) -> Iterator[Pixels]:

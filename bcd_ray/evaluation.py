@@ -1,8 +1,7 @@
 """How well a model does on labelled images: metrics and figures, the same after training and for any folder."""
 
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,9 @@ from bcd_ray.dataset import LabelledImage, capture_order, group_numbers, list_la
 from bcd_ray.embedding import Embedder, Embeddings
 from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.figures import GALLERY_LIMIT, Example, confusion_matrix_figure, gallery
-from bcd_ray.images import Pixels
 from bcd_ray.labels import CLASSES, DISPLAY_NAMES
 from bcd_ray.metrics import classification_metrics
 from bcd_ray.model import Bundle, load_bundle
-from bcd_ray.quality import MEASURES, measure
 from bcd_ray.report import model_report
 from bcd_ray.splits import Labels, Layout, clusters
 from bcd_ray.spoiling import SPOILT
@@ -28,7 +25,6 @@ from bcd_ray.triage_plots import triage_plots
 
 Probabilities = npt.NDArray[np.float64]
 _OF_USE = 0.8  # accuracy under which a way of spoiling leaves images of no use
-_READERS = 8  # threads that read and decode images
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -48,14 +44,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     logits = bundle.model.logits(embedded.embeddings[0, usable])
     read, synthetic = [images[index] for index in usable], says_synthetic(config.data)
     drawn_whole = clusters(layout, config.block)[usable]
-    decisions = bundle.triage.decide(embedded.embeddings[0, usable], logits, measure_quality(read))
+    decisions = bundle.triage.decide(embedded.embeddings[0, usable], logits, embedded.quality[0, usable])
     metrics, figures = assess(read, decisions.probabilities, drawn_whole, config.data, synthetic)
     on_data = triage_figures(decisions, logits, labels[usable], drawn_whole)
     figures |= triage_plots(on_data, "evaluated", synthetic)
     metrics |= {"triage": {"evaluated": on_data}, "model_version": bundle.version}
     metrics["unreadable"] = unreadable(images, embedded.errors)
     if spoilt:
-        metrics["spoilt"] = spoilt_figures(read, spoilt.embeddings[:, usable], bundle)
+        metrics["spoilt"] = spoilt_figures(
+            labels[usable], spoilt.embeddings[:, usable], spoilt.quality[:, usable], bundle
+        )
     about = f"Model {bundle.version[:12]} on the {len(usable):,} readable images of {len(images):,} in {config.data}."
     data = ["Whether training saw these images, or others of the same patients, is not known here."]
     write_results(config.output, metrics, figures, model_report(metrics, figures, about, data, grouped=False))
@@ -84,17 +82,16 @@ def assess(
 
 
 def spoilt_figures(
-    images: Sequence[LabelledImage], embeddings: Embeddings, bundle: Bundle
+    labels: Labels, embeddings: Embeddings, quality: npt.NDArray[np.float32], bundle: Bundle
 ) -> dict[str, dict[str, float | None]]:
     """Of n images spoilt in each of the ways of `SPOILT`: the accuracy, and the share that triage sends to an expert.
 
     `beyond_use` sums up the ways that leave an accuracy under 80 %: how many there are, and the share of their images
-    that is sent, None where there are none. `embeddings` (ways, n, 1280) are those of the spoilt images.
+    that is sent, None where there are none. `embeddings` (ways, n, 1280) and `quality` (ways, n, 4) are those of the
+    spoilt images.
     """
-    labels, figures = np.array([image.label for image in images]), dict[str, dict[str, float | None]]()
-    useless = []
-    measured = _measured(images, list(SPOILT.values()))
-    for name, of_way, measures in zip(SPOILT, embeddings, measured, strict=True):
+    figures, useless = dict[str, dict[str, float | None]](), []
+    for name, of_way, measures in zip(SPOILT, embeddings, quality, strict=True):
         decisions = bundle.triage.decide(of_way, bundle.model.logits(of_way), measures)
         accuracy = float((decisions.probabilities.argmax(axis=1) == labels).mean())
         review = float(decisions.reasons.any(axis=1).mean())
@@ -123,26 +120,6 @@ def refuse_to_replace(output: str, name: str) -> None:
     if storage.exists(storage.join(output, name)):
         raise ConfigError(f"--output {output} holds results already: choose another folder, or delete it")
     storage.check_writable(output)
-
-
-def measure_quality(images: Sequence[LabelledImage]) -> npt.NDArray[np.float32]:
-    """(n, 4) quality measures of images that could be read before."""
-    measures: npt.NDArray[np.float32] = _measured(images, [lambda pixels: pixels])[0]
-    return measures
-
-
-def _measured(
-    images: Sequence[LabelledImage], changes: Sequence[Callable[[Pixels], Pixels]]
-) -> npt.NDArray[np.float32]:
-    """(changes, n, 4) quality measures of readable images after each change; an image is read and decoded once."""
-
-    def of_image(image: LabelledImage) -> list[npt.NDArray[np.float32]]:
-        pixels = read_pixels(image)
-        return [measure(change(pixels)) for change in changes]
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        measures = np.array(list(pool.map(of_image, images)), np.float32)
-    return measures.reshape(len(images), len(changes), len(MEASURES)).swapaxes(0, 1)
 
 
 def _examples(

@@ -287,9 +287,8 @@ def protocols_figure(results: Mapping[str, Any], *, synthetic: bool = False) -> 
     colours, markers = [BLUE, VERMILLION, GREY, INK], "osD^"
     for number, way in enumerate(ways):
         found = [each["pooled"] if way == "model" else each["shortcuts"][way] for each in results.values()]
-        values = np.array(
-            [[each["balanced_accuracy"]["value"], *each["balanced_accuracy"]["interval"]] for each in found]
-        )
+        figures = [each["balanced_accuracy"] for each in found]
+        values = np.array([[each["value"], *(each["interval"] or 2 * [each["value"]])] for each in figures])
         places = np.arange(len(results)) + 0.2 * (number - (len(ways) - 1) / 2)
         axes.hlines(places, values[:, 1], values[:, 2], color=colours[number], linewidth=2)
         axes.plot(

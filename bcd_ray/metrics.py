@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bcd_ray.spread import figure_words
+
 IntArray = NDArray[np.integer[Any]]
 FloatArray = NDArray[np.float64]
 _SHOWN = ("accuracy", "macro_f1", "malignant_sensitivity", "malignant_specificity")  # with their intervals
@@ -105,7 +107,7 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
     lines = [f"{overall}, {means}"]
     if intervals := metrics.get("with_intervals"):
         shown = [_with_interval(name, intervals[name]) for name in _SHOWN if name in intervals]
-        lines.append(f"95 % intervals over blocks or groups: {', '.join(shown)}")
+        lines.append(f"in %, with 95 % intervals over blocks or groups: {', '.join(shown)}")
     lines += [f"{'class':<{width}}  precision  recall      F1  support"]
     for name in metrics["classes"]:
         row = metrics["per_class"][name]
@@ -115,8 +117,7 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
 
 
 def _with_interval(name: str, figure: Mapping[str, Any]) -> str:
-    low, high = figure["interval"]
-    return f"{name.replace('_', ' ')} {figure['value']:.1%} ({low:.1%} to {high:.1%})"
+    return f"{name.replace('_', ' ')} {figure_words(figure)}"
 
 
 def _ratio(part: IntArray, whole: IntArray) -> FloatArray:

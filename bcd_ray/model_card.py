@@ -38,7 +38,7 @@ to support a haematologist. It makes no diagnosis and replaces no expert: every 
 **Protocol.** {metrics["protocol"]}. {patients}
 
 **Figures** on the {metrics["part"]} part, one run with seed {training["seed"]}; intervals by a bootstrap over blocks
-of capture order, or groups:
+of capture order, or groups, and none where there is no error, or one block a class:
 
 ```
 {format_metrics(metrics)}

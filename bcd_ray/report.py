@@ -6,6 +6,7 @@ from typing import Any
 from bcd_ray.labels import CLASSES, DISPLAY_NAMES
 from bcd_ray.page import Card, Page, Section
 from bcd_ray.runtime import library_versions
+from bcd_ray.spread import figure_words, interval_words
 from bcd_ray.triage import REASONS
 
 SYNTHETIC = "Trained and measured on synthetic, drawn images: the figures say nothing about real smears."
@@ -26,7 +27,7 @@ def validation_report(metrics: Mapping[str, Any], figures: Mapping[str, bytes]) 
     results = metrics["protocols"]
     first = next(name for name in _HARDEST_FIRST if name in results)
     pooled, settings = results[first]["pooled"], metrics["settings"]
-    cards = [Card(_words(name), _percent(pooled[name]), _interval(pooled[name])) for name in _SHOWN]
+    cards = [Card(_words(name), _percent(pooled[name]), interval_words(pooled[name]["interval"])) for name in _SHOWN]
     sections = [
         Section(
             "How much of it is the split",
@@ -92,7 +93,8 @@ def training_report(info: Mapping[str, Any], metrics: Mapping[str, Any], figures
     about = (
         f"One model, seed {training['seed']}, {training['epochs']} epochs, measured on its {metrics['part']} part of "
         f"{metrics['images']:,} images. Each figure has its 95 % interval, drawn over "
-        f"{'groups' if training['split'] == 'grouped' else 'blocks of the capture order'}."
+        f"{'groups' if training['split'] == 'grouped' else 'blocks of the capture order'}; where there is no error, or "
+        "one block a class, no interval can be told."
     )
     data = [
         f"{counts['usable']:,} of {counts['images']:,} images in {training['data']} are used: {counts['summary']}.",
@@ -135,7 +137,11 @@ def model_report(
     return Page(
         "Blood smear classifier",
         about,
-        [Card(_words(name), _percent(found[name]), _interval(found[name])) for name in _SHOWN if name in found]
+        [
+            Card(_words(name), _percent(found[name]), interval_words(found[name]["interval"]))
+            for name in _SHOWN
+            if name in found
+        ]
         + [_automatic_card(metrics["triage"][metrics.get("part", "evaluated")]["automatic"])],
         sections,
         _warnings(metrics.get("synthetic", False)),
@@ -170,10 +176,12 @@ def _triage_sections(found: Mapping[str, Any], figures: Mapping[str, bytes]) -> 
 def audit_words(metrics: Mapping[str, Any]) -> str:
     """What the shortcuts give away, beside the model, as a sentence."""
     if "shortcuts" not in metrics:
-        return "Not measured for this model: jobs/train.py --audit does, and so does jobs/evaluate.py --cross-validate."
-    model = _cell(metrics["with_intervals"]["balanced_accuracy"])
+        return (
+            "Not measured for this model: jobs/train.py does without --no-audit, and jobs/evaluate.py --cross-validate."
+        )
+    model = figure_words(metrics["with_intervals"]["balanced_accuracy"])
     others = ", ".join(
-        f"{name.replace('_', ' ')} {_cell(found['balanced_accuracy'])} %"
+        f"{name.replace('_', ' ')} {figure_words(found['balanced_accuracy'])} %"
         for name, found in metrics["shortcuts"].items()
     )
     return (
@@ -202,15 +210,13 @@ def _spoilt_section(spoilt: Mapping[str, Any]) -> Section:
 
 def automatic_words(automatic: Mapping[str, Any]) -> str:
     """How many images are not sent to review, and how many of them are wrong, with 95 % intervals, as one sentence."""
-    low, high = automatic["coverage_interval"]
     words = (
-        f"{100 * automatic['coverage']:.1f} % of the images ({100 * low:.1f} to {100 * high:.1f} %) are not sent to "
-        f"review, and {automatic['errors']} of these {automatic['decided']:,} are wrong"
+        f"{100 * automatic['coverage']:.1f} % of the images ({interval_words(automatic['coverage_interval'])}) are not "
+        f"sent to review, and {automatic['errors']} of these {automatic['decided']:,} are wrong"
     )
     if automatic["risk"] is None:
         return f"{words}."
-    low, high = automatic["risk_interval"]
-    return f"{words}: {100 * automatic['risk']:.2f} % ({100 * low:.2f} to {100 * high:.2f} %)."
+    return f"{words}: {100 * automatic['risk']:.2f} % ({interval_words(automatic['risk_interval'], 2)})."
 
 
 def limits(grouped: bool) -> list[str]:
@@ -239,19 +245,22 @@ def _footer(versions: Mapping[str, str]) -> str:
 def _protocol_row(name: str, result: Mapping[str, Any]) -> list[str]:
     folds = result["over_folds"]["macro_f1"]
     spread = f"{100 * folds['mean']:.1f} ± {100 * folds['std']:.1f} (n = {len(result['folds'])})"
-    return [name, *(_cell(result["pooled"][figure]) for figure in _SHOWN), spread]
+    return [name, *(figure_words(result["pooled"][figure]) for figure in _SHOWN), spread]
 
 
 def _shortcut_row(name: str, result: Mapping[str, Any]) -> list[str]:
-    return [name, *(_cell(found["balanced_accuracy"]) for found in (result["pooled"], *result["shortcuts"].values()))]
+    return [
+        name,
+        *(figure_words(found["balanced_accuracy"]) for found in (result["pooled"], *result["shortcuts"].values())),
+    ]
 
 
 def _triage_row(name: str, found: Mapping[str, Any]) -> list[str]:
     automatic, calibration = found["automatic"], found["calibration"]
-    kept = _cell({"value": automatic["coverage"], "interval": automatic["coverage_interval"]})
+    kept = figure_words({"value": automatic["coverage"], "interval": automatic["coverage_interval"]})
     wrong = "-"
     if automatic["risk"] is not None:
-        wrong = _cell({"value": automatic["risk"], "interval": automatic["risk_interval"]})
+        wrong = figure_words({"value": automatic["risk"], "interval": automatic["risk_interval"]}, digits=2)
     return [name, kept, wrong, *(f"{calibration[when]['ece']:.3f}" for when in ("before", "after"))]
 
 
@@ -259,10 +268,10 @@ def _gap_words(metrics: Mapping[str, Any]) -> list[str]:
     gap = metrics["gap"].get("random_minus_blocked")
     if not gap:
         return []
-    low, high = (100 * bound for bound in gap["macro_f1"]["interval"])
+    bounds = interval_words(gap["macro_f1"]["interval"])
     return [
         f"A random split of images, the paper's, makes macro F1 look {100 * gap['macro_f1']['value']:.1f} points "
-        f"better than blocks of the capture order kept apart do (95 % interval {low:.1f} to {high:.1f}): "
+        f"better than blocks of the capture order kept apart do (95 % interval: {bounds}): "
         "neighbouring images of one patient stand on both sides of it."
     ]
 
@@ -288,7 +297,7 @@ def _data_words(metrics: Mapping[str, Any]) -> list[str]:
 
 def _class_cells(pooled: Mapping[str, Any], name: str) -> list[str]:
     keys = [f"{figure}/{name}" for figure in _FIGURES_OF_CLASS]
-    return [_cell(pooled[key]) if key in pooled else "-" for key in keys]
+    return [figure_words(pooled[key]) if key in pooled else "-" for key in keys]
 
 
 def _words(name: str) -> str:
@@ -299,12 +308,3 @@ def _words(name: str) -> str:
 
 def _percent(figure: Mapping[str, Any]) -> str:
     return f"{100 * figure['value']:.1f} %"
-
-
-def _interval(figure: Mapping[str, Any]) -> str:
-    low, high = figure["interval"]
-    return f"{100 * low:.1f} to {100 * high:.1f} %"
-
-
-def _cell(figure: Mapping[str, Any]) -> str:
-    return f"{100 * figure['value']:.1f} ({_interval(figure).removesuffix(' %')})"

@@ -5,7 +5,7 @@ are not independent, and a bootstrap over images would give intervals that are t
 and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,11 +89,25 @@ def bootstrap(
     return {name: np.concatenate(values) for name, values in drawn.items()}
 
 
-def interval(draws: Floats) -> list[float]:
-    """The percentile interval of the draws that are defined."""
+def interval(draws: Floats) -> list[float] | None:
+    """The percentile interval of the draws that are defined.
+
+    None where it has no width: of one block a class, or of no error at all, a bootstrap cannot tell how much another
+    sample would differ.
+    """
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.nanpercentile(draws, [tail, 100 - tail])
-    return [float(low), float(high)]
+    return [float(low), float(high)] if high > low else None
+
+
+def interval_words(bounds: Sequence[float] | None, digits: int = 1) -> str:
+    """An interval of shares in percent: "94.1 to 97.9", or that there is none."""
+    return " to ".join(f"{100 * bound:.{digits}f}" for bound in bounds) if bounds else "no interval"
+
+
+def figure_words(figure: Mapping[str, Any], digits: int = 1) -> str:
+    """A share with its interval, in percent: "96.1 (94.1 to 97.9)"."""
+    return f"{100 * figure['value']:.{digits}f} ({interval_words(figure['interval'], digits)})"
 
 
 def with_intervals(point: dict[str, float], draws: Figures) -> dict[str, dict[str, Any]]:

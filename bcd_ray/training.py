@@ -13,7 +13,7 @@ from bcd_ray.config import TrainConfig
 from bcd_ray.dataset import LabelledImage, capture_order, group_numbers, list_labelled, says_synthetic
 from bcd_ray.embedding import Embedded, Embedder
 from bcd_ray.errors import JobError
-from bcd_ray.evaluation import assess, measure_quality, refuse_to_replace, unreadable, write_results
+from bcd_ray.evaluation import assess, refuse_to_replace, unreadable, write_results
 from bcd_ray.figures import training_curves
 from bcd_ray.head import FitConfig, Parts, fit_head
 from bcd_ray.labels import CLASSES
@@ -53,7 +53,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     labels = np.array([image.label for image in images])
     groups = group_numbers(images, config.group_pattern, config.group_table)
     with Embedder(images, model, config.cache) as embedder:
-        plain = embedder.embed(range(len(images)), views=[0], verb="embedding")
+        plain = embedder.embed(range(len(images)), [0, *(SHORTCUTS if config.audit else ())], verb="embedding")
         split = split_images(images, groups, plain, config)
         say(split.counts["summary"])
         train_images = [images[index] for index in split.train]
@@ -62,17 +62,16 @@ def train(config: TrainConfig) -> dict[str, Any]:
             numbers = range(1, config.augmented_views + 1)
             augmented = embedder.embed(split.train.tolist(), views=numbers, verb="augmenting")
             views = np.concatenate([views, augmented.embeddings])
-        reduced = embedder.embed(range(len(images)), list(SHORTCUTS), verb="auditing") if config.audit else None
     fit_config = FitConfig(
         config.epochs, config.learning_rate, config.label_smoothing, config.batch_size, config.workers, config.seed
     )
-    held_out = plain.embeddings[0, split.held_out]
+    held_out, quality = plain.embeddings[0, split.held_out], plain.quality[0]
     head = fit_head(Parts(views, labels[split.train], held_out, labels[split.held_out]), fit_config)
     rules = Rules(config.split, config.block, config.embargo)
-    triage, on_training = fit_triage(views, measure_quality(train_images), split.train_layout, rules, fit_config)
+    triage, on_training = fit_triage(views, quality[split.train], split.train_layout, rules, fit_config)
     held_out_images = [images[index] for index in split.held_out]
     logits = head.logits(held_out)
-    decisions = triage.decide(held_out, logits, measure_quality(held_out_images))
+    decisions = triage.decide(held_out, logits, quality[split.held_out])
     on_held_out = triage_figures(decisions, logits, labels[split.held_out], split.drawn_whole)
     title = f"{config.holdout} part, {len(held_out_images)} images"
     metrics, figures = assess(held_out_images, decisions.probabilities, split.drawn_whole, title, synthetic)
@@ -88,11 +87,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "triage": {"cross_validated": on_training, config.holdout: on_held_out},
         "unreadable": unreadable(images, plain.errors),
     }
-    if reduced is not None:
+    if config.audit:
         parts = labels, split.train, split.held_out, fit_config, len(views)
         metrics["shortcuts"] = {
             name: spread_figures(labels[split.held_out], shortcut_probabilities(name, each, *parts), split.drawn_whole)
-            for name, each in zip(SHORTCUTS, reduced.embeddings, strict=True)
+            for name, each in zip(SHORTCUTS, plain.embeddings[1:], strict=True)
         }
     info = {
         "training": asdict(config),

@@ -50,11 +50,12 @@ def risk_coverage_curve(
     axes = figure.subplots()
     axes.plot(curve["coverage"], curve["risk"], color=BLUE, linewidth=2)
     if automatic["risk"] is not None:
-        low, high = automatic["risk_interval"]
-        place, risk = automatic["coverage"], automatic["risk"]
-        axes.vlines(place, low, high, color=VERMILLION, linewidth=2)
+        place, risk, bounds = (automatic[key] for key in ("coverage", "risk", "risk_interval"))
         text = f"{place:.1%} without review, {automatic['errors']} of {automatic['decided']} wrong"
-        axes.plot(place, risk, "o", color=VERMILLION, markersize=8, label=f"{text}; 95 % interval over runs of images")
+        if bounds:
+            axes.vlines(place, *bounds, color=VERMILLION, linewidth=2)
+            text += "; 95 % interval over runs of images"
+        axes.plot(place, risk, "o", color=VERMILLION, markersize=8, label=text)
         axes.legend(fontsize=TEXT, frameon=False, loc="upper left")
     axes.set_xlim(0, 1)
     axes.set_ylim(bottom=0)

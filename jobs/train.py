@@ -7,10 +7,12 @@ from bcd_ray.errors import EXIT_OK
 
 def main(config: TrainConfig) -> int:
     from bcd_ray.metrics import format_metrics
+    from bcd_ray.report import audit_words
     from bcd_ray.training import train
 
     metrics = train(config)
     print(format_metrics(metrics))
+    print(f"shortcuts: {audit_words(metrics)}")
     print(f"model bundle written to {config.output}")
     return EXIT_OK
 

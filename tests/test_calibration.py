@@ -94,5 +94,7 @@ def test_errors_that_come_together_widen_the_interval() -> None:
     together = risk_interval(decided, correct, np.arange(1000) // 50)["risk_interval"]
     apart = risk_interval(decided, correct, np.arange(1000))["risk_interval"]
     assert together[0] <= apart[0] < 0.02 < apart[1] < together[1]
+    flawless = risk_interval(decided, np.ones(1000, bool), np.arange(1000) // 50)
+    assert (flawless["risk"], flawless["risk_interval"]) == (0.0, None)
     nothing = risk_interval(~decided, correct, np.arange(1000))
     assert (nothing["coverage"], nothing["risk"], nothing["decided"]) == (0.0, None, 0)

@@ -106,7 +106,7 @@ def test_intervals_hold_the_figure_and_widen_with_clusters() -> None:
     widths = []
     for draws in (by_image, by_cluster):
         found = with_intervals(point_figures(labels, probabilities), draws)["accuracy"]
-        low, high = found["interval"]
+        low, high = found["interval"] or [0, 0]
         assert low < found["value"] < high
         widths.append(high - low)
     # 80 clusters of 20 images that stand or fall together: wider by the square root of 20.
@@ -128,4 +128,4 @@ def test_every_class_keeps_its_number_of_clusters() -> None:
     member = np.r_[np.arange(120) // 10, [12] * 4]
     draws = bootstrap(labels, [np.eye(4)[labels]], member)
     assert all(not np.isnan(values).any() for values in draws.values())
-    assert interval(draws["macro_f1"]) == [1.0, 1.0]
+    assert interval(draws["macro_f1"]) is None  # of no error nobody can tell how many another sample would have

@@ -11,6 +11,7 @@ from bcd_ray.benchmarks.measure import run_program
 from bcd_ray.benchmarks.speed import bench
 from bcd_ray.config import BenchmarkConfig
 from bcd_ray.runtime import say
+from bcd_ray.shortcuts import SHORTCUTS
 
 _JOB = Path(__file__).parents[2] / "jobs" / "train.py"
 
@@ -47,8 +48,8 @@ def _train(data: str, folder: Path, name: str, learning_rate: str) -> float:
 
 
 def _passes(bundle: Path) -> int:
-    """Images and augmented views that the backbone saw for a bundle."""
+    """Images and their augmented and audited views that the backbone saw for a bundle."""
     counts: dict[str, Any] = json.loads((bundle / "metrics.json").read_text())["counts"]
     views: int = json.loads((bundle / "model.json").read_text())["training"]["augmented_views"]
     trained: int = sum(counts["train"].values())
-    return int(counts["usable"]) + views * trained
+    return int(counts["usable"]) * (1 + len(SHORTCUTS)) + views * trained
