@@ -1,7 +1,7 @@
 """Labelled images to embeddings: what the cache lacks is read, decoded, augmented and embedded through Ray Data."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bcd_ray import storage
-from bcd_ray.archive import map_ahead
+from bcd_ray.archive import in_chunks, map_ahead
 from bcd_ray.augment import augment
 from bcd_ray.cache import EmbeddingCache, ViewTable, to_rows
 from bcd_ray.dataset import LabelledImage
-from bcd_ray.engine import BATCH, OpenVinoEngine
+from bcd_ray.engine import BATCH, THREADS_A_CORE, OpenVinoEngine
 from bcd_ray.errors import JobError, StorageError
 from bcd_ray.images import Limits, Pixels, Rejected, decode
 from bcd_ray.model import EMBEDDING_SIZE, Model
@@ -27,9 +27,9 @@ from bcd_ray.spoiling import SPOILT
 
 _IMAGES_PER_TASK = 64
 _TASKS_AT_A_TIME = 2  # of an actor: while one reads its first images, the other keeps the cores busy
-AHEAD = 4  # images for each thread that decodes, so that the network need not wait for one
 _READERS = 16  # images whose bytes the driver reads at a time
 _ALTERED = {**SHORTCUTS, **SPOILT}
+_MEASURED = {"0", *SPOILT}  # views whose quality somebody asks for
 Embeddings = npt.NDArray[np.float32]
 
 
@@ -141,24 +141,25 @@ class _EmbeddingActor:
 
     def __init__(self, model: Model, threads: int) -> None:
         self._engine = OpenVinoEngine(model.tensors, model.preprocessing, threads)
-        self._pool, self._ahead = ThreadPoolExecutor(threads), AHEAD * threads
+        self._pool, self._ahead = ThreadPoolExecutor(THREADS_A_CORE * threads), 2 * THREADS_A_CORE * threads
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         sources = zip(batch["uri"], batch["digest"], batch["views"], strict=True)
-        images = map_ahead(self._pool, _load, sources, ahead=_IMAGES_PER_TASK)
-        tasks = [(image, view) for image in images for view in image.views]
+        # Of an even number of images, whatever their number of views, no request is left half full.
+        parts = list(map_ahead(self._pool, self._embed, in_chunks(sources, BATCH), self._ahead))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _embed(self, sources: list[tuple[str, str, Sequence[str]]]) -> dict[str, Any]:
+        tasks = [(image, view) for image in map(_load, sources) for view in image.views]
         usable = [row for row, (image, _) in enumerate(tasks) if image.pixels is not None]
-        quality = np.full((len(tasks), len(MEASURES)), np.nan, np.float32)
-
-        def rendered() -> Iterator[Pixels]:
-            views = map_ahead(self._pool, _render, [tasks[row] for row in usable], self._ahead)
-            for row, (pixels, measures) in zip(usable, views, strict=True):
-                quality[row] = measures
-                yield pixels
-
         embeddings = np.zeros((len(tasks), EMBEDDING_SIZE), np.float32)
-        outputs = self._engine.run(in_batches(rendered()))
-        embeddings[usable] = np.concatenate([np.zeros((0, EMBEDDING_SIZE)), *(out.embeddings for out in outputs)])
+        quality = np.full((len(tasks), len(MEASURES)), np.nan, np.float32)
+        if usable:
+            pixels = [_render(*tasks[row]) for row in usable]
+            embeddings[usable] = self._engine.infer(pixels).embeddings
+            for row, each in zip(usable, pixels, strict=True):
+                if tasks[row][1] in _MEASURED:
+                    quality[row] = measure(each)
         return {
             "digest": np.array([image.digest for image, _ in tasks], object),
             "view": np.array([view for _, view in tasks], object),
@@ -192,21 +193,6 @@ def _load(source: tuple[str, str, Sequence[str]]) -> _Loaded:
     return _Loaded(digest, views, decoded.pixels, perceptual_hash(decoded.pixels) if "0" in views else 0)
 
 
-def _render(task: tuple[_Loaded, str]) -> tuple[Pixels, npt.NDArray[np.float32] | float]:
-    """The pixels of a view, and their quality measures, NaN where nobody asks."""
-    image, view = task
+def _render(image: _Loaded, view: str) -> Pixels:
     assert image.pixels is not None
-    pixels = _ALTERED[view](image.pixels) if view in _ALTERED else augment(image.pixels, image.digest, int(view))
-    return pixels, measure(pixels) if view == "0" or view in SPOILT else np.nan
-
-
-def in_batches(images: Iterator[Pixels], most: int = BATCH) -> Iterator[Pixels]:
-    """Stack images (224, 224, 3) into batches (n, 224, 224, 3) of at most `most`."""
-    batch: list[Pixels] = []
-    for pixels in images:
-        batch.append(pixels)
-        if len(batch) == most:
-            yield np.stack(batch)
-            batch = []
-    if batch:
-        yield np.stack(batch)
+    return _ALTERED[view](image.pixels) if view in _ALTERED else augment(image.pixels, image.digest, int(view))

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from bcd_ray import parquet, storage
-from bcd_ray.archive import Entry, kind_of, read_shards
+from bcd_ray.archive import Entry, in_chunks, kind_of, read_shards
 from bcd_ray.config import ExplainConfig
-from bcd_ray.embedding import in_batches
 from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.evaluation import refuse_to_replace
 from bcd_ray.heatmap import class_activation, draw, randomised, similarity
@@ -46,7 +45,7 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
     if not found.entries:
         raise ConfigError("there is no image to explain: no row of this model was sent to review, or none can be read")
     altered = randomised(bundle.model)
-    batches = list(in_batches(iter(found.pixels)))
+    batches = [np.stack(chunk) for chunk in in_chunks(found.pixels, 8)]
     mapped = [class_activation(model, batches) for model in (bundle.model, *altered.values())]
     images: list[dict[str, Any]] = []
     for batch, maps, *altered_maps in zip(batches, *mapped, strict=True):

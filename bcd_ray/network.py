@@ -1,7 +1,6 @@
 """The classifier in torch: the reference for `engine`, its form for GPUs, and where torchvision's weights come from."""
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pickle import UnpicklingError
 from typing import Any
 
@@ -53,28 +52,16 @@ class TorchEngine:
 
     def __init__(self, tensors: Tensors, preprocessing: Mapping[str, Any], device: str) -> None:
         on_gpu = device != "cpu"
-        self.batch = 64 if on_gpu else 8
-        self._parallel = 2 if on_gpu else 1  # batches queued on the GPU: one runs while Python prepares the next
+        self.chunk = 64 if on_gpu else 8
         self._device = torch.device(device)
         network = SmearClassifier(tensors, preprocessing).to(self._device).to(memory_format=torch.channels_last)
         self._network = network.half() if on_gpu else network
 
-    def run(self, batches: Iterable[Pixels]) -> Iterator[Outputs]:
-        """As `Engine.run`."""
-        running = deque[tuple[torch.Tensor, torch.Tensor]]()
-        for batch in batches:
-            with torch.inference_mode():
-                images = torch.from_numpy(batch).to(self._device, non_blocking=True)
-                running.append(self._network(images))
-            if len(running) == self._parallel:
-                yield _fetched(running.popleft())
-        while running:
-            yield _fetched(running.popleft())
-
-
-def _fetched(outputs: tuple[torch.Tensor, torch.Tensor]) -> Outputs:
-    embeddings, logits = (output.float().cpu().numpy() for output in outputs)
-    return Outputs(embeddings, logits)
+    def infer(self, images: Sequence[Pixels]) -> Outputs:
+        """As `Engine.infer`."""
+        with torch.inference_mode():
+            outputs = self._network(torch.from_numpy(np.stack(images)).to(self._device, non_blocking=True))
+            return Outputs(*(output.float().cpu().numpy() for output in outputs))
 
 
 def torchvision_backbone() -> dict[str, npt.NDArray[np.float32]]:

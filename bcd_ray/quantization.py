@@ -3,7 +3,7 @@
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,11 +12,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bcd_ray.archive import in_chunks
 from bcd_ray.dataset import LabelledImage, read_pixels
-from bcd_ray.embedding import in_batches
-from bcd_ray.engine import BATCH, Int8Graph, OpenVinoEngine, Outputs, openvino_backbone, softmax, with_head
+from bcd_ray.engine import (
+    BATCH,
+    THREADS_A_CORE,
+    Int8Graph,
+    OpenVinoEngine,
+    Outputs,
+    openvino_backbone,
+    softmax,
+    with_head,
+)
 from bcd_ray.errors import ConfigError, JobError
-from bcd_ray.images import Pixels
 from bcd_ray.model import Model
 
 Floats = npt.NDArray[np.float32]
@@ -46,7 +54,8 @@ def quantize(model: Model, images: Sequence[LabelledImage], logits: Floats) -> I
 
     nncf.set_log_level(logging.ERROR)
     chosen = np.linspace(0, len(images) - 1, min(len(images), _CALIBRATION_IMAGES), dtype=int)
-    batches = [batch for batch in in_batches(_pixels([images[index] for index in chosen])) if len(batch) == BATCH]
+    chunks = in_chunks((images[index] for index in chosen), BATCH)
+    batches = [np.stack([read_pixels(image) for image in chunk]) for chunk in chunks if len(chunk) == BATCH]
     if not batches:
         raise JobError(f"--int8 needs at least {BATCH} training images")
     backbone = openvino_backbone(model.tensors, model.preprocessing)
@@ -87,8 +96,14 @@ def _saved(graph: Any) -> Int8Graph:
 
 
 def _run(graph: Int8Graph, images: Sequence[LabelledImage]) -> Outputs:
-    batches = list(OpenVinoEngine.of_int8(graph, _THREADS).run(in_batches(_pixels(images))))
-    return Outputs(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
+    engine = OpenVinoEngine.of_int8(graph, _THREADS)
+
+    def infer(chunk: list[LabelledImage]) -> Outputs:
+        return engine.infer([read_pixels(image) for image in chunk])
+
+    with ThreadPoolExecutor(THREADS_A_CORE * _THREADS) as pool:
+        chunks = list(pool.map(infer, in_chunks(images, engine.chunk)))
+    return Outputs(*(np.concatenate(parts) for parts in zip(*chunks, strict=True)))
 
 
 def compare(graph: Int8Graph, images: Sequence[LabelledImage], logits: Floats) -> dict[str, Any]:
@@ -107,8 +122,3 @@ def compare(graph: Int8Graph, images: Sequence[LabelledImage], logits: Floats) -
         "accuracy_fp32_interval": [before - half_width, min(1.0, before + half_width)],  # 95 %, normal
         "probability_difference": {"median": float(np.median(difference)), "largest": float(difference.max())},
     }
-
-
-def _pixels(images: Sequence[LabelledImage]) -> Iterator[Pixels]:
-    with ThreadPoolExecutor(_THREADS) as pool:
-        yield from pool.map(read_pixels, images)

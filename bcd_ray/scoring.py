@@ -2,12 +2,10 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -15,10 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from bcd_ray import schema, storage
-from bcd_ray.archive import Entry, given_up, kind_of, map_ahead, read_shards
+from bcd_ray.archive import Entry, given_up, in_chunks, kind_of, map_ahead, read_shards
 from bcd_ray.config import ScoreConfig
-from bcd_ray.embedding import AHEAD, in_batches
-from bcd_ray.engine import Choice, EngineName, Outputs, choose_engine, open_engine, precision
+from bcd_ray.engine import THREADS_A_CORE, Choice, EngineName, Outputs, choose_engine, open_engine, precision
 from bcd_ray.errors import ConfigError, JobError, NotFoundError, StorageError
 from bcd_ray.images import DECODER_VERSION, Decoded, Limits, Pixels, Rejected, decode
 from bcd_ray.isolation import MAX_ATTEMPTS, Decoder, Turns, decode_apart, die_at_once, start_counter
@@ -142,8 +139,8 @@ class UnitScorer:
     ) -> None:
         self._engine = open_engine(engine, bundle, threads)
         self._version, self._triage, self._ledger, self._limits = bundle.version, bundle.triage, ledger, limits
-        self._pool, self._starts, self._turns = ThreadPoolExecutor(threads), starts, Turns(_UNITS_AT_A_TIME)
-        self._ahead = AHEAD * threads
+        self._pool, self._ahead = ThreadPoolExecutor(THREADS_A_CORE * threads), 2 * THREADS_A_CORE * threads
+        self._starts, self._turns = starts, Turns(_UNITS_AT_A_TIME)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         import ray
@@ -167,19 +164,19 @@ class UnitScorer:
         Ray starts a unit again, without end, when it killed its worker. So the second attempt decodes each image in a
         process of its own, and what even then kills the worker is given up after `MAX_ATTEMPTS`.
         """
-        found: list[_Row] = []
         decode_one = decode if attempt == 1 else decode_apart
+        entries = given_up(unit.shards) if attempt > MAX_ATTEMPTS else read_shards(unit.shards, self._limits)
 
-        def scorable() -> Iterator[Pixels]:
-            entries = given_up(unit.shards) if attempt > MAX_ATTEMPTS else read_shards(unit.shards, self._limits)
-            describe = partial(_describe, decode_one, self._limits)
-            for row, pixels in map_ahead(self._pool, describe, entries, self._ahead):
-                found.append(row)
-                if pixels is not None:
-                    yield pixels
+        def score_chunk(chunk: list[Entry]) -> tuple[list[_Row], list[Outputs]]:
+            described = [_describe(decode_one, self._limits, entry) for entry in chunk]
+            pixels = [each for _, each in described if each is not None]
+            return [row for row, _ in described], [self._engine.infer(pixels)] if pixels else []
 
-        outputs = list(self._engine.run(in_batches(scorable(), self._engine.batch)))
-        return _table(found, outputs, self._triage, self._version)
+        rows, outputs = list[_Row](), list[Outputs]()
+        for some, of_some in map_ahead(self._pool, score_chunk, in_chunks(entries, self._engine.chunk), self._ahead):
+            rows += some
+            outputs += of_some
+        return _table(rows, outputs, self._triage, self._version)
 
 
 def _written(rows: int, error: str = "") -> dict[str, Any]:

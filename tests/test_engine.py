@@ -1,7 +1,8 @@
 """The engine gives what the torch reference gives, batch by batch, in order; where the weights come from."""
 
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -73,9 +74,8 @@ def reference(model: Model) -> Callable[[Pixels], Outputs]:
 
     def run(images: Pixels) -> Outputs:
         with torch.inference_mode():
-            parts = [network(torch.from_numpy(part)) for part in full_batches(images)]
-        embeddings, logits = (torch.cat(each).numpy() for each in zip(*parts, strict=True))
-        return Outputs(embeddings, logits)
+            embeddings, logits = network(torch.from_numpy(images))
+        return Outputs(embeddings.numpy(), logits.numpy())
 
     return run
 
@@ -83,19 +83,6 @@ def reference(model: Model) -> Callable[[Pixels], Outputs]:
 @pytest.fixture(scope="module")
 def smears() -> Pixels:
     return np.stack([draw_smear(number % 4, number) for number in range(21)])
-
-
-def in_parts(images: Pixels, sizes: list[int]) -> Iterator[Pixels]:
-    for start, size in zip(np.cumsum([0, *sizes[:-1]]), sizes, strict=True):
-        yield images[start : start + size]
-
-
-def joined(outputs: list[Outputs]) -> Outputs:
-    return Outputs(*(np.concatenate(parts) for parts in zip(*outputs, strict=True)))
-
-
-def full_batches(images: Pixels) -> list[Pixels]:
-    return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
 
 
 def assert_same(found: Outputs, expected: Outputs) -> None:
@@ -114,7 +101,7 @@ def test_the_engine_gives_what_torch_gives(
     expected = reference(smears)
     spread = np.linalg.norm(expected.embeddings - expected.embeddings.mean(0), axis=1)
     assert (spread > 0.01 * np.linalg.norm(expected.embeddings, axis=1)).all()  # images differ by far more
-    assert_same(joined(list(engine.run(full_batches(smears)))), expected)
+    assert_same(engine.infer(list(smears)), expected)
 
 
 def test_extreme_pixels_give_what_torch_gives(engine: OpenVinoEngine, reference: Callable[[Pixels], Outputs]) -> None:
@@ -122,7 +109,7 @@ def test_extreme_pixels_give_what_torch_gives(engine: OpenVinoEngine, reference:
     noise = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3)).astype(np.uint8)
     images = np.concatenate([np.full((1, 224, 224, 3), level, np.uint8) for level in (0, 128, 255)])
     images = np.concatenate([images, noise])
-    assert_same(joined(list(engine.run(full_batches(images)))), reference(images))
+    assert_same(engine.infer(list(images)), reference(images))
 
 
 def test_real_smears_give_what_torch_gives(engine: OpenVinoEngine, reference: Callable[[Pixels], Outputs]) -> None:
@@ -132,40 +119,26 @@ def test_real_smears_give_what_torch_gives(engine: OpenVinoEngine, reference: Ca
     decoded = [decode(path.read_bytes(), Limits()) for path in paths[:100]]
     images = np.stack([image.pixels for image in decoded if isinstance(image, Decoded)])
     assert len(images) == 100
-    assert_same(joined(list(engine.run(full_batches(images)))), reference(images))
+    assert_same(engine.infer(list(images)), reference(images))
 
 
-@pytest.mark.parametrize("sizes", [[1], [BATCH], [BATCH, 1], [1, BATCH, 1, BATCH], [1] * 5])
-def test_batches_need_not_be_full(engine: OpenVinoEngine, smears: Pixels, sizes: list[int]) -> None:
-    outputs = list(engine.run(in_parts(smears, sizes)))
-    assert [len(batch.logits) for batch in outputs] == sizes
-    count = sum(sizes)
-    expected = joined(list(engine.run(full_batches(smears))))
-    found = joined(outputs)
+@pytest.mark.parametrize("count", [1, BATCH, BATCH + 1, 4 * BATCH + 1])
+def test_any_number_of_images_keeps_its_order(engine: OpenVinoEngine, smears: Pixels, count: int) -> None:
+    expected = engine.infer(list(smears))
+    found = engine.infer(list(smears[:count]))
     np.testing.assert_allclose(found.logits, expected.logits[:count], atol=1e-4)
     np.testing.assert_allclose(found.embeddings, expected.embeddings[:count], atol=1e-4)
 
 
-def test_outputs_keep_the_order_of_many_batches(engine: OpenVinoEngine, smears: Pixels) -> None:
-    """More batches than can be under way at a time, of all sizes."""
+def test_threads_do_not_mix_their_images(engine: OpenVinoEngine, smears: Pixels) -> None:
     random = np.random.default_rng(2)
-    batches = [smears[random.integers(0, len(smears), size)] for size in random.integers(1, BATCH + 1, 16)]
-    alone = [next(engine.run([batch])) for batch in batches]
-    together = list(engine.run(iter(batches)))
-    assert len(together) == len(alone)
+    parts = [list(smears[random.integers(0, len(smears), size)]) for size in random.integers(1, 9, 24)]
+    alone = [engine.infer(part) for part in parts]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(engine.infer, parts))
     for found, expected in zip(together, alone, strict=True):
         np.testing.assert_allclose(found.logits, expected.logits, atol=1e-4)
         np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=1e-4)
-
-
-def test_no_batch_gives_nothing(engine: OpenVinoEngine) -> None:
-    assert list(engine.run([])) == []
-
-
-def test_an_engine_runs_again_after_a_run_that_was_left(engine: OpenVinoEngine, smears: Pixels) -> None:
-    expected = joined(list(engine.run(full_batches(smears))))
-    next(engine.run(full_batches(smears)))
-    assert_same(joined(list(engine.run(full_batches(smears)))), expected)
 
 
 def test_softmax_gives_probabilities_however_large_the_logits() -> None:

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from bcd_ray.config import ExplainConfig
-from bcd_ray.embedding import in_batches
 from bcd_ray.engine import OpenVinoEngine
 from bcd_ray.errors import ConfigError
 from bcd_ray.explaining import explain
@@ -34,8 +33,7 @@ def smears() -> Pixels:
 
 
 def test_the_mean_of_a_map_and_the_bias_are_the_logit_of_the_engine(model: Model, smears: Pixels) -> None:
-    outputs = OpenVinoEngine(model.tensors, model.preprocessing, threads=1).run(in_batches(iter(smears)))
-    logits = np.concatenate([of_batch.logits for of_batch in outputs])
+    logits = OpenVinoEngine(model.tensors, model.preprocessing, threads=1).infer(list(smears)).logits
     maps = next(class_activation(model, [smears]))
     assert maps.shape == (4, 4, 7, 7)
     np.testing.assert_allclose(maps.mean(axis=(2, 3)) + model.tensors["head.bias"], logits, atol=2e-3)

@@ -15,7 +15,6 @@ from PIL import Image
 from bcd_ray import images
 from bcd_ray.config import ScoreConfig
 from bcd_ray.dataset import LabelledImage, list_labelled
-from bcd_ray.embedding import in_batches
 from bcd_ray.engine import EngineName, Int8Graph, Outputs, choose_engine, open_engine, precision, softmax
 from bcd_ray.errors import ConfigError
 from bcd_ray.images import Decoded, Limits, Pixels, decode
@@ -43,9 +42,7 @@ def pixels_of(labelled: list[LabelledImage]) -> Pixels:
 
 
 def run(name: EngineName, bundle: Bundle, pixels: Pixels) -> Outputs:
-    engine = open_engine(name, bundle, threads=2)
-    outputs = list(engine.run(in_batches(iter(pixels), engine.batch)))
-    return Outputs(*(np.concatenate(parts) for parts in zip(*outputs, strict=True)))
+    return open_engine(name, bundle, threads=2).infer(list(pixels))
 
 
 @pytest.fixture(scope="module")

@@ -79,10 +79,9 @@ def ceiling(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
     import tarfile
     from concurrent.futures import ThreadPoolExecutor
 
-    from bcd_ray.archive import map_ahead
-    from bcd_ray.embedding import AHEAD, in_batches
-    from bcd_ray.engine import open_engine
-    from bcd_ray.images import Decoded, Limits, Pixels, decode
+    from bcd_ray.archive import in_chunks, map_ahead
+    from bcd_ray.engine import THREADS_A_CORE, open_engine
+    from bcd_ray.images import Decoded, Limits, decode
     from bcd_ray.model import load_bundle
 
     def members() -> Iterator[bytes]:
@@ -92,31 +91,33 @@ def ceiling(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
                     if member.name.endswith(".jpg"):
                         yield tar.extractfile(member).read()  # type: ignore[union-attr]
 
-    def pixels(data: bytes) -> Pixels:
-        decoded = decode(data, Limits())
-        assert isinstance(decoded, Decoded)
-        return decoded.pixels
+    def score(chunk: list[bytes]) -> int:
+        decoded = (decode(data, Limits()) for data in chunk)
+        return len(network.infer([each.pixels for each in decoded if isinstance(each, Decoded)]).logits)
 
-    threads = _CORES
-    network = open_engine(engine, load_bundle(bundle), threads)
+    network, threads = open_engine(engine, load_bundle(bundle), _CORES), THREADS_A_CORE * _CORES
     with ThreadPoolExecutor(threads) as pool:
-        for outputs in network.run(in_batches(map_ahead(pool, pixels, members(), AHEAD * threads))):
-            yield time.time(), len(outputs.logits)
+        for count in map_ahead(pool, score, in_chunks(members(), network.chunk), ahead=2 * threads):
+            yield time.time(), count
 
 
 def forward(bundle: str, images: str) -> Iterator[Done]:
     """The bare network on so many images of noise, nothing read and nothing decoded."""
+    from concurrent.futures import ThreadPoolExecutor
     from itertools import repeat
 
-    from bcd_ray.engine import open_engine
+    from bcd_ray.archive import map_ahead
+    from bcd_ray.engine import THREADS_A_CORE, open_engine
     from bcd_ray.images import SIZE
     from bcd_ray.model import load_bundle
 
-    network = open_engine("openvino", load_bundle(bundle), _CORES)
-    noise = np.random.default_rng(0).integers(0, 256, (network.batch, SIZE, SIZE, 3), np.uint8)
+    network, threads = open_engine("openvino", load_bundle(bundle), _CORES), THREADS_A_CORE * _CORES
+    noise = np.random.default_rng(0).integers(0, 256, (network.chunk, SIZE, SIZE, 3), np.uint8)
     yield time.time(), 0
-    for outputs in network.run(repeat(noise, -(-int(images) // network.batch))):
-        yield time.time(), len(outputs.logits)
+    with ThreadPoolExecutor(threads) as pool:
+        chunks = repeat(list(noise), -(-int(images) // network.chunk))
+        for outputs in map_ahead(pool, network.infer, chunks, ahead=2 * threads):
+            yield time.time(), len(outputs.logits)
 
 
 def _torch_network(bundle: str) -> Any:

@@ -25,7 +25,6 @@ from bcd_ray.archive import read_shard
 from bcd_ray.benchmarks.measure import Usage, run_program, steady_rate
 from bcd_ray.config import BenchmarkConfig, PackConfig
 from bcd_ray.dataset import list_labelled
-from bcd_ray.embedding import in_batches
 from bcd_ray.engine import EngineName, open_engine
 from bcd_ray.images import Decoded, Limits, decode
 from bcd_ray.ledger import Ledger
@@ -137,7 +136,7 @@ def stages(made: Bench) -> dict[str, float]:
     data = [entry.content for entry in entries if isinstance(entry.content, bytes)]
     decoded, decoding = _timed(lambda: [decode(one, Limits()) for one in data])
     pixels = [image.pixels for image in decoded if isinstance(image, Decoded)]
-    _, network = _timed(lambda: list(engine.run(in_batches(iter(pixels), engine.batch))))
+    _, network = _timed(lambda: engine.infer(pixels))
     with tempfile.TemporaryDirectory() as output:
         ledger = Ledger(output)
         units = ledger.plan(shards, {}).units
