@@ -98,7 +98,7 @@ def open_engine(name: EngineName, bundle: "Bundle", threads: int) -> Engine:
     model = bundle.model
     if name == "openvino-int8":
         assert bundle.int8 is not None, "choose_engine sees to it"
-        return OpenVinoEngine.of_int8(bundle.int8, threads)
+        return Int8Engine(bundle.int8, model.tensors, model.preprocessing, threads)
     if name == "openvino":
         return OpenVinoEngine(model.tensors, model.preprocessing, threads)
     from bcd_ray.network import TorchEngine
@@ -108,10 +108,14 @@ def open_engine(name: EngineName, bundle: "Bundle", threads: int) -> Engine:
 
 @dataclass(frozen=True)
 class Int8Graph:
-    """The quantised network in OpenVINO's own format: `model.int8.xml` and `model.int8.bin` of a bundle."""
+    """The quantised network in OpenVINO's own format: `model.int8.xml` and `model.int8.bin` of a bundle.
+
+    `doubt` is the lead, in logits, of the suggested class over the next up to which fp32 may suggest another.
+    """
 
     xml: bytes
     weights: bytes
+    doubt: float = 0.0
 
 
 class OpenVinoEngine:
@@ -119,8 +123,8 @@ class OpenVinoEngine:
 
     chunk = 4 * BATCH  # a thread that changes between decoding and waiting less often keeps its caches warm
 
-    def __init__(self, tensors: Tensors, preprocessing: Mapping[str, Any], threads: int) -> None:
-        backbone = openvino_backbone(tensors, preprocessing)
+    def __init__(self, tensors: Tensors, preprocessing: Mapping[str, Any], threads: int, batch: int = BATCH) -> None:
+        backbone = openvino_backbone(tensors, preprocessing, batch)
         self._compile(with_head(backbone, tensors["head.weight"], tensors["head.bias"]), threads)
 
     @classmethod
@@ -143,6 +147,7 @@ class OpenVinoEngine:
             "INFERENCE_PRECISION_HINT": "f32",
         }
         self._compiled = openvino.Core().compile_model(graph, "CPU", config)
+        self._batch: int = self._compiled.input(0).shape[0]
         self._idle = list[Any]()
 
     def infer(self, images: Sequence[Pixels]) -> Outputs:
@@ -152,19 +157,44 @@ class OpenVinoEngine:
         except IndexError:
             request = self._compiled.create_infer_request()
         parts = []
-        for start in range(0, len(images), BATCH):
-            batch = np.stack(images[start : start + BATCH])
+        for start in range(0, len(images), self._batch):
+            batch = np.stack(images[start : start + self._batch])
             count = len(batch)
-            if count < BATCH:  # the compiled shape is fixed
-                batch = np.concatenate([batch, np.zeros((BATCH - count, SIZE, SIZE, 3), np.uint8)])
+            if count < self._batch:  # the compiled shape is fixed
+                batch = np.concatenate([batch, np.zeros((self._batch - count, SIZE, SIZE, 3), np.uint8)])
             request.infer({0: batch}, share_inputs=True, share_outputs=True)
             parts.append([request.get_output_tensor(index).data[:count].copy() for index in (0, 1)])
         self._idle.append(request)
         return Outputs(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def openvino_backbone(tensors: Tensors, preprocessing: Mapping[str, Any]) -> Any:
-    """MobileNetV2 and pooling as an OpenVINO model of (BATCH, 224, 224, 3) uint8; convolutions are named as tensors."""
+class Int8Engine:
+    """The quantised network, and the one it came from where it is in doubt: one image in fifty."""
+
+    chunk = OpenVinoEngine.chunk
+
+    def __init__(self, graph: Int8Graph, tensors: Tensors, preprocessing: Mapping[str, Any], threads: int) -> None:
+        self._quantized, self._doubt = OpenVinoEngine.of_int8(graph, threads), graph.doubt
+        self._full = OpenVinoEngine(tensors, preprocessing, threads, batch=1)
+
+    def infer(self, images: Sequence[Pixels]) -> Outputs:
+        """As `Engine.infer`."""
+        outputs = self._quantized.infer(images)
+        doubtful = np.flatnonzero(leads(outputs.logits) <= self._doubt)
+        if len(doubtful):
+            for values, full in zip(outputs, self._full.infer([images[row] for row in doubtful.tolist()]), strict=True):
+                values[doubtful] = full
+        return outputs
+
+
+def leads(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(n,) by how much the largest of the logits (n, classes) exceeds the next."""
+    ranked = np.sort(logits, axis=1)
+    return np.asarray(ranked[:, -1] - ranked[:, -2])
+
+
+def openvino_backbone(tensors: Tensors, preprocessing: Mapping[str, Any], batch: int = BATCH) -> Any:
+    """MobileNetV2 and pooling as an OpenVINO model of (batch, 224, 224, 3) uint8; convolutions are named as tensors."""
     import openvino
     from openvino import opset13 as ops
 
@@ -184,7 +214,7 @@ def openvino_backbone(tensors: Tensors, preprocessing: Mapping[str, Any]) -> Any
         value = ops.add(value, ops.constant(bias.reshape(1, -1, 1, 1)))
         return ops.clamp(value, 0.0, 6.0) if clamp else value
 
-    images = ops.parameter([BATCH, SIZE, SIZE, 3], np.uint8, name="images")
+    images = ops.parameter([batch, SIZE, SIZE, 3], np.uint8, name="images")
     mean, std = (np.array(preprocessing[key], np.float32) for key in ("mean", "std"))
     value = ops.divide(ops.subtract(ops.convert(images, "f32"), ops.constant(mean)), ops.constant(std))
     value = ops.transpose(value, ops.constant(np.array([0, 3, 1, 2])))

@@ -103,7 +103,8 @@ def save_bundle(
     facts |= {"preprocessing": model.preprocessing, "triage": triage.settings, **info}
     tensors = {**model.tensors, **triage.tensors}
     graph = {"model.int8.xml": int8.xml, "model.int8.bin": int8.weights} if int8 else {}
-    if graph:
+    if int8:
+        facts["int8_doubt"] = int8.doubt
         facts["int8_sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in graph.items()}
     contents = {
         "model.safetensors": save({name: np.ascontiguousarray(value) for name, value in tensors.items()}),
@@ -145,7 +146,8 @@ def _load_int8(uri: str, info: dict[str, Any]) -> Int8Graph | None:
             raise _changed(uri, name, "model.json") from error
         if hashlib.sha256(found[name]).hexdigest() != digest:
             raise _changed(uri, name, "model.json")
-    return Int8Graph(found["model.int8.xml"], found["model.int8.bin"]) if found else None
+    doubt = info.get("int8_doubt", 0.0)
+    return Int8Graph(found["model.int8.xml"], found["model.int8.bin"], doubt) if found else None
 
 
 def _changed(uri: str, name: str, digests: str) -> ConfigError:

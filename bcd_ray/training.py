@@ -57,7 +57,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         split = split_images(images, groups, plain, config)
         say(split.counts["summary"])
         train_images = [images[index] for index in split.train]
-        views = plain.embeddings[:, split.train]
+        views = plain.embeddings[:1, split.train]
         if config.augmented_views:
             numbers = range(1, config.augmented_views + 1)
             augmented = embedder.embed(split.train.tolist(), views=numbers, verb="augmenting")

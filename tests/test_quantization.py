@@ -2,7 +2,7 @@
 
 import io
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from PIL import Image
 from bcd_ray import images
 from bcd_ray.config import ScoreConfig
 from bcd_ray.dataset import LabelledImage, list_labelled
-from bcd_ray.engine import EngineName, Int8Graph, Outputs, choose_engine, open_engine, precision, softmax
+from bcd_ray.engine import EngineName, Int8Graph, Outputs, choose_engine, leads, open_engine, precision, softmax
 from bcd_ray.errors import ConfigError
 from bcd_ray.images import Decoded, Limits, Pixels, decode
 from bcd_ray.model import EMBEDDING_SIZE, Bundle, Model, load_bundle, pretrained, save_bundle
@@ -75,6 +75,21 @@ def test_int8_gives_nearly_what_fp32_gives(quantized: Quantized) -> None:
     assert facts["probability_difference"]["largest"] == pytest.approx(difference.max(), abs=1e-4)
     low, high = facts["accuracy_fp32_interval"]
     assert 0.5 < low < facts["accuracy_fp32"] <= high <= 1
+
+
+def test_int8_leaves_what_it_doubts_to_fp32(quantized: Quantized) -> None:
+    pixels = pixels_of(quantized.held_out[:9])
+
+    def with_doubt(doubt: float) -> Outputs:
+        return run("openvino-int8", replace(quantized.bundle, int8=replace(quantized.graph, doubt=doubt)), pixels)
+
+    full, quick = run("openvino", quantized.bundle, pixels), with_doubt(-1.0)
+    assert np.abs(full.logits - quick.logits).max() > 0.01
+    middle = float(np.median(leads(quick.logits)))
+    redone = (leads(quick.logits) <= middle)[:, None]
+    assert redone.sum() == 5
+    for found, of_full, of_quick in zip(with_doubt(middle), full, quick, strict=True):
+        np.testing.assert_allclose(found, np.where(redone, of_full, of_quick), atol=1e-3)
 
 
 def test_torch_gives_what_openvino_gives(quantized: Quantized) -> None:
