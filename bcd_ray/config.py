@@ -257,6 +257,8 @@ class BenchmarkConfig:
     """Folder of images to measure with, one folder per class; drawn ones where none is named."""
     images: int = 1280
     """Images for `speed`, `training` and the nodes of `growth`; those of `--data` are repeated where they are fewer."""
+    peer_images: int = 0
+    """How many of them the programs of others get for `speed`, which take up to ten times as long; 0 for all."""
     image_width: int = 224
     """Of drawn images, in pixels."""
     image_height: int = 224
@@ -282,6 +284,7 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "images_per_shard", "units", "rounds")
+        _at_least(self, 0, "peer_images")
         _at_least(self, 32, "image_width", "image_height")
         if self.s3 and not self.s3.startswith("s3://"):
             raise ConfigError(f"--s3 {self.s3} is no folder on S3: it starts with s3://")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from bcd_ray import schema, storage
-from bcd_ray.archive import Entry, given_up, in_chunks, kind_of, map_ahead, read_shards
+from bcd_ray.archive import Entry, given_up, kind_of, map_ahead, read_shards
 from bcd_ray.config import ScoreConfig
 from bcd_ray.engine import THREADS_A_CORE, Choice, EngineName, Outputs, choose_engine, open_engine, precision
 from bcd_ray.errors import ConfigError, JobError, NotFoundError, StorageError
@@ -28,6 +29,7 @@ from bcd_ray.storage import StoredObject
 from bcd_ray.triage import Triage
 
 _MOST_TASKS = 4000  # of Ray Data, each of one unit or, in a large plan, several: its driver keeps state for every task
+_CHUNK_BYTES = 16 << 20  # 8 JPEGs of 5 megapixels; a TIFF of 20 MB goes alone
 _UNITS_AT_A_TIME = 2  # of an actor: while one opens its shard or writes its rows, the other keeps the cores busy
 
 
@@ -173,10 +175,23 @@ class UnitScorer:
             return [row for row, _ in described], [self._engine.infer(pixels)] if pixels else []
 
         rows, outputs = list[_Row](), list[Outputs]()
-        for some, of_some in map_ahead(self._pool, score_chunk, in_chunks(entries, self._engine.chunk), self._ahead):
+        for some, of_some in map_ahead(self._pool, score_chunk, _chunks(entries, self._engine.chunk), self._ahead):
             rows += some
             outputs += of_some
         return _table(rows, outputs, self._triage, self._version)
+
+
+def _chunks(entries: Iterable[Entry], most: int) -> Iterator[list[Entry]]:
+    """Lists of at most `most` entries in order, fewer where they are large: several chunks are in memory at a time."""
+    chunk, size = list[Entry](), 0
+    for entry in entries:
+        chunk.append(entry)
+        size += len(entry.content) if isinstance(entry.content, bytes) else 0
+        if len(chunk) == most or size > _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _written(rows: int, error: str = "") -> dict[str, Any]:

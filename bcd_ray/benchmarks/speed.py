@@ -57,6 +57,10 @@ class Bench:
         return str(self.folder / "loose")
 
     @property
+    def loose_for_peers(self) -> str:
+        return str(self.folder / "loose_for_peers")
+
+    @property
     def shards(self) -> str:
         return str(self.folder / "shards")
 
@@ -116,6 +120,7 @@ def bench(config: BenchmarkConfig) -> Iterator[Bench]:
             _draw(loose, config)
         pack(PackConfig(str(loose), str(folder / "shards"), images_per_shard=config.images_per_shard))
         made = Bench(folder, config.images, config.engine)
+        _link(made.loose, Path(made.loose_for_peers), config.peer_images or config.images)
         images = list_labelled(str(loose))[:: max(1, config.images // _TRAINED_ON)]
         model, logits = _trained(images)
         int8 = None
@@ -176,10 +181,10 @@ def _programs(made: Bench) -> dict[str, Callable[[], dict[str, float]]]:
     return {
         "job": lambda: run_job(made.model, made.shards, made.engine),
         "ceiling": peer("ceiling", made.shards, made.engine),
-        "PyTorch loop": peer("pytorch", made.loose),
-        "PyTorch loop, malloc tuned": peer("pytorch", made.loose, **_MALLOC),
-        "Ray's pattern": peer("ray_pattern", made.loose),
-        "Ray's pattern, malloc tuned": peer("ray_pattern", made.loose, **_MALLOC),
+        "PyTorch loop": peer("pytorch", made.loose_for_peers),
+        "PyTorch loop, malloc tuned": peer("pytorch", made.loose_for_peers, **_MALLOC),
+        "Ray's pattern": peer("ray_pattern", made.loose_for_peers),
+        "Ray's pattern, malloc tuned": peer("ray_pattern", made.loose_for_peers, **_MALLOC),
     }
 
 
@@ -236,10 +241,11 @@ def _draw(folder: Path, config: BenchmarkConfig) -> None:
 
 
 def _link(data: str, folder: Path, most: int) -> None:
-    """Link images of a folder per class, all of them several times over where more are wanted."""
+    """Link images of a folder per class: some of all, or all several times over where more are wanted."""
     images = list_labelled(data)
+    step = max(1, len(images) // most)
     for number in range(most):
-        image = images[number % len(images)]
+        image = images[number * step % len(images)]
         path = folder / _LOOKS[image.label] / f"{number:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.symlink_to(Path(image.stored.uri).resolve())
