@@ -169,7 +169,7 @@ class OpenVinoEngine:
 
 
 class Int8Engine:
-    """The quantised network, and the one it came from where it is in doubt: one image in fifty."""
+    """The quantised network, and the one it came from where it is in doubt: 3 to 5 images in a hundred."""
 
     chunk = OpenVinoEngine.chunk
 

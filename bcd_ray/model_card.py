@@ -16,7 +16,8 @@ def model_card(info: Mapping[str, Any], metrics: Mapping[str, Any]) -> bytes:
     quantized = (
         f"\n**In int8** (`--engine openvino-int8`): the same class as in fp32 for {int8['agreement']:.2%} of these "
         f"images, accuracy {int8['accuracy']:.2%} for {int8['accuracy_fp32']:.2%}, probabilities at most "
-        f"{int8['probability_difference']['largest']:.3f} apart.\n"
+        f"{int8['probability_difference']['largest']:.3f} apart. Where int8 hesitates fp32 decides: for "
+        f"{int8['computed_in_fp32']:.1%} of them.\n"
         if int8
         else ""
     )
