@@ -63,7 +63,7 @@ def fit_triage(
 def predict_held_out(
     views: Embeddings, layout: Layout, rules: Rules, config: FitConfig
 ) -> tuple[npt.NDArray[np.float32], Floats]:
-    """Logits of, and distances (n, 4) of training images to, each class as those who did not see the image tell."""
+    """Of n training images, logits (n, 4) by a head, and distances (n, 4), that did not see the image in question."""
     labels = layout.labels
     logits, distances = np.zeros((len(labels), len(CLASSES)), np.float32), np.zeros((len(labels), len(CLASSES)))
     for fold in inner_folds(layout, rules, config.seed):

@@ -37,7 +37,7 @@ CERTAINTIES = {
     "probability times nearness": triage.certainty,
 }
 CANDIDATES = list(product(CERTAINTIES, (0.8, 0.9, 0.95), (0.0, 0.25, 0.5)))
-IN_USE = ("probability times nearness", 0.9, 0.25)
+IN_USE = ("probability times nearness", calibration._SURE, quality._MARGIN)
 Result = tuple[Mask, Mask]  # of tested images: whether they are not sent to review, and whether the prediction is right
 
 
