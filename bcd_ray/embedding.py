@@ -157,9 +157,9 @@ class _EmbeddingActor:
         if usable:
             pixels = [_render(*tasks[row]) for row in usable]
             embeddings[usable] = self._engine.infer(pixels).embeddings
-            for row, each in zip(usable, pixels, strict=True):
-                if tasks[row][1] in _MEASURED:
-                    quality[row] = measure(each)
+            measured = {row: each for row, each in zip(usable, pixels, strict=True) if tasks[row][1] in _MEASURED}
+            if measured:
+                quality[list(measured)] = measure(list(measured.values()))
         return {
             "digest": np.array([image.digest for image, _ in tasks], object),
             "view": np.array([view for _, view in tasks], object),

@@ -11,12 +11,13 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from bcd_ray import schema, storage
 from bcd_ray.archive import Entry, given_up, kind_of, map_ahead, read_shards
 from bcd_ray.config import ScoreConfig
-from bcd_ray.engine import THREADS_A_CORE, Choice, EngineName, Outputs, choose_engine, open_engine, precision
+from bcd_ray.engine import THREADS_A_CORE, Choice, EngineName, choose_engine, open_engine, precision
 from bcd_ray.errors import ConfigError, JobError, NotFoundError, StorageError
 from bcd_ray.images import DECODER_VERSION, Decoded, Limits, Pixels, Rejected, decode
 from bcd_ray.isolation import MAX_ATTEMPTS, Decoder, Turns, decode_apart, die_at_once, start_counter
@@ -30,6 +31,8 @@ from bcd_ray.triage import Triage
 
 _MOST_TASKS = 4000  # of Ray Data, each of one unit or, in a large plan, several: its driver keeps state for every task
 _CHUNK_BYTES = 16 << 20  # 8 JPEGs of 5 megapixels; a TIFF of 20 MB goes alone
+_Floats = npt.NDArray[np.float32]
+_Computed = tuple[_Floats, _Floats, _Floats]  # embeddings, logits and quality measures of some images
 _UNITS_AT_A_TIME = 2  # of an actor: while one opens its shard or writes its rows, the other keeps the cores busy
 
 
@@ -169,16 +172,16 @@ class UnitScorer:
         decode_one = decode if attempt == 1 else decode_apart
         entries = given_up(unit.shards) if attempt > MAX_ATTEMPTS else read_shards(unit.shards, self._limits)
 
-        def score_chunk(chunk: list[Entry]) -> tuple[list[_Row], list[Outputs]]:
+        def score_chunk(chunk: list[Entry]) -> tuple[list[_Row], list[_Computed]]:
             described = [_describe(decode_one, self._limits, entry) for entry in chunk]
             pixels = [each for _, each in described if each is not None]
-            return [row for row, _ in described], [self._engine.infer(pixels)] if pixels else []
+            return [row for row, _ in described], [(*self._engine.infer(pixels), measure(pixels))] if pixels else []
 
-        rows, outputs = list[_Row](), list[Outputs]()
+        rows, computed = list[_Row](), list[_Computed]()
         for some, of_some in map_ahead(self._pool, score_chunk, _chunks(entries, self._engine.chunk), self._ahead):
             rows += some
-            outputs += of_some
-        return _table(rows, outputs, self._triage, self._version)
+            computed += of_some
+        return _table(rows, computed, self._triage, self._version)
 
 
 def _chunks(entries: Iterable[Entry], most: int) -> Iterator[list[Entry]]:
@@ -202,13 +205,9 @@ def _written(rows: int, error: str = "") -> dict[str, Any]:
 def _describe(decode_one: Decoder, limits: Limits, entry: Entry) -> "tuple[_Row, Pixels | None]":
     if isinstance(entry.content, Rejected):
         return _Row(entry, None, entry.content), None
-    digest = hashlib.sha256(entry.content).hexdigest()
     decoded = decode_one(entry.content, limits)
-    row = _Row(entry, digest, decoded)
-    if isinstance(decoded, Rejected):
-        return row, None
-    row.quality = measure(decoded.pixels)
-    return row, decoded.pixels
+    row = _Row(entry, hashlib.sha256(entry.content).hexdigest(), decoded)
+    return row, None if isinstance(decoded, Rejected) else decoded.pixels
 
 
 class _Row:
@@ -220,17 +219,16 @@ class _Row:
         self.image_sha256, self.width, self.height = digest, result.width, result.height
         self.status = result.status if isinstance(result, Rejected) else "scored"
         self.error = result.error if isinstance(result, Rejected) else None
-        self.quality = np.full(len(MEASURES), np.nan, np.float32)
 
 
-def _table(rows: list[_Row], outputs: list[Outputs], triage: Triage, model_version: str) -> pa.Table:
+def _table(rows: list[_Row], computed: list[_Computed], triage: Triage, model_version: str) -> pa.Table:
     scored = np.array([row.status == "scored" for row in rows], bool)
-    quality = np.array([row.quality for row in rows], np.float32).reshape(-1, len(MEASURES))
+    quality = np.full((len(rows), len(MEASURES)), np.nan, np.float32)
     probabilities = np.full((len(rows), len(CLASSES)), np.nan)
     ood_score, certainty = np.full((2, len(rows)), np.nan)
     reasons = [["not_scored"]] * len(rows)
-    if outputs:
-        embeddings, logits = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+    if computed:
+        embeddings, logits, quality[scored] = (np.concatenate(parts) for parts in zip(*computed, strict=True))
         decisions = triage.decide(embeddings, logits, quality[scored])
         probabilities[scored], ood_score[scored] = decisions.probabilities, decisions.ood_score
         certainty[scored] = decisions.certainty

@@ -22,9 +22,9 @@ def spoilt(pixels: Pixels, how: str) -> Pixels:
 
 @pytest.mark.parametrize("how", ["blurred", "dark", "light", "empty"])
 def test_spoilt_smears_are_outside_the_limits_of_good_ones(smears: list[Pixels], how: str) -> None:
-    bounds = limits(np.array([measure(each) for each in smears]), rate=0.0)
-    assert not outside(np.array([measure(each) for each in smears]), bounds).any()
-    assert outside(np.array([measure(spoilt(each, how)) for each in smears]), bounds).all()
+    bounds = limits(measure(smears), rate=0.0)
+    assert not outside(measure(smears), bounds).any()
+    assert outside(measure([spoilt(each, how) for each in smears]), bounds).all()
 
 
 def test_each_limit_lies_a_quarter_beyond_its_share_of_the_training_images() -> None:
@@ -38,6 +38,10 @@ def test_each_limit_lies_a_quarter_beyond_its_share_of_the_training_images() -> 
 
 def test_flat_pictures_have_finite_measures() -> None:
     for level in (0, 255):
-        found = measure(np.full((224, 224, 3), level, np.uint8))
+        (found,) = measure([np.full((224, 224, 3), level, np.uint8)])
         assert np.isfinite(found).all()
         assert dict(zip(MEASURES, found.tolist(), strict=True))["brightness"] == level
+
+
+def test_an_image_has_the_same_measures_whatever_it_is_measured_with(smears: list[Pixels]) -> None:
+    assert np.array_equal(measure(smears), np.concatenate([measure([each]) for each in smears]))
