@@ -7,7 +7,6 @@ remainder).
 
 import logging
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,41 +89,37 @@ def _fit_worker(given: dict[str, Any]) -> FittedHead:
     """What each Ray Train worker runs."""
     import ray
     from ray.train import get_context
-    from ray.train.torch import prepare_model
 
     parts = ray.get(given["parts"]) if isinstance(given["parts"], ray.ObjectRef) else given["parts"]
     rank, workers = get_context().get_world_rank(), get_context().get_world_size()
-    return fit(parts, given["config"], rank, workers, lambda head: prepare_model(head, move_to_device=False))
+    return fit(parts, given["config"], rank, workers)
 
 
-def fit(
-    parts: Parts, config: FitConfig, rank: int = 0, workers: int = 1, prepare: Callable[[Any], Any] = lambda head: head
-) -> FittedHead:
-    """Fit the head, as worker `rank` of `workers`; `prepare` makes a module whose gradients are averaged over them."""
+def fit(parts: Parts, config: FitConfig, rank: int = 0, workers: int = 1) -> FittedHead:
+    """Fit the head, as worker `rank` of `workers`, whose gradients are summed over torch's process group."""
     import torch
+    import torch.distributed as distributed
 
     torch.set_num_threads(1)  # on matrices as small as these two threads wait for each other: 60 s instead of 1.5
     train, held_out = (torch.from_numpy(np.array(part)) for part in (parts.train.reshape(-1, 1280), parts.held_out))
     train_labels = torch.from_numpy(parts.train_labels).repeat(len(parts.train))
     held_out_labels = torch.from_numpy(parts.held_out_labels)
+    smoothed = torch.eye(len(CLASSES)) * (1 - config.label_smoothing) + config.label_smoothing / len(CLASSES)
     head = torch.nn.Linear(1280, len(CLASSES))
     # From zero, not at random: what the training images do not span stays out of the answer for others.
     for parameter in head.parameters():
         torch.nn.init.zeros_(parameter)
-    model = prepare(head)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+    optimizer = torch.optim.Adam(head.parameters(), lr=config.learning_rate, fused=True)
     history = []
     for epoch in range(config.epochs):
-        order = np.random.default_rng([config.seed, epoch]).permutation(len(train))
-        for start in range(0, len(order), config.batch_size):
-            batch = order[start : start + config.batch_size]
-            own = torch.from_numpy(batch[rank::workers])
-            # The mean over the whole batch: each worker's sum, times the workers that torch will average over.
-            loss: Any = torch.nn.functional.cross_entropy(
-                model(train[own]), train_labels[own], reduction="sum", label_smoothing=config.label_smoothing
-            )
-            optimizer.zero_grad()
-            (loss * workers / len(batch)).backward()
+        order = torch.from_numpy(np.random.default_rng([config.seed, epoch]).permutation(len(train)))
+        for batch in torch.split(order, config.batch_size):
+            own = batch[rank::workers]
+            gradients = _gradients(head, train[own], smoothed[train_labels[own]])
+            for parameter, gradient in zip(head.parameters(), gradients, strict=True):
+                if workers > 1:
+                    distributed.all_reduce(gradient)
+                parameter.grad = gradient / len(batch)
             optimizer.step()
         row: dict[str, float] = {"epoch": epoch + 1}
         for part, images, labels in (("train", train, train_labels), ("held_out", held_out, held_out_labels)):
@@ -132,6 +127,15 @@ def fit(
             row |= {f"{part}_loss": loss_mean, f"{part}_accuracy": accuracy}
         history.append(row)
     return FittedHead(head.weight.detach().numpy(), head.bias.detach().numpy(), history)
+
+
+def _gradients(head: Any, images: Any, targets: Any) -> tuple[Any, Any]:
+    """Of the summed cross-entropy, for weight and bias; autograd takes three times as long for them."""
+    import torch
+
+    with torch.no_grad():
+        error = head(images).softmax(1) - targets
+        return error.T @ images, error.sum(0)
 
 
 def _measure(head: Any, images: Any, labels: Any, total: int) -> tuple[float, float]:
