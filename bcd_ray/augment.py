@@ -50,4 +50,5 @@ def augment(pixels: Pixels, image_key: str, view: int) -> Pixels:
     if flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     levels = np.clip(np.arange(256) * brightness, 0, 255).round().astype(np.uint8)
-    return np.asarray(image.point(levels.tolist() * 3))  # half the time of looking up in numpy
+    # Translated as bytes: half the time of Pillow's `point`, two thirds of numpy's `take`.
+    return np.frombuffer(image.tobytes().translate(levels.tobytes()), np.uint8).reshape(pixels.shape)

@@ -7,6 +7,7 @@ from PIL import Image
 from bcd_ray.images import Pixels
 
 NEAR_DUPLICATE_BITS = 6  # hashes that differ in at most so many of their 64 bits count as near duplicates
+_COSINE = np.cos(np.pi * np.arange(8)[:, None] * (2 * np.arange(32) + 1) / 64)  # the 8 lowest frequencies of 32 places
 
 
 def perceptual_hash(pixels: Pixels) -> int:
@@ -19,9 +20,7 @@ def perceptual_hash(pixels: Pixels) -> int:
         64 bits: which of the 8x8 lowest frequencies of the 32x32 grey image are above their median.
     """
     grey = np.asarray(Image.fromarray(pixels).convert("L").resize((32, 32), Image.Resampling.LANCZOS), np.float64)
-    frequency, place = np.arange(8)[:, None], np.arange(32)[None, :]
-    cosine = np.cos(np.pi * frequency * (2 * place + 1) / 64)
-    low = cosine @ grey @ cosine.T
+    low = _COSINE @ grey @ _COSINE.T
     bits = (low > np.median(low)).ravel()
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 

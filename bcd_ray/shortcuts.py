@@ -6,6 +6,7 @@ model's is fitted on corners and blanked cells. Background colour is three numbe
 that no linear head parts: there the nearest neighbours vote (balanced accuracy 76 % instead of 67 %, random split).
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -23,27 +24,27 @@ _NEIGHBOURS = 15
 
 def background_colour(pixels: Pixels) -> Pixels:
     """The whole image in the one colour of its background."""
-    return np.broadcast_to(_background(pixels), pixels.shape).copy()
+    image = Image.fromarray(pixels)
+    return np.asarray(Image.new("RGB", image.size, _background(image)))
 
 
 def corners(pixels: Pixels) -> Pixels:
     """The four corners, moved together and enlarged to the image's size."""
     height, width = pixels.shape[:2]
     down, right = round(_CORNER * height), round(_CORNER * width)
-    rows = np.r_[0:down, height - down : height]
-    columns = np.r_[0:right, width - right : width]
-    together = Image.fromarray(np.ascontiguousarray(pixels[np.ix_(rows, columns)]))
+    top, bottom = (np.hstack([rows[:, :right], rows[:, -right:]]) for rows in (pixels[:down], pixels[-down:]))
+    together = Image.fromarray(np.vstack([top, bottom]))
     return np.asarray(together.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def cells_blanked(pixels: Pixels) -> Pixels:
     """The image with everything stained, white cells, red cells and platelets, in the colour of the background."""
-    background = _background(pixels)
-    stained = _mask(pixels[..., 1] < _UNSTAINED * background[1])
+    image = Image.fromarray(pixels)
+    background = _background(image)
+    stained = image.getchannel("G").point([255 * (green < _UNSTAINED * background[1]) for green in range(256)])
     # The mean over a square is above 0 where its maximum is, and takes a thirtieth of MaxFilter's 8 ms.
     cells = stained.filter(ImageFilter.BoxBlur(_MARGIN // 2)).point([0] + [255] * 255)
-    image = Image.fromarray(pixels)
-    return np.asarray(Image.composite(Image.new("RGB", image.size, tuple(background.tolist())), image, cells))
+    return np.asarray(Image.composite(Image.new("RGB", image.size, background), image, cells))
 
 
 SHORTCUTS: dict[str, Callable[[Pixels], Pixels]] = {
@@ -76,15 +77,12 @@ def neighbours_vote(
     return shares
 
 
-def _background(pixels: Pixels) -> Pixels:
-    """(3,) the median colour of the quarter that is brightest in green, which stain takes up most."""
-    green = pixels[..., 1]
-    brightest = _mask(green >= np.percentile(green, 75))
-    counts = np.array(Image.fromarray(pixels).histogram(brightest)).reshape(3, 256).cumsum(axis=1)
+def _background(image: Image.Image) -> tuple[int, ...]:
+    """The median colour of the quarter that is brightest in green, which stain takes up most."""
+    greens = np.cumsum(image.histogram()[256:512])
+    least = int(np.searchsorted(greens, math.ceil(0.75 * (greens[-1] - 1)), side="right"))
+    brightest = image.getchannel("G").point([0] * least + [255] * (256 - least))
+    counts = np.array(image.histogram(brightest)).reshape(3, 256).cumsum(axis=1)
     total = counts[0, -1]
     middle = [(counts <= rank).sum(axis=1) for rank in ((total - 1) // 2, total // 2)]
-    return np.asarray(sum(middle) // 2, np.uint8)
-
-
-def _mask(where: npt.NDArray[np.bool_]) -> Image.Image:
-    return Image.fromarray(where.astype(np.uint8) * 255)
+    return tuple((sum(middle) // 2).tolist())
