@@ -1,13 +1,16 @@
 """Embeddings kept between runs: a view of an image, found by the image's content, is embedded once.
 
 The cache is a folder, local or `s3://`. Below it stands a folder for each way to compute an embedding (backbone,
-preprocessing, decoder, augmentation), and in that Parquet objects named by the sha256 of their bytes. Objects
-are only ever added, so that two runs at once are harmless; a damaged one counts as absent. Delete any of it at will.
+preprocessing, decoder, augmentation), and in that `images` and `views`, Parquet objects named by the sha256 of their
+bytes. Objects are only ever added, so that two runs at once are harmless; a damaged one counts as absent. Delete any
+of it at will.
 """
 
 import hashlib
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,16 +29,15 @@ from bcd_ray.runtime import say
 ROWS_PER_OBJECT = 2048  # 10 MB; what an interrupted run loses at most
 _READERS = 4  # objects read at a time
 
-FORMAT = 2  # raise it when a column would hold something else
+FORMAT = 3  # raise it when a column would hold something else
 
-# `hash` is the perceptual hash, in rows of view 0; `error` says why the image could not be decoded, or is empty;
+# `hash` is the perceptual hash; `error` says why the image could not be decoded, or is empty.
+IMAGES = pa.schema([("digest", pa.string()), ("hash", pa.uint64()), ("error", pa.string())])
 # `quality` is what `quality.measure` says of the view, NaN of augmented ones.
-SCHEMA = pa.schema(
+VIEWS = pa.schema(
     [
         ("digest", pa.string()),
         ("view", pa.string()),
-        ("hash", pa.uint64()),
-        ("error", pa.string()),
         ("quality", pa.list_(pa.float32(), len(MEASURES))),
         ("embedding", pa.list_(pa.float32(), EMBEDDING_SIZE)),
     ]
@@ -43,41 +45,35 @@ SCHEMA = pa.schema(
 
 
 class ViewTable:
-    """The wanted views of u different images, filled from the cache and from what is computed."""
+    """Views of u different images, filled from the cache and from what is computed.
+
+    Attributes:
+        lacking: (v, u) which views are wanted and not there yet; none at first.
+    """
 
     def __init__(self, digests: list[str], views: list[str]) -> None:
         self.embeddings = np.zeros((len(views), len(digests), EMBEDDING_SIZE), np.float32)
         self.quality = np.full((len(views), len(digests), len(MEASURES)), np.nan, np.float32)
-        self.hashes = np.zeros(len(digests), np.uint64)
-        self.errors = [""] * len(digests)
+        self.lacking = np.zeros((len(views), len(digests)), bool)
         self.place = {digest: place for place, digest in enumerate(digests)}
-        self._views = {view: place for place, view in enumerate(views)}
-        self._present = np.zeros((len(views), len(digests)), bool)
+        self._views = {view: number for number, view in enumerate(views)}
 
     def put(self, rows: pa.Table) -> None:
-        """Take over the rows that are wanted, of a table of `SCHEMA`."""
-        digests, views = rows["digest"].to_pylist(), rows["view"].to_pylist()
-        wanted = [row for row, key in enumerate(zip(digests, views, strict=True)) if self._wants(*key)]
-        if not wanted:
-            return
-        kept = rows.take(wanted).combine_chunks()
-        images = [self.place[digests[row]] for row in wanted]
-        numbers = [self._views[views[row]] for row in wanted]
-        self.embeddings[numbers, images] = _matrix(kept["embedding"])
-        self.quality[numbers, images] = _matrix(kept["quality"])
-        self._present[numbers, images] = True
-        for image, value, error in zip(images, kept["hash"].to_pylist(), kept["error"].to_pylist(), strict=True):
-            self.hashes[image] |= value  # 0 but in the row of view 0
-            self.errors[image] = error
+        """Take over the rows that are lacking, of a table of `VIEWS`."""
+        keys = zip(rows["view"].to_pylist(), rows["digest"].to_pylist(), strict=True)
+        found = [(self._views.get(view, -1), self.place.get(digest, -1)) for view, digest in keys]
+        number, place = np.array(found, np.int64).reshape(-1, 2).T
+        kept = np.flatnonzero((number >= 0) & (place >= 0) & self.lacking[number, place])
+        if len(kept):
+            rows, at = rows.take(kept).combine_chunks(), (number[kept], place[kept])
+            self.embeddings[at], self.quality[at] = _matrix(rows["embedding"]), _matrix(rows["quality"])
+            self.lacking[at] = False
 
-    def lacking(self) -> dict[str, list[str]]:
-        """The views still to be computed, by the image's digest."""
+    def views_lacking(self) -> dict[str, list[str]]:
+        """The views that are lacking, by the image's digest."""
         views = list(self._views)
-        absent = {digest: np.flatnonzero(~self._present[:, place]) for digest, place in self.place.items()}
+        absent = {digest: np.flatnonzero(self.lacking[:, place]) for digest, place in self.place.items()}
         return {digest: [views[number] for number in numbers] for digest, numbers in absent.items() if len(numbers)}
-
-    def _wants(self, digest: str, view: str) -> bool:
-        return digest in self.place and view in self._views
 
 
 class EmbeddingCache:
@@ -87,47 +83,70 @@ class EmbeddingCache:
         self._folder = storage.join(uri, _key(model)) if uri else ""
         self._waiting: list[pa.Table] = []
 
+    def images(self) -> dict[str, tuple[int, str]]:
+        """Perceptual hash and error of each image that was seen before, by its digest."""
+        rows = [row for table in self._tables("images") for row in table.to_pylist()]
+        return {row["digest"]: (row["hash"], row["error"]) for row in rows}
+
+    def add_images(self, images: dict[str, tuple[int, str]]) -> None:
+        """Keep further images."""
+        rows = [{"digest": digest, "hash": value, "error": error} for digest, (value, error) in images.items()]
+        if rows:
+            self._write("images", pa.Table.from_pylist(rows, schema=IMAGES))
+
     def fill(self, table: ViewTable) -> None:
         """Put what the cache holds of it into a table."""
-        if not self._folder:
-            return
-        try:
-            objects = [name for name in storage.list_names(self._folder) if name.endswith(".parquet")]
-            with ThreadPoolExecutor(_READERS) as pool:
-                for rows in map_ahead(pool, self._read, objects, ahead=_READERS):
-                    table.put(rows)
-        except StorageError as error:
-            say(f"the cache cannot be read, so that all is computed: {error}")
+        for rows in self._tables("views"):
+            table.put(rows)
 
     def add(self, rows: pa.Table) -> None:
-        """Keep further rows; they are written when there are enough of them, or by `flush`."""
+        """Keep further views; they are written when there are enough of them, or by `flush`."""
         self._waiting.append(rows)
         if sum(map(len, self._waiting)) >= ROWS_PER_OBJECT:
             self.flush()
 
     def flush(self) -> None:
-        """Write the rows that wait; a cache that cannot be written is said, and done without."""
+        """Write the views that wait."""
         rows, self._waiting = self._waiting, []
-        if not rows or not self._folder:
+        if rows:
+            self._write("views", pa.concat_tables(rows))
+
+    def _write(self, kind: str, table: pa.Table) -> None:
+        """A cache that cannot be written is said, and done without."""
+        if not self._folder:
             return
-        data = parquet.bytes_of(pa.concat_tables(rows), compression="none", use_dictionary=["view", "error"])
+        data = parquet.bytes_of(table, compression="none", use_dictionary=["view"])
         try:
-            storage.create(storage.join(self._folder, f"{hashlib.sha256(data).hexdigest()}.parquet"), data)
+            storage.create(storage.join(self._folder, kind, f"{hashlib.sha256(data).hexdigest()}.parquet"), data)
         except StorageError as error:
             say(f"the cache cannot be written, so that the next run computes all again: {error}")
             self._folder = ""
 
-    def _read(self, name: str) -> pa.Table:
-        data = storage.read_bytes(storage.join(self._folder, name))
-        if name != f"{hashlib.sha256(data).hexdigest()}.parquet":
-            say(f"{storage.join(self._folder, name)} is damaged: what it held is computed again; delete it")
-            return SCHEMA.empty_table()
-        return parquet.table_of(data)
+    def _tables(self, kind: str) -> Iterator[pa.Table]:
+        if not self._folder:
+            return
+        folder = storage.join(self._folder, kind)
+        try:
+            objects = [name for name in storage.list_names(folder) if name.endswith(".parquet")]
+            with ThreadPoolExecutor(_READERS) as pool:
+                for table in map_ahead(pool, partial(_read, folder), objects, ahead=_READERS):
+                    if table is not None:
+                        yield table
+        except StorageError as error:
+            say(f"the cache cannot be read, so that all is computed: {error}")
+
+
+def _read(folder: str, name: str) -> pa.Table | None:
+    data = storage.read_bytes(storage.join(folder, name))
+    if name != f"{hashlib.sha256(data).hexdigest()}.parquet":
+        say(f"{storage.join(folder, name)} is damaged: what it held is computed again; delete it")
+        return None
+    return parquet.table_of(data)
 
 
 def to_rows(columns: dict[str, Any]) -> pa.Table:
-    """A table of `SCHEMA` from its columns, `quality` as (n, 4) and `embedding` as (n, 1280) float32."""
-    return pa.table({name: _column(columns[name]) for name in SCHEMA.names}, schema=SCHEMA)
+    """A table of `VIEWS` from its columns, `quality` as (n, 4) and `embedding` as (n, 1280) float32."""
+    return pa.table({name: _column(columns[name]) for name in VIEWS.names}, schema=VIEWS)
 
 
 def _column(values: Any) -> Any:

@@ -46,10 +46,10 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
     synthetic = says_synthetic(config.data)
     with Embedder(images, pretrained(config.weights), config.cache) as embedder:
         views = [*range(config.augmented_views + 1), *SHORTCUTS]
-        embedded = embedder.embed(range(len(images)), views, verb="embedding")
-    usable, layout = lay_out(images, groups, embedded)
+        embedded, identified = embedder.embed(views), embedder.identified
+    usable, layout = lay_out(images, groups, identified)
     read = [images[index] for index in usable]
-    digests = [embedded.digests[index] for index in usable]
+    digests = [identified.digests[index] for index in usable]
     augmented, reduced = np.split(embedded.embeddings[:, usable], [config.augmented_views + 1])
     splits = _splits(layout, config)
     drawn_whole, quality = clusters(layout, config.block), embedded.quality[0, usable]
@@ -83,7 +83,7 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
         "protocols": results,
         "gap": _gap(results, draws),
         "disputed_labels": len(table),
-        "unreadable": unreadable(images, embedded.errors),
+        "unreadable": unreadable(images, identified.errors),
         "versions": library_versions(),
     }
     _write_table(config.output, "predictions", _predictions(read, digests, layout.labels, runs, splits))

@@ -1,10 +1,11 @@
 """Labelled images to embeddings: what the cache lacks is read, decoded, augmented and embedded through Ray Data."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -17,7 +18,7 @@ from bcd_ray.cache import EmbeddingCache, ViewTable, to_rows
 from bcd_ray.dataset import LabelledImage
 from bcd_ray.engine import BATCH, THREADS_A_CORE, OpenVinoEngine
 from bcd_ray.errors import JobError, StorageError
-from bcd_ray.images import Limits, Pixels, Rejected, decode
+from bcd_ray.images import Decoded, Limits, Pixels, Rejected, decode
 from bcd_ray.model import EMBEDDING_SIZE, Model
 from bcd_ray.perceptual import perceptual_hash
 from bcd_ray.quality import MEASURES, measure
@@ -25,7 +26,7 @@ from bcd_ray.runtime import Progress, actor_pool, ray_session, say
 from bcd_ray.shortcuts import SHORTCUTS
 from bcd_ray.spoiling import SPOILT
 
-_IMAGES_PER_TASK = 64
+_VIEWS_PER_TASK = 256  # a second of two cores
 _TASKS_AT_A_TIME = 2  # of an actor: while one reads its first images, the other keeps the cores busy
 _READERS = 16  # images whose bytes the driver reads at a time
 _ALTERED = {**SHORTCUTS, **SPOILT}
@@ -34,82 +35,98 @@ Embeddings = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Identified:
+    """What is known of n images before they are embedded."""
+
+    digests: list[str]  # sha256 of each image's bytes, "" where it could not be read
+    hashes: npt.NDArray[np.uint64]  # (n,) perceptual hashes
+    errors: list[str | None]  # why an image could not be read or decoded, else None
+
+
+@dataclass(frozen=True)
 class Embedded:
-    """What was computed of n images in v views; row i belongs to image i of those that were asked for."""
+    """Of n images in v views: zeros and NaN of images with an error, nothing to go by where a view was not wanted."""
 
     embeddings: Embeddings  # (v, n, 1280)
     quality: npt.NDArray[np.float32]  # (v, n, 4) see `quality.measure`; NaN of augmented views
-    digests: list[str]  # sha256 of each image's bytes, "" where it could not be read
-    hashes: npt.NDArray[np.uint64]  # (n,) perceptual hashes, where view 0 was asked for
-    errors: list[str | None]  # why an image could not be used, else None
 
 
 class Embedder:
     """Embeds views of images, each view of each content once: `cache` is a folder that the next run finds them in.
 
-    To be used in a `with` block. Ray starts with the first view that has to be computed, and ends with the block.
+    To be used in a `with` block, which begins with reading and identifying the images. Ray starts with the first view
+    that has to be computed, and ends with the block.
+
+    Attributes:
+        identified: what is known of the images.
     """
+
+    identified: Identified
 
     def __init__(self, images: Sequence[LabelledImage], model: Model, cache: str) -> None:
         self._images, self._model, self._cache = images, model, EmbeddingCache(cache, model)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        known = self._cache.images()
         with ThreadPoolExecutor(_READERS) as pool:
-            self._identified = list(map_ahead(pool, _identify, self._images, ahead=4 * _READERS))
+            found = list(map_ahead(pool, partial(_identify, known), self._images, ahead=4 * _READERS))
+        self._cache.add_images(
+            {digest: (bits, error) for digest, bits, error in found if digest and digest not in known}
+        )
+        self.identified = Identified(
+            [digest for digest, _, _ in found],
+            np.array([bits for _, bits, _ in found], np.uint64),
+            [error or None for _, _, error in found],
+        )
         return self
 
     def __exit__(self, *error: Any) -> bool | None:
         return self._stack.__exit__(*error)
 
-    def embed(self, indices: Sequence[int], views: Sequence[int | str], verb: str) -> Embedded:
-        """Embed views of the images with these indices.
+    def embed(self, views: Sequence[int | str], wanted: npt.NDArray[np.bool_] | None = None) -> Embedded:
+        """Embed views of the images.
 
         Args:
             views: numbers of the views, 0 for the image itself (see `augment.augment`), or names in `SHORTCUTS`.
-            verb: what the progress line says.
+            wanted: (v, n) which views of which images; all if None.
 
         Raises:
             JobError: an image is no longer what it was when the `with` block began.
         """
-        digests = [self._identified[index][0] for index in indices]
-        sources = {digest: self._images[index] for digest, index in zip(digests, indices, strict=True) if digest}
+        usable = [index for index, error in enumerate(self.identified.errors) if error is None]
+        sources = {self.identified.digests[index]: self._images[index] for index in usable}
         table = ViewTable(list(sources), [str(view) for view in views])
+        places = np.array([table.place[self.identified.digests[index]] for index in usable], np.int64)
+        for index, place in zip(usable, places, strict=True):  # some images may have the same content
+            table.lacking[:, place] |= True if wanted is None else wanted[:, index]
+        total = int(table.lacking.sum())
         self._cache.fill(table)
-        lacking = table.lacking()
-        total, rest = len(sources) * len(views), sum(map(len, lacking.values()))
+        rest = int(table.lacking.sum())
         if rest < total:
-            say(f"{verb}  {total - rest:,} of {total:,} {_unit(views)} are in the cache")
-        if lacking:
+            say(f"embedding  {total - rest:,} of {total:,} {_unit(views)} are in the cache")
+        if rest:
             self._stack.enter_context(ray_session())
-            self._compute(table, lacking, sources, Progress(verb, rest, _unit(views)))
-        places = np.array([table.place.get(digest, -1) for digest in digests], np.int64)
-        known = places >= 0
-        embeddings = np.zeros((len(views), len(digests), EMBEDDING_SIZE), np.float32)
-        embeddings[:, known] = table.embeddings[:, places[known]]
-        quality = np.full((len(views), len(digests), len(MEASURES)), np.nan, np.float32)
-        quality[:, known] = table.quality[:, places[known]]
-        hashes = np.zeros(len(digests), np.uint64)
-        hashes[known] = table.hashes[places[known]]
-        errors = [
-            (table.errors[place] if place >= 0 else self._identified[index][1]) or None
-            for place, index in zip(places, indices, strict=True)
-        ]
-        return Embedded(embeddings, quality, digests, hashes, errors)
+            self._compute(table, sources, Progress("embedding", rest, _unit(views)))
+        embeddings = np.zeros((len(views), len(self._images), EMBEDDING_SIZE), np.float32)
+        embeddings[:, usable] = table.embeddings[:, places]
+        quality = np.full((len(views), len(self._images), len(MEASURES)), np.nan, np.float32)
+        quality[:, usable] = table.quality[:, places]
+        return Embedded(embeddings, quality)
 
-    def _compute(
-        self, table: ViewTable, lacking: dict[str, list[str]], sources: dict[str, LabelledImage], progress: Progress
-    ) -> None:
+    def _compute(self, table: ViewTable, sources: dict[str, LabelledImage], progress: Progress) -> None:
         """Embed the views that are lacking, distributed over the cluster."""
         import ray
 
         pool = actor_pool()
         rows = [
-            {"uri": sources[digest].stored.uri, "digest": digest, "views": views} for digest, views in lacking.items()
+            {"uri": sources[digest].stored.uri, "digest": digest, "views": views}
+            for digest, views in table.views_lacking().items()
         ]
-        results = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // _IMAGES_PER_TASK)).map_batches(
+        blocks = -(-int(table.lacking.sum()) // _VIEWS_PER_TASK)
+        results = ray.data.from_items(rows, override_num_blocks=min(blocks, len(rows))).map_batches(
             _EmbeddingActor,
-            batch_size=_IMAGES_PER_TASK,
+            batch_size=None,
             fn_constructor_args=(self._model, pool.threads),
             **pool.options(calls=_TASKS_AT_A_TIME),
         )
@@ -128,16 +145,23 @@ def _unit(views: Sequence[int | str]) -> str:
     return "views" if len(views) > 1 else "images"
 
 
-def _identify(image: LabelledImage) -> tuple[str, str]:
-    """The sha256 of an image's bytes and "", or "" and why they could not be read."""
+def _identify(known: Mapping[str, tuple[int, str]], image: LabelledImage) -> tuple[str, int, str]:
+    """The sha256 of an image's bytes, its perceptual hash, and why it could not be read or decoded, or ""."""
     try:
-        return hashlib.sha256(storage.read_bytes(image.stored.uri)).hexdigest(), ""
+        data = storage.read_bytes(image.stored.uri)
     except StorageError as error:
-        return "", str(error)
+        return "", 0, str(error)
+    digest = hashlib.sha256(data).hexdigest()
+    if digest in known:
+        return digest, *known[digest]
+    decoded = decode(data, Limits())
+    if isinstance(decoded, Rejected):
+        return digest, 0, f"{decoded.status}: {decoded.error}"
+    return digest, perceptual_hash(decoded.pixels), ""
 
 
 class _EmbeddingActor:
-    """Ray Data actor: rows of (uri, digest, views) to a row of `cache.SCHEMA` for every view."""
+    """Ray Data actor: rows of (uri, digest, views) to a row of `cache.VIEWS` for every view."""
 
     def __init__(self, model: Model, threads: int) -> None:
         self._engine = OpenVinoEngine(model.tensors, model.preprocessing, threads)
@@ -150,49 +174,29 @@ class _EmbeddingActor:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _embed(self, sources: list[tuple[str, str, Sequence[str]]]) -> dict[str, Any]:
-        tasks = [(image, view) for image in map(_load, sources) for view in image.views]
-        usable = [row for row, (image, _) in enumerate(tasks) if image.pixels is not None]
-        embeddings = np.zeros((len(tasks), EMBEDDING_SIZE), np.float32)
-        quality = np.full((len(tasks), len(MEASURES)), np.nan, np.float32)
-        if usable:
-            pixels = [_render(*tasks[row]) for row in usable]
-            embeddings[usable] = self._engine.infer(pixels).embeddings
-            measured = {row: each for row, each in zip(usable, pixels, strict=True) if tasks[row][1] in _MEASURED}
-            if measured:
-                quality[list(measured)] = measure(list(measured.values()))
+        views = [(digest, view) for _, digest, of_image in sources for view in of_image]
+        pixels = [each for uri, digest, of_image in sources for each in _render(uri, digest, of_image)]
+        quality = np.full((len(views), len(MEASURES)), np.nan, np.float32)
+        if measured := [row for row, (_, view) in enumerate(views) if view in _MEASURED]:
+            quality[measured] = measure([pixels[row] for row in measured])
         return {
-            "digest": np.array([image.digest for image, _ in tasks], object),
-            "view": np.array([view for _, view in tasks], object),
-            "hash": np.array([image.hash if view == "0" else 0 for image, view in tasks], np.uint64),
-            "error": np.array([image.error for image, _ in tasks], object),
+            "digest": np.array([digest for digest, _ in views], object),
+            "view": np.array([view for _, view in views], object),
             "quality": quality,
-            "embedding": embeddings,
+            "embedding": self._engine.infer(pixels).embeddings,
         }
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    digest: str
-    views: list[str]
-    pixels: Pixels | None = None
-    hash: int = 0
-    error: str = ""
-
-
-def _load(source: tuple[str, str, Sequence[str]]) -> _Loaded:
-    uri, digest, views = source[0], source[1], list(source[2])
+def _render(uri: str, digest: str, views: Sequence[str]) -> list[Pixels]:
+    """The views of an image that was identified before."""
     try:
         data = storage.read_bytes(uri)
     except StorageError as error:
         raise JobError(f"{uri} changed while the job ran ({error})") from error
-    if hashlib.sha256(data).hexdigest() != digest:
+    decoded = decode(data, Limits()) if hashlib.sha256(data).hexdigest() == digest else None
+    if not isinstance(decoded, Decoded):
         raise JobError(f"{uri} changed while the job ran (other bytes)")
-    decoded = decode(data, Limits())
-    if isinstance(decoded, Rejected):
-        return _Loaded(digest, views, error=f"{decoded.status}: {decoded.error}")
-    return _Loaded(digest, views, decoded.pixels, perceptual_hash(decoded.pixels) if "0" in views else 0)
-
-
-def _render(image: _Loaded, view: str) -> Pixels:
-    assert image.pixels is not None
-    return _ALTERED[view](image.pixels) if view in _ALTERED else augment(image.pixels, image.digest, int(view))
+    return [
+        _ALTERED[view](decoded.pixels) if view in _ALTERED else augment(decoded.pixels, digest, int(view))
+        for view in views
+    ]

@@ -34,26 +34,24 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     groups = group_numbers(images, config.group_pattern, config.group_table)
     refuse_to_replace(config.output, "metrics.json")
     with Embedder(images, bundle.model, config.cache) as embedder:
-        embedded = embedder.embed(range(len(images)), views=[0], verb="embedding")
-        spoilt = embedder.embed(range(len(images)), list(SPOILT), verb="spoiling") if config.spoil else None
+        embedded, errors = embedder.embed([0, *(SPOILT if config.spoil else ())]), embedder.identified.errors
     labels = np.array([image.label for image in images])
     layout = Layout(labels, capture_order(images), np.arange(len(images)), groups)
-    usable = [index for index, error in enumerate(embedded.errors) if error is None]
+    usable = [index for index, error in enumerate(errors) if error is None]
     if not usable:
-        raise JobError(f"none of the {len(images)} images in {config.data} could be read: {embedded.errors[0]}")
-    logits = bundle.model.logits(embedded.embeddings[0, usable])
+        raise JobError(f"none of the {len(images)} images in {config.data} could be read: {errors[0]}")
+    embeddings, quality = embedded.embeddings[:, usable], embedded.quality[:, usable]
+    logits = bundle.model.logits(embeddings[0])
     read, synthetic = [images[index] for index in usable], says_synthetic(config.data)
     drawn_whole = clusters(layout, config.block)[usable]
-    decisions = bundle.triage.decide(embedded.embeddings[0, usable], logits, embedded.quality[0, usable])
+    decisions = bundle.triage.decide(embeddings[0], logits, quality[0])
     metrics, figures = assess(read, decisions.probabilities, drawn_whole, config.data, synthetic)
     on_data = triage_figures(decisions, logits, labels[usable], drawn_whole)
     figures |= triage_plots(on_data, "evaluated", synthetic)
     metrics |= {"triage": {"evaluated": on_data}, "model_version": bundle.version}
-    metrics["unreadable"] = unreadable(images, embedded.errors)
-    if spoilt:
-        metrics["spoilt"] = spoilt_figures(
-            labels[usable], spoilt.embeddings[:, usable], spoilt.quality[:, usable], bundle
-        )
+    metrics["unreadable"] = unreadable(images, errors)
+    if config.spoil:
+        metrics["spoilt"] = spoilt_figures(labels[usable], embeddings[1:], quality[1:], bundle)
     about = f"Model {bundle.version[:12]} on the {len(usable):,} readable images of {len(images):,} in {config.data}."
     data = ["Whether training saw these images, or others of the same patients, is not known here."]
     write_results(config.output, metrics, figures, model_report(metrics, figures, about, data, grouped=False))

@@ -1,4 +1,4 @@
-"""Training, top to bottom: list, embed, split, embed augmented views, fit head and triage, measure, write."""
+"""Training, top to bottom: list, identify, split, embed, fit head and triage, measure, write."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from bcd_ray import quantization
 from bcd_ray.audit import shortcut_probabilities
 from bcd_ray.config import TrainConfig
 from bcd_ray.dataset import LabelledImage, capture_order, group_numbers, list_labelled, says_synthetic
-from bcd_ray.embedding import Embedded, Embedder
+from bcd_ray.embedding import Embedder, Identified
 from bcd_ray.errors import JobError
 from bcd_ray.evaluation import assess, refuse_to_replace, unreadable, write_results
 from bcd_ray.figures import training_curves
@@ -53,19 +53,19 @@ def train(config: TrainConfig) -> dict[str, Any]:
     labels = np.array([image.label for image in images])
     groups = group_numbers(images, config.group_pattern, config.group_table)
     with Embedder(images, model, config.cache) as embedder:
-        plain = embedder.embed(range(len(images)), [0, *(SHORTCUTS if config.audit else ())], verb="embedding")
-        split = split_images(images, groups, plain, config)
+        identified = embedder.identified
+        split = split_images(images, groups, identified, config)
         say(split.counts["summary"])
-        train_images = [images[index] for index in split.train]
-        views = plain.embeddings[:1, split.train]
-        if config.augmented_views:
-            numbers = range(1, config.augmented_views + 1)
-            augmented = embedder.embed(split.train.tolist(), views=numbers, verb="augmenting")
-            views = np.concatenate([views, augmented.embeddings])
+        fitted_on, reduced = range(config.augmented_views + 1), SHORTCUTS if config.audit else {}
+        wanted = np.ones((len(fitted_on) + len(reduced), len(images)), bool)
+        wanted[1 : len(fitted_on)] = np.isin(np.arange(len(images)), split.train)
+        embedded = embedder.embed([*fitted_on, *reduced], wanted)
     fit_config = FitConfig(
         config.epochs, config.learning_rate, config.label_smoothing, config.batch_size, config.workers, config.seed
     )
-    held_out, quality = plain.embeddings[0, split.held_out], plain.quality[0]
+    train_images = [images[index] for index in split.train]
+    views = embedded.embeddings[: len(fitted_on), split.train]
+    held_out, quality = embedded.embeddings[0, split.held_out], embedded.quality[0]
     head = fit_head(Parts(views, labels[split.train], held_out, labels[split.held_out]), fit_config)
     rules = Rules(config.split, config.block, config.embargo)
     triage, on_training = fit_triage(views, quality[split.train], split.train_layout, rules, fit_config)
@@ -85,17 +85,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "counts": split.counts,
         "split": {"train": [i.name for i in train_images], config.holdout: [i.name for i in held_out_images]},
         "triage": {"cross_validated": on_training, config.holdout: on_held_out},
-        "unreadable": unreadable(images, plain.errors),
+        "unreadable": unreadable(images, identified.errors),
     }
     if config.audit:
         parts = labels, split.train, split.held_out, fit_config, len(views)
         metrics["shortcuts"] = {
             name: spread_figures(labels[split.held_out], shortcut_probabilities(name, each, *parts), split.drawn_whole)
-            for name, each in zip(SHORTCUTS, plain.embeddings[1:], strict=True)
+            for name, each in zip(reduced, embedded.embeddings[len(views) :], strict=True)
         }
     info = {
         "training": asdict(config),
-        "data_fingerprint": _fingerprint(images, plain.digests),
+        "data_fingerprint": _fingerprint(images, identified.digests),
         "synthetic": synthetic,
         "metrics": {name: metrics[name] for name in ("part", "images", "accuracy", "macro", "protocol")},
         "versions": library_versions(),
@@ -103,7 +103,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     fitted, int8 = model.with_head(head.weight, head.bias), None
     if config.int8:
         say("quantising to int8")
-        int8 = quantization.quantize(fitted, train_images, head.logits(plain.embeddings[0, split.train]))
+        int8 = quantization.quantize(fitted, train_images, head.logits(views[0]))
         info["int8"] = metrics["int8"] = quantization.compare(int8, held_out_images, logits)
     write_results(config.output, metrics, figures, training_report(info, metrics, figures))
     card = model_card(info, metrics)
@@ -112,10 +112,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 def split_images(
-    images: Sequence[LabelledImage], groups: Labels | None, embedded: Embedded, config: TrainConfig
+    images: Sequence[LabelledImage], groups: Labels | None, identified: Identified, config: TrainConfig
 ) -> Split:
     """The training part and the part to evaluate on, of the images that could be read."""
-    usable, layout = lay_out(images, groups, embedded)
+    usable, layout = lay_out(images, groups, identified)
     rules = Rules(config.split, config.block, config.embargo)
     fold = hold_out(layout, rules, config.test_fraction, config.seed)
     if config.holdout == "validation":
@@ -130,7 +130,7 @@ def split_images(
     counts = {
         "images": len(images),
         "usable": len(usable),
-        **duplicates(layout, [embedded.digests[index] for index in usable]),
+        **duplicates(layout, [identified.digests[index] for index in usable]),
         "train": _per_class(layout.labels[fold.train]),
         config.holdout: _per_class(layout.labels[fold.test]),
         "left_out": len(usable) - int((fold.train | fold.test).sum()),
@@ -145,17 +145,17 @@ def split_images(
     return Split(*parts, counts | {"summary": summary})
 
 
-def lay_out(images: Sequence[LabelledImage], groups: Labels | None, embedded: Embedded) -> tuple[Labels, Layout]:
+def lay_out(images: Sequence[LabelledImage], groups: Labels | None, identified: Identified) -> tuple[Labels, Layout]:
     """Indices of the images that could be read, and what their splits go by; JobError if a class has under two."""
     labels = np.array([image.label for image in images])
-    usable = np.array([index for index, error in enumerate(embedded.errors) if error is None], np.int64)
+    usable = np.array([index for index, error in enumerate(identified.errors) if error is None], np.int64)
     counts = np.bincount(labels[usable], minlength=len(CLASSES))
     if (counts[np.unique(labels)] < 2).any():
         raise JobError(
             f"too few readable images to split: {dict(zip(CLASSES, counts.tolist(), strict=True))}; "
-            f"the first that failed says: {next(filter(None, embedded.errors), 'none failed')}"
+            f"the first that failed says: {next(filter(None, identified.errors), 'none failed')}"
         )
-    ties = near_duplicate_groups([embedded.digests[index] for index in usable], embedded.hashes[usable])
+    ties = near_duplicate_groups([identified.digests[index] for index in usable], identified.hashes[usable])
     order = capture_order(images)[usable]
     return usable, Layout(labels[usable], order, ties, None if groups is None else groups[usable])
 

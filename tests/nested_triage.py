@@ -70,8 +70,8 @@ def load(data: str) -> Images:
     config = EvaluateConfig(data=data, output="none", cross_validate=True)
     images = list_labelled(data)
     with Embedder(images, pretrained(config.weights), config.cache) as embedder:
-        embedded = embedder.embed(range(len(images)), range(config.augmented_views + 1), verb="embedding")
-    usable, layout = lay_out(images, None, embedded)
+        embedded, identified = embedder.embed(range(config.augmented_views + 1)), embedder.identified
+    usable, layout = lay_out(images, None, identified)
     return Images(embedded.embeddings[:, usable], embedded.quality[0, usable], layout)
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,7 +13,7 @@ import pytest
 from bcd_ray import cache, storage
 from bcd_ray.config import TrainConfig
 from bcd_ray.dataset import list_labelled
-from bcd_ray.embedding import Embedded, Embedder
+from bcd_ray.embedding import Embedded, Embedder, Identified
 from bcd_ray.errors import JobError
 from bcd_ray.model import pretrained
 from bcd_ray.training import train
@@ -20,18 +21,24 @@ from bcd_ray.training import train
 MODEL = pretrained("keras")
 
 
-def embed(data: Path, kept: str, views: Sequence[int] = (0,)) -> Embedded:
-    images = list_labelled(str(data))
-    with Embedder(images, MODEL, kept) as embedder:
-        return embedder.embed(range(len(images)), views, verb="embedding")
+@dataclass(frozen=True)
+class Found:
+    identified: Identified
+    embedded: Embedded
 
 
-def assert_same(one: Embedded, other: Embedded) -> None:
-    np.testing.assert_allclose(one.embeddings, other.embeddings, atol=1e-5)
-    assert one.embeddings.any(axis=2).all()
-    np.testing.assert_array_equal(one.hashes, other.hashes)
-    assert one.digests == other.digests
-    assert one.errors == other.errors
+def embed(data: Path, kept: str, views: Sequence[int] = (0,)) -> Found:
+    with Embedder(list_labelled(str(data)), MODEL, kept) as embedder:
+        return Found(embedder.identified, embedder.embed(views))
+
+
+def assert_same(one: Found, other: Found) -> None:
+    np.testing.assert_allclose(one.embedded.embeddings, other.embedded.embeddings, atol=1e-5)
+    assert one.embedded.embeddings.any(axis=2).all()
+    np.testing.assert_array_equal(one.identified.hashes, other.identified.hashes)
+    assert one.identified.hashes.all()
+    assert one.identified.digests == other.identified.digests
+    assert one.identified.errors == other.identified.errors
 
 
 @pytest.fixture
@@ -63,7 +70,7 @@ def test_views_are_computed_once(
     request.getfixturevalue("no_ray")
     assert_same(embed(smears, kept, (0, 1)), fresh)
     later = embed(smears, kept, (1,))
-    np.testing.assert_allclose(later.embeddings, fresh.embeddings[1:], atol=1e-5)
+    np.testing.assert_allclose(later.embedded.embeddings, fresh.embedded.embeddings[1:], atol=1e-5)
 
 
 def test_what_lacks_alone_is_computed(
@@ -78,11 +85,12 @@ def test_what_lacks_alone_is_computed(
     assert "embedding  11 of 24 views are in the cache" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["images", "views"])
 def test_a_damaged_object_is_computed_again(
-    ray_cluster: None, smears: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ray_cluster: None, smears: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
 ) -> None:
     fresh = embed(smears, str(tmp_path / "cache"))
-    (kept,) = (tmp_path / "cache").rglob("*.parquet")
+    (kept,) = (tmp_path / "cache").rglob(f"{kind}/*.parquet")
     damaged = bytearray(kept.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     kept.write_bytes(damaged)
@@ -91,7 +99,24 @@ def test_a_damaged_object_is_computed_again(
     assert_same(embed(smears, str(tmp_path / "cache")), fresh)
     said = capfd.readouterr().err
     assert f"{kept} is damaged: what it held is computed again" in said
-    assert "are in the cache" not in said
+    assert ("are in the cache" in said) == (kind == "images")
+
+
+def test_views_that_are_not_wanted_are_not_computed(
+    ray_cluster: None, smears: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images, whole = list_labelled(str(smears)), embed(smears, "", (0, 1)).embedded
+    shutil.copy(images[3].stored.uri, tmp_path / "copy.jpg")
+    images.append(replace(images[3], name="copy.jpg", stored=replace(images[3].stored, uri=f"{tmp_path}/copy.jpg")))
+    wanted = np.ones((2, len(images)), bool)
+    wanted[1] = np.arange(len(images)) == 12  # the copy alone
+    with Embedder(images, MODEL, str(tmp_path / "cache")) as embedder:
+        found = embedder.embed([0, 1], wanted)
+    np.testing.assert_allclose(found.embeddings[0, :12], whole.embeddings[0], atol=1e-5)
+    np.testing.assert_allclose(found.embeddings[1, 12], whole.embeddings[1, 3], atol=1e-5)
+    capfd.readouterr()
+    embed(smears, str(tmp_path / "cache"), (0, 1))
+    assert "embedding  13 of 24 views are in the cache" in capfd.readouterr().err
 
 
 def test_a_cache_that_cannot_be_used_costs_time_alone(
@@ -119,11 +144,12 @@ def test_images_that_cannot_be_decoded_are_kept_too(
     first = embed(smears, str(tmp_path / "cache"))
     request.getfixturevalue("no_ray")
     again = embed(smears, str(tmp_path / "cache"))
-    assert again.errors == first.errors
-    failed = {image.name: error for image, error in zip(list_labelled(str(smears)), first.errors, strict=True) if error}
+    errors = first.identified.errors
+    assert again.identified.errors == errors
+    failed = {image.name: error for image, error in zip(list_labelled(str(smears)), errors, strict=True) if error}
     assert failed.keys() == {"Pre/text.jpg", "Pro/gone.jpg"}
     assert failed["Pre/text.jpg"].startswith("not_an_image")
-    assert again.digests.count("") == 1
+    assert again.identified.digests.count("") == 1
 
 
 def test_an_image_that_changes_under_way_ends_the_job(ray_cluster: None, smears: Path) -> None:
@@ -131,7 +157,7 @@ def test_an_image_that_changes_under_way_ends_the_job(ray_cluster: None, smears:
     changed = pytest.raises(JobError, match=r"Pre/synthetic-0001\.jpg changed while the job ran \(other bytes\)")
     with changed, Embedder(images, MODEL, "") as embedder:
         (smears / "Pre/synthetic-0001.jpg").write_bytes(b"other")
-        embedder.embed(range(len(images)), [0], verb="embedding")
+        embedder.embed([0])
 
 
 def test_a_second_training_run_computes_nothing(

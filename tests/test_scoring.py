@@ -362,7 +362,7 @@ def embedded_classes(ray_cluster: None, bundle: Path, synthetic_archive: Path) -
     loaded, images = load_bundle(str(bundle)), list_labelled(str(synthetic_archive))
     model = loaded.model
     with Embedder(images, model, cache="") as embedder:
-        found = embedder.embed(range(len(images)), views=[0], verb="embedding")
+        found = embedder.embed([0])
     logits = found.embeddings[0] @ model.tensors["head.weight"].T + model.tensors["head.bias"]
     calibrated = softmax(logits / loaded.triage.settings["temperature"])
     return dict(zip((image.stored.uri for image in images), calibrated.tolist(), strict=True))
