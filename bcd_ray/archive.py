@@ -8,17 +8,17 @@ import gzip
 import hashlib
 import json
 import tarfile
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, Literal
 
 from bcd_ray import storage
 from bcd_ray.errors import ChangedError, NotFoundError, StorageError
 from bcd_ray.images import Limits, Rejected, too_large
 from bcd_ray.storage import StoredObject
+from bcd_ray.threads import map_ahead
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -34,8 +34,6 @@ _HEADERS_OF_HEADERS = (
 )
 _CONCURRENT_READS = 16  # of loose images: a GET takes some 30 ms, and the cores must not wait for it
 _MAX_HEADER_BYTES = 1 << 20  # tarfile reads these whole; names are at most some kB
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,26 +101,6 @@ def read_shard(shard: StoredObject, limits: Limits) -> Iterator[Entry]:
         count = occurrences.total()
         text = f"{error}; {count} images were read before that: write the shard again"
         yield _entry(shard, "", 1, Rejected("unreadable_shard", text))
-
-
-def map_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int
-) -> Iterator[_Result]:
-    """Results in order while at most `ahead` calls are under way or waiting, so that memory stays bounded."""
-    waiting: deque[Any] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def in_chunks(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    """Lists of `size` items in order, the last of what is left."""
-    rest = iter(items)
-    while chunk := list(islice(rest, size)):
-        yield chunk
 
 
 class _UnreadableError(Exception):

@@ -18,13 +18,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bcd_ray import parquet, storage
-from bcd_ray.archive import map_ahead
 from bcd_ray.augment import AUGMENTATION_VERSION
 from bcd_ray.errors import StorageError
 from bcd_ray.images import DECODER_VERSION
 from bcd_ray.model import EMBEDDING_SIZE, Model
 from bcd_ray.quality import MEASURES
 from bcd_ray.runtime import say
+from bcd_ray.threads import map_ahead
 
 ROWS_PER_OBJECT = 2048  # 10 MB; what an interrupted run loses at most
 _READERS = 4  # objects read at a time

@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bcd_ray import storage
-from bcd_ray.archive import in_chunks, map_ahead
 from bcd_ray.augment import augment
 from bcd_ray.cache import EmbeddingCache, ViewTable, to_rows
 from bcd_ray.dataset import LabelledImage
-from bcd_ray.engine import BATCH, THREADS_A_CORE, OpenVinoEngine
+from bcd_ray.engine import BATCH, OpenVinoEngine
 from bcd_ray.errors import JobError, StorageError
 from bcd_ray.images import Decoded, Limits, Pixels, Rejected, decode
 from bcd_ray.model import EMBEDDING_SIZE, Model
@@ -25,6 +24,7 @@ from bcd_ray.quality import MEASURES, measure
 from bcd_ray.runtime import Progress, actor_pool, ray_session, say
 from bcd_ray.shortcuts import SHORTCUTS
 from bcd_ray.spoiling import SPOILT
+from bcd_ray.threads import EngineThreads, in_chunks, map_ahead
 
 _VIEWS_PER_TASK = 256  # a second of two cores
 _TASKS_AT_A_TIME = 2  # of an actor: while one reads its first images, the other keeps the cores busy
@@ -165,12 +165,12 @@ class _EmbeddingActor:
 
     def __init__(self, model: Model, threads: int) -> None:
         self._engine = OpenVinoEngine(model.tensors, model.preprocessing, threads)
-        self._pool, self._ahead = ThreadPoolExecutor(THREADS_A_CORE * threads), 2 * THREADS_A_CORE * threads
+        self._threads = EngineThreads(threads)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         sources = zip(batch["uri"], batch["digest"], batch["views"], strict=True)
         # Of an even number of images, whatever their number of views, no request is left half full.
-        parts = list(map_ahead(self._pool, self._embed, in_chunks(sources, BATCH), self._ahead))
+        parts = list(self._threads.map(self._embed, in_chunks(sources, BATCH)))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _embed(self, sources: list[tuple[str, str, Sequence[str]]]) -> dict[str, Any]:

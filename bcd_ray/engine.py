@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from bcd_ray.model import Bundle
 
 BATCH = 2  # images a request: more leave a CPU's caches (with 8 the job does 0.85 times as many images a second)
-THREADS_A_CORE = 2  # that call an engine: while one waits for the network, another decodes
 Tensors = Mapping[str, npt.NDArray[np.float32]]
 
 # MobileNetV2's stages (Sandler et al., CVPR 2018, table 2): expansion, repeats, stride of the first.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bcd_ray import parquet, storage
-from bcd_ray.archive import Entry, in_chunks, kind_of, read_shards
+from bcd_ray.archive import Entry, kind_of, read_shards
 from bcd_ray.config import ExplainConfig
 from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.evaluation import refuse_to_replace
@@ -16,6 +16,7 @@ from bcd_ray.heatmap import class_activation, draw, randomised, similarity
 from bcd_ray.images import Decoded, Limits, Pixels, decode
 from bcd_ray.labels import CLASSES
 from bcd_ray.model import Bundle, load_bundle
+from bcd_ray.threads import in_chunks
 
 
 @dataclass(frozen=True)

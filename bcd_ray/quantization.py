@@ -4,7 +4,6 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,11 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bcd_ray.archive import in_chunks
 from bcd_ray.dataset import LabelledImage, read_pixels
 from bcd_ray.engine import (
     BATCH,
-    THREADS_A_CORE,
     Int8Graph,
     OpenVinoEngine,
     Outputs,
@@ -28,6 +25,7 @@ from bcd_ray.engine import (
 )
 from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.model import Model
+from bcd_ray.threads import EngineThreads, in_chunks
 
 Floats = npt.NDArray[np.float32]
 _THREADS = len(os.sched_getaffinity(0))
@@ -114,8 +112,7 @@ def _run(graph: Int8Graph, images: Sequence[LabelledImage]) -> Outputs:
     def infer(chunk: list[LabelledImage]) -> Outputs:
         return engine.infer([read_pixels(image) for image in chunk])
 
-    with ThreadPoolExecutor(THREADS_A_CORE * _THREADS) as pool:
-        chunks = list(pool.map(infer, in_chunks(images, engine.chunk)))
+    chunks = list(EngineThreads(_THREADS).map(infer, in_chunks(images, engine.chunk)))
     return Outputs(*(np.concatenate(parts) for parts in zip(*chunks, strict=True)))
 
 

@@ -2,8 +2,6 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,9 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bcd_ray import schema, storage
-from bcd_ray.archive import Entry, given_up, kind_of, map_ahead, read_shards
+from bcd_ray.archive import Entry, given_up, kind_of, read_shards
 from bcd_ray.config import ScoreConfig
-from bcd_ray.engine import THREADS_A_CORE, Choice, EngineName, choose_engine, open_engine, precision
+from bcd_ray.engine import Choice, EngineName, choose_engine, open_engine, precision
 from bcd_ray.errors import ConfigError, JobError, NotFoundError, StorageError
 from bcd_ray.images import DECODER_VERSION, Decoded, Limits, Pixels, Rejected, decode
 from bcd_ray.isolation import MAX_ATTEMPTS, Decoder, Turns, decode_apart, die_at_once, start_counter
@@ -27,6 +25,7 @@ from bcd_ray.model import Bundle, load_bundle
 from bcd_ray.quality import MEASURES, measure
 from bcd_ray.runtime import Progress, actor_pool, gpu_count, library_versions, ray_session, say
 from bcd_ray.storage import StoredObject
+from bcd_ray.threads import EngineThreads, in_chunks
 from bcd_ray.triage import Triage
 
 _MOST_TASKS = 4000  # of Ray Data, each of one unit or, in a large plan, several: its driver keeps state for every task
@@ -144,7 +143,7 @@ class UnitScorer:
     ) -> None:
         self._engine = open_engine(engine, bundle, threads)
         self._version, self._triage, self._ledger, self._limits = bundle.version, bundle.triage, ledger, limits
-        self._pool, self._ahead = ThreadPoolExecutor(THREADS_A_CORE * threads), 2 * THREADS_A_CORE * threads
+        self._threads = EngineThreads(threads)
         self._starts, self._turns = starts, Turns(_UNITS_AT_A_TIME)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -178,23 +177,16 @@ class UnitScorer:
             return [row for row, _ in described], [(*self._engine.infer(pixels), measure(pixels))] if pixels else []
 
         rows, computed = list[_Row](), list[_Computed]()
-        for some, of_some in map_ahead(self._pool, score_chunk, _chunks(entries, self._engine.chunk), self._ahead):
+        for some, of_some in self._threads.map(
+            score_chunk, in_chunks(entries, self._engine.chunk, _bytes_in, _CHUNK_BYTES)
+        ):
             rows += some
             computed += of_some
         return _table(rows, computed, self._triage, self._version)
 
 
-def _chunks(entries: Iterable[Entry], most: int) -> Iterator[list[Entry]]:
-    """Lists of at most `most` entries in order, fewer where they are large: several chunks are in memory at a time."""
-    chunk, size = list[Entry](), 0
-    for entry in entries:
-        chunk.append(entry)
-        size += len(entry.content) if isinstance(entry.content, bytes) else 0
-        if len(chunk) == most or size > _CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+def _bytes_in(entry: Entry) -> int:
+    return 0 if isinstance(entry.content, Rejected) else len(entry.content)
 
 
 def _written(rows: int, error: str = "") -> dict[str, Any]:

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bcd_ray import storage
-from bcd_ray.archive import Entry, kind_of, map_ahead, read_shard, read_shards
+from bcd_ray.archive import Entry, kind_of, read_shard, read_shards
 from bcd_ray.images import Limits, Rejected
 from bcd_ray.schema import STATUSES
 from bcd_ray.storage import StoredObject
 from bcd_ray.synthetic import draw_smear
+from bcd_ray.threads import map_ahead
 
 LIMITS = Limits()
 Member = tuple[str, bytes] | tarfile.TarInfo

@@ -77,12 +77,11 @@ def ray_pattern(bundle: str, folder: str) -> Iterator[Done]:
 def ceiling(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
     """One process without Ray: the same engine, JPEGs decoded in threads, and nothing else."""
     import tarfile
-    from concurrent.futures import ThreadPoolExecutor
 
-    from bcd_ray.archive import in_chunks, map_ahead
-    from bcd_ray.engine import THREADS_A_CORE, open_engine
+    from bcd_ray.engine import open_engine
     from bcd_ray.images import Decoded, Limits, decode
     from bcd_ray.model import load_bundle
+    from bcd_ray.threads import EngineThreads, in_chunks
 
     def members() -> Iterator[bytes]:
         for path in sorted(Path(folder).glob("*.tar")):
@@ -95,29 +94,26 @@ def ceiling(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
         decoded = (decode(data, Limits()) for data in chunk)
         return len(network.infer([each.pixels for each in decoded if isinstance(each, Decoded)]).logits)
 
-    network, threads = open_engine(engine, load_bundle(bundle), _CORES), THREADS_A_CORE * _CORES
-    with ThreadPoolExecutor(threads) as pool:
-        for count in map_ahead(pool, score, in_chunks(members(), network.chunk), ahead=2 * threads):
-            yield time.time(), count
+    network = open_engine(engine, load_bundle(bundle), _CORES)
+    for count in EngineThreads(_CORES).map(score, in_chunks(members(), network.chunk)):
+        yield time.time(), count
 
 
 def forward(bundle: str, images: str) -> Iterator[Done]:
     """The bare network on so many images of noise, nothing read and nothing decoded."""
-    from concurrent.futures import ThreadPoolExecutor
     from itertools import repeat
 
-    from bcd_ray.archive import map_ahead
-    from bcd_ray.engine import THREADS_A_CORE, open_engine
+    from bcd_ray.engine import open_engine
     from bcd_ray.images import SIZE
     from bcd_ray.model import load_bundle
+    from bcd_ray.threads import EngineThreads
 
-    network, threads = open_engine("openvino", load_bundle(bundle), _CORES), THREADS_A_CORE * _CORES
+    network = open_engine("openvino", load_bundle(bundle), _CORES)
     noise = np.random.default_rng(0).integers(0, 256, (network.chunk, SIZE, SIZE, 3), np.uint8)
     yield time.time(), 0
-    with ThreadPoolExecutor(threads) as pool:
-        chunks = repeat(list(noise), -(-int(images) // network.chunk))
-        for outputs in map_ahead(pool, network.infer, chunks, ahead=2 * threads):
-            yield time.time(), len(outputs.logits)
+    chunks = repeat(list(noise), -(-int(images) // network.chunk))
+    for outputs in EngineThreads(_CORES).map(network.infer, chunks):
+        yield time.time(), len(outputs.logits)
 
 
 def _torch_network(bundle: str) -> Any:

@@ -1,0 +1,49 @@
+"""Work in threads whose results come in order, with memory bounded."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+_THREADS_A_CORE = 2  # that call an engine: while one waits for the network, another decodes
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def map_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int
+) -> Iterator[_Result]:
+    """Results in order while at most `ahead` calls are under way or waiting, so that memory stays bounded."""
+    waiting: deque[Any] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+class EngineThreads:
+    """The threads of a process that decode images and call an engine of `cores` cores, in turn."""
+
+    def __init__(self, cores: int) -> None:
+        self._pool, self._ahead = ThreadPoolExecutor(_THREADS_A_CORE * cores), 2 * _THREADS_A_CORE * cores
+
+    def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+        """As `map_ahead`; several threads may call it at a time."""
+        return map_ahead(self._pool, function, items, self._ahead)
+
+
+def in_chunks(
+    items: Iterable[_Item], most: int, weight: Callable[[_Item], int] = lambda item: 0, most_weight: int = 0
+) -> Iterator[list[_Item]]:
+    """Lists of `most` items in order, the last of what is left; of fewer where they weigh more than `most_weight`."""
+    chunk, weighs = list[_Item](), 0
+    for item in items:
+        chunk.append(item)
+        weighs += weight(item)
+        if len(chunk) == most or weighs > most_weight:
+            yield chunk
+            chunk, weighs = [], 0
+    if chunk:
+        yield chunk
