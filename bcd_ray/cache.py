@@ -63,7 +63,8 @@ class ViewTable:
         keys = zip(rows["view"].to_pylist(), rows["digest"].to_pylist(), strict=True)
         found = [(self._views.get(view, -1), self.place.get(digest, -1)) for view, digest in keys]
         number, place = np.array(found, np.int64).reshape(-1, 2).T
-        kept = np.flatnonzero((number >= 0) & (place >= 0) & self.lacking[number, place])
+        kept = np.flatnonzero((number >= 0) & (place >= 0))
+        kept = kept[self.lacking[number[kept], place[kept]]]
         if len(kept):
             rows, at = rows.take(kept).combine_chunks(), (number[kept], place[kept])
             self.embeddings[at], self.quality[at] = _matrix(rows["embedding"]), _matrix(rows["quality"])

@@ -152,6 +152,18 @@ def test_images_that_cannot_be_decoded_are_kept_too(
     assert again.identified.digests.count("") == 1
 
 
+def test_images_that_all_fail_ask_nothing_of_the_cache(
+    ray_cluster: None, smears: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    embed(smears, str(tmp_path / "cache"))
+    for path in smears.glob("*/*.jpg"):
+        path.write_text("no image")
+    request.getfixturevalue("no_ray")
+    found = embed(smears, str(tmp_path / "cache"))
+    assert all(error and error.startswith("not_an_image") for error in found.identified.errors)
+    assert not found.embedded.embeddings.any()
+
+
 def test_an_image_that_changes_under_way_ends_the_job(ray_cluster: None, smears: Path) -> None:
     images = list_labelled(str(smears))
     changed = pytest.raises(JobError, match=r"Pre/synthetic-0001\.jpg changed while the job ran \(other bytes\)")
