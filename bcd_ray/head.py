@@ -5,7 +5,6 @@ changes the order of additions and nothing else. No row is dropped (Ray Train's 
 remainder).
 """
 
-import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,7 +74,6 @@ def fit_head(parts: Parts, config: FitConfig) -> FittedHead:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what fails is raised too
     # Ray Train keeps its bookkeeping here and resumes a run of the same name: a fresh folder for each.
     with ray_session(), tempfile.TemporaryDirectory(prefix="bcd_ray_train_", ignore_cleanup_errors=True) as scratch:
         trainer = TorchTrainer(
