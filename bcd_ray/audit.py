@@ -3,37 +3,49 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
-from bcd_ray.embedding import Embeddings
+from bcd_ray.embedding import Embeddings, Identified
 from bcd_ray.engine import softmax
 from bcd_ray.head import FitConfig, Parts, fit
-from bcd_ray.shortcuts import neighbours_vote
+from bcd_ray.shortcuts import SHORTCUT_VIEWS, neighbours_vote
 from bcd_ray.splits import Labels
 from bcd_ray.spread import Floats
+
+_COLOUR = "background_colour"
+SHORTCUTS = (_COLOUR, *SHORTCUT_VIEWS)
+
+
+def shortcut_features(identified: Identified, of_views: Embeddings) -> dict[str, npt.NDArray[np.float32]]:
+    """By name, what each of the shortcuts says of n images: (n, 3) of the colour, (n, 1280) of a view.
+
+    `of_views` (views, n, 1280) are the embeddings of `SHORTCUT_VIEWS`.
+    """
+    return {_COLOUR: identified.backgrounds.astype(np.float32), **dict(zip(SHORTCUT_VIEWS, of_views, strict=True))}
 
 
 def shortcut_probabilities(
     name: str,
-    embeddings: Embeddings,
+    features: npt.NDArray[np.float32],
     labels: Labels,
     train: npt.NDArray[Any],
     test: npt.NDArray[Any],
     config: FitConfig,
     views: int,
 ) -> Floats:
-    """Probabilities (m, 4) of the test images by one of `shortcuts.SHORTCUTS`.
+    """Probabilities (m, 4) of the test images by one of `SHORTCUTS`.
 
     Args:
-        embeddings: (n, 1280), of that view of all images.
+        features: (n, d), see `shortcut_features`.
         labels: (n,).
         train: which of the n are trained on, as a mask or as indices.
         test: which of the n are tested, likewise.
         config: of the model's own head.
         views: of each image that the model's head was fitted on: this one goes through its single view as often.
     """
-    if name == "background_colour":
-        return neighbours_vote(embeddings[train], labels[train], embeddings[test])
+    if name == _COLOUR:
+        return neighbours_vote(features[train], labels[train], features[test])
     as_many_steps = replace(config, epochs=config.epochs * views)
-    head = fit(Parts(embeddings[None, train], labels[train], embeddings[test], labels[test]), as_many_steps)
-    return softmax(head.logits(embeddings[test]))
+    head = fit(Parts(features[None, train], labels[train], features[test], labels[test]), as_many_steps)
+    return softmax(head.logits(features[test]))

@@ -8,10 +8,10 @@ of it at will.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +29,16 @@ from bcd_ray.threads import map_ahead
 ROWS_PER_OBJECT = 2048  # 10 MB; what an interrupted run loses at most
 _READERS = 4  # objects read at a time
 
-FORMAT = 3  # raise it when a column would hold something else
+FORMAT = 4  # raise it when a column would hold something else
 
-# `hash` is the perceptual hash; `error` says why the image could not be decoded, or is empty.
-IMAGES = pa.schema([("digest", pa.string()), ("hash", pa.uint64()), ("error", pa.string())])
+IMAGES = pa.schema(
+    [
+        ("digest", pa.string()),
+        ("hash", pa.uint64()),
+        ("background", pa.list_(pa.uint8(), 3)),
+        ("error", pa.string()),
+    ]
+)
 # `quality` is what `quality.measure` says of the view, NaN of augmented ones.
 VIEWS = pa.schema(
     [
@@ -42,6 +48,19 @@ VIEWS = pa.schema(
         ("embedding", pa.list_(pa.float32(), EMBEDDING_SIZE)),
     ]
 )
+
+
+class ImageFacts(NamedTuple):
+    """What is found out of an image before it is embedded."""
+
+    hash: int  # `perceptual.perceptual_hash`
+    background: Sequence[int]  # `shortcuts.background_colour`
+    error: str  # why the image could not be read or decoded, or empty; then the others are zeros
+
+    @classmethod
+    def of_failed(cls, error: str) -> "ImageFacts":
+        """Of an image that could not be read or decoded."""
+        return cls(0, (0, 0, 0), error)
 
 
 class ViewTable:
@@ -84,14 +103,14 @@ class EmbeddingCache:
         self._folder = storage.join(uri, _key(model)) if uri else ""
         self._waiting: list[pa.Table] = []
 
-    def images(self) -> dict[str, tuple[int, str]]:
-        """Perceptual hash and error of each image that was seen before, by its digest."""
+    def images(self) -> dict[str, ImageFacts]:
+        """What is known of each image that was seen before, by its digest."""
         rows = [row for table in self._tables("images") for row in table.to_pylist()]
-        return {row["digest"]: (row["hash"], row["error"]) for row in rows}
+        return {row.pop("digest"): ImageFacts(**row) for row in rows}
 
-    def add_images(self, images: dict[str, tuple[int, str]]) -> None:
+    def add_images(self, images: dict[str, ImageFacts]) -> None:
         """Keep further images."""
-        rows = [{"digest": digest, "hash": value, "error": error} for digest, (value, error) in images.items()]
+        rows = [{"digest": digest, **facts._asdict()} for digest, facts in images.items()]
         if rows:
             self._write("images", pa.Table.from_pylist(rows, schema=IMAGES))
 

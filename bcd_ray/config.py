@@ -94,7 +94,7 @@ class TrainConfig(_FitOptions):
     """Of the split and the fit: the same seed gives the same metrics."""
     audit: bool = True
     """Measure what background, corners and blanked cells give away, for the report and the model card. `--no-audit`
-    saves three views of each image to embed."""
+    saves two views of each image to embed."""
     int8: bool = False
     """Put the network in 8-bit integers into the bundle too, calibrated on training images: for `jobs/score.py
     --engine openvino-int8`."""

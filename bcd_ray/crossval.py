@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from bcd_ray import parquet, storage
-from bcd_ray.audit import shortcut_probabilities
+from bcd_ray.audit import SHORTCUTS, shortcut_features, shortcut_probabilities
 from bcd_ray.config import EvaluateConfig
 from bcd_ray.dataset import LabelledImage, group_numbers, list_labelled, read_pixels, says_synthetic
 from bcd_ray.embedding import Embedder, Embeddings
@@ -25,7 +25,7 @@ from bcd_ray.metrics import confusion_matrix
 from bcd_ray.model import pretrained
 from bcd_ray.report import automatic_words, validation_report
 from bcd_ray.runtime import Progress, library_versions
-from bcd_ray.shortcuts import SHORTCUTS
+from bcd_ray.shortcuts import SHORTCUT_VIEWS
 from bcd_ray.splits import Fold, Labels, Layout, Rules, clusters, cross_validate
 from bcd_ray.spread import Figures, Floats, bootstrap, figure_words, point_figures, with_intervals
 from bcd_ray.thresholds import fit_triage, triage_figures
@@ -45,12 +45,13 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
     refuse_to_replace(config.output, "metrics.json")
     synthetic = says_synthetic(config.data)
     with Embedder(images, pretrained(config.weights), config.cache) as embedder:
-        views = [*range(config.augmented_views + 1), *SHORTCUTS]
+        views = [*range(config.augmented_views + 1), *SHORTCUT_VIEWS]
         embedded, identified = embedder.embed(views), embedder.identified
     usable, layout = lay_out(images, groups, identified)
     read = [images[index] for index in usable]
     digests = [identified.digests[index] for index in usable]
-    augmented, reduced = np.split(embedded.embeddings[:, usable], [config.augmented_views + 1])
+    augmented = embedded.embeddings[: config.augmented_views + 1, usable]
+    reduced = shortcut_features(identified, embedded.embeddings[config.augmented_views + 1 :])
     splits = _splits(layout, config)
     drawn_whole, quality = clusters(layout, config.block), embedded.quality[0, usable]
 
@@ -67,8 +68,8 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
         of_first = folds[0], logits[0], rules, _fit_config(config, 0)
         results[name]["triage"] = _triage(augmented, quality, layout, *of_first, drawn_whole)
         results[name]["shortcuts"] = {}
-        for shortcut, embeddings in zip(SHORTCUTS, reduced, strict=True):
-            found = _shortcut(shortcut, embeddings, layout, folds[0], config, progress)
+        for shortcut, features in reduced.items():
+            found = _shortcut(shortcut, features[usable], layout, folds[0], config, progress)
             results[name]["shortcuts"][shortcut] = _measure(layout, [found], folds[:1], drawn_whole)[0]["pooled"]
     progress.finish()
 
@@ -152,13 +153,18 @@ def _triage(
 
 
 def _shortcut(
-    name: str, embeddings: Embeddings, layout: Layout, folds: Sequence[Fold], config: EvaluateConfig, progress: Progress
+    name: str,
+    features: npt.NDArray[np.float32],
+    layout: Layout,
+    folds: Sequence[Fold],
+    config: EvaluateConfig,
+    progress: Progress,
 ) -> Floats:
-    """Probabilities (n, 4) by a shortcut's view (n, 1280), for one seed, NaN where no fold tests an image."""
+    """Probabilities (n, 4) by a shortcut's features (n, d), for one seed, NaN where no fold tests an image."""
     probabilities = np.full((len(layout.labels), len(CLASSES)), np.nan)
     for fold in folds:
         probabilities[fold.test] = shortcut_probabilities(
-            name, embeddings, layout.labels, fold.train, fold.test, _fit_config(config, 0), config.augmented_views + 1
+            name, features, layout.labels, fold.train, fold.test, _fit_config(config, 0), config.augmented_views + 1
         )
         progress.add(1)
     return probabilities

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from threading import Semaphore
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from bcd_ray import storage
 from bcd_ray.augment import augment
-from bcd_ray.cache import EmbeddingCache, ViewTable, to_rows
+from bcd_ray.cache import EmbeddingCache, ImageFacts, ViewTable, to_rows
 from bcd_ray.dataset import LabelledImage
 from bcd_ray.engine import BATCH, OpenVinoEngine
 from bcd_ray.errors import JobError, StorageError
@@ -22,14 +23,15 @@ from bcd_ray.model import EMBEDDING_SIZE, Model
 from bcd_ray.perceptual import perceptual_hash
 from bcd_ray.quality import MEASURES, measure
 from bcd_ray.runtime import Progress, actor_pool, ray_session, say
-from bcd_ray.shortcuts import SHORTCUTS
+from bcd_ray.shortcuts import SHORTCUT_VIEWS, background_colour
 from bcd_ray.spoiling import SPOILT
-from bcd_ray.threads import EngineThreads, in_chunks, map_ahead
+from bcd_ray.threads import EngineThreads, in_chunks
 
 _VIEWS_PER_TASK = 256  # a second of two cores
 _TASKS_AT_A_TIME = 2  # of an actor: while one reads its first images, the other keeps the cores busy
 _READERS = 16  # images whose bytes the driver reads at a time
-_ALTERED = {**SHORTCUTS, **SPOILT}
+_DECODING = Semaphore(2)  # that it decodes at a time: 16 take a fifth longer, waiting for the lock of Python
+_ALTERED = {**SHORTCUT_VIEWS, **SPOILT}
 _MEASURED = {"0", *SPOILT}  # views whose quality somebody asks for
 Embeddings = npt.NDArray[np.float32]
 
@@ -40,6 +42,7 @@ class Identified:
 
     digests: list[str]  # sha256 of each image's bytes, "" where it could not be read
     hashes: npt.NDArray[np.uint64]  # (n,) perceptual hashes
+    backgrounds: npt.NDArray[np.uint8]  # (n, 3) red, green and blue of the background
     errors: list[str | None]  # why an image could not be read or decoded, else None
 
 
@@ -70,14 +73,15 @@ class Embedder:
     def __enter__(self) -> Self:
         known = self._cache.images()
         with ThreadPoolExecutor(_READERS) as pool:
-            found = list(map_ahead(pool, partial(_identify, known), self._images, ahead=4 * _READERS))
+            digests, facts = zip(*pool.map(partial(_identify, known), self._images), strict=True)
         self._cache.add_images(
-            {digest: (bits, error) for digest, bits, error in found if digest and digest not in known}
+            {digest: each for digest, each in zip(digests, facts, strict=True) if digest and digest not in known}
         )
         self.identified = Identified(
-            [digest for digest, _, _ in found],
-            np.array([bits for _, bits, _ in found], np.uint64),
-            [error or None for _, _, error in found],
+            list(digests),
+            np.array([each.hash for each in facts], np.uint64),
+            np.array([each.background for each in facts], np.uint8),
+            [each.error or None for each in facts],
         )
         return self
 
@@ -88,7 +92,8 @@ class Embedder:
         """Embed views of the images.
 
         Args:
-            views: numbers of the views, 0 for the image itself (see `augment.augment`), or names in `SHORTCUTS`.
+            views: numbers of the views, 0 for the image itself (see `augment.augment`), or names in `SHORTCUT_VIEWS` or
+                `SPOILT`.
             wanted: (v, n) which views of which images; all if None.
 
         Raises:
@@ -145,19 +150,20 @@ def _unit(views: Sequence[int | str]) -> str:
     return "views" if len(views) > 1 else "images"
 
 
-def _identify(known: Mapping[str, tuple[int, str]], image: LabelledImage) -> tuple[str, int, str]:
-    """The sha256 of an image's bytes, its perceptual hash, and why it could not be read or decoded, or ""."""
+def _identify(known: Mapping[str, ImageFacts], image: LabelledImage) -> tuple[str, ImageFacts]:
+    """The sha256 of an image's bytes, "" if it could not be read, and what is known of it."""
     try:
         data = storage.read_bytes(image.stored.uri)
     except StorageError as error:
-        return "", 0, str(error)
+        return "", ImageFacts.of_failed(str(error))
     digest = hashlib.sha256(data).hexdigest()
     if digest in known:
-        return digest, *known[digest]
-    decoded = decode(data, Limits())
-    if isinstance(decoded, Rejected):
-        return digest, 0, f"{decoded.status}: {decoded.error}"
-    return digest, perceptual_hash(decoded.pixels), ""
+        return digest, known[digest]
+    with _DECODING:
+        decoded = decode(data, Limits())
+        if isinstance(decoded, Rejected):
+            return digest, ImageFacts.of_failed(f"{decoded.status}: {decoded.error}")
+        return digest, ImageFacts(perceptual_hash(decoded.pixels), background_colour(decoded.pixels), "")
 
 
 class _EmbeddingActor:

@@ -1,9 +1,9 @@
 """Images reduced to what should not give their class away: if a head on these does well, the data hold a shortcut.
 
-Each is a view of its own to the frozen backbone and the cache, so that shortcut and model are measured by one path
-(R. Geirhos et al., "Shortcut learning in deep neural networks", Nature Machine Intelligence 2, 2020). A head like the
-model's is fitted on corners and blanked cells. Background colour is three numbers, over which classes lie in patches
-that no linear head parts: there the nearest neighbours vote (balanced accuracy 76 % instead of 67 %, random split).
+R. Geirhos et al., "Shortcut learning in deep neural networks", Nature Machine Intelligence 2, 2020. Corners and blanked
+cells are views of their own to the frozen backbone and the cache, and a head like the model's is fitted on them. The
+background's colour is three numbers, in which classes lie in patches that no linear head parts: there the nearest
+neighbours vote. (The backbone adds nothing to it: of one-coloured images its embeddings give the same accuracy.)
 """
 
 import math
@@ -22,10 +22,9 @@ _MARGIN = 9  # side in pixels of the square about each stained pixel that is bla
 _NEIGHBOURS = 15
 
 
-def background_colour(pixels: Pixels) -> Pixels:
-    """The whole image in the one colour of its background."""
-    image = Image.fromarray(pixels)
-    return np.asarray(Image.new("RGB", image.size, _background(image)))
+def background_colour(pixels: Pixels) -> tuple[int, ...]:
+    """Red, green and blue of an image's background, 0 to 255."""
+    return _background(Image.fromarray(pixels))
 
 
 def corners(pixels: Pixels) -> Pixels:
@@ -47,11 +46,7 @@ def cells_blanked(pixels: Pixels) -> Pixels:
     return np.asarray(Image.composite(Image.new("RGB", image.size, background), image, cells))
 
 
-SHORTCUTS: dict[str, Callable[[Pixels], Pixels]] = {
-    "background_colour": background_colour,
-    "corners": corners,
-    "cells_blanked": cells_blanked,
-}
+SHORTCUT_VIEWS: dict[str, Callable[[Pixels], Pixels]] = {"corners": corners, "cells_blanked": cells_blanked}
 
 
 def neighbours_vote(

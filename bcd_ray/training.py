@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bcd_ray import quantization
-from bcd_ray.audit import shortcut_probabilities
+from bcd_ray.audit import shortcut_features, shortcut_probabilities
 from bcd_ray.config import TrainConfig
 from bcd_ray.dataset import LabelledImage, capture_order, group_numbers, list_labelled, says_synthetic
 from bcd_ray.embedding import Embedder, Identified
@@ -22,7 +22,7 @@ from bcd_ray.model_card import model_card
 from bcd_ray.perceptual import near_duplicate_groups
 from bcd_ray.report import training_report
 from bcd_ray.runtime import library_versions, say
-from bcd_ray.shortcuts import SHORTCUTS
+from bcd_ray.shortcuts import SHORTCUT_VIEWS
 from bcd_ray.splits import Labels, Layout, Rules, clusters, hold_out
 from bcd_ray.spread import spread_figures
 from bcd_ray.thresholds import fit_triage, triage_figures
@@ -56,7 +56,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         identified = embedder.identified
         split = split_images(images, groups, identified, config)
         say(split.counts["summary"])
-        fitted_on, reduced = range(config.augmented_views + 1), SHORTCUTS if config.audit else {}
+        fitted_on, reduced = range(config.augmented_views + 1), SHORTCUT_VIEWS if config.audit else {}
         wanted = np.ones((len(fitted_on) + len(reduced), len(images)), bool)
         wanted[1 : len(fitted_on)] = np.isin(np.arange(len(images)), split.train)
         embedded = embedder.embed([*fitted_on, *reduced], wanted)
@@ -91,7 +91,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         parts = labels, split.train, split.held_out, fit_config, len(views)
         metrics["shortcuts"] = {
             name: spread_figures(labels[split.held_out], shortcut_probabilities(name, each, *parts), split.drawn_whole)
-            for name, each in zip(reduced, embedded.embeddings[len(views) :], strict=True)
+            for name, each in shortcut_features(identified, embedded.embeddings[len(views) :]).items()
         }
     info = {
         "training": asdict(config),

@@ -21,6 +21,7 @@ from conftest import IMAGES_PER_CLASS
 
 from bcd_ray import runtime, storage
 from bcd_ray.archive import read_shard
+from bcd_ray.audit import SHORTCUTS
 from bcd_ray.config import PackConfig, TrainConfig
 from bcd_ray.dataset import list_labelled
 from bcd_ray.embedding import Embedder, Embeddings
@@ -30,7 +31,6 @@ from bcd_ray.images import Limits
 from bcd_ray.labels import CLASSES
 from bcd_ray.model import load_bundle
 from bcd_ray.packing import pack
-from bcd_ray.shortcuts import SHORTCUTS
 from bcd_ray.spoiling import SPOILT
 from bcd_ray.training import train
 

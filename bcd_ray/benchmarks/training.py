@@ -11,7 +11,7 @@ from bcd_ray.benchmarks.measure import run_program
 from bcd_ray.benchmarks.speed import bench
 from bcd_ray.config import BenchmarkConfig
 from bcd_ray.runtime import say
-from bcd_ray.shortcuts import SHORTCUTS
+from bcd_ray.shortcuts import SHORTCUT_VIEWS
 
 _JOB = Path(__file__).parents[2] / "jobs" / "train.py"
 
@@ -52,4 +52,4 @@ def _passes(bundle: Path) -> int:
     counts: dict[str, Any] = json.loads((bundle / "metrics.json").read_text())["counts"]
     views: int = json.loads((bundle / "model.json").read_text())["training"]["augmented_views"]
     trained: int = sum(counts["train"].values())
-    return int(counts["usable"]) * (1 + len(SHORTCUTS)) + views * trained
+    return int(counts["usable"]) * (1 + len(SHORTCUT_VIEWS)) + views * trained
