@@ -3,7 +3,7 @@
 R. Geirhos et al., "Shortcut learning in deep neural networks", Nature Machine Intelligence 2, 2020. Corners and blanked
 cells are views of their own to the frozen backbone and the cache, and a head like the model's is fitted on them. The
 background's colour is three numbers, in which classes lie in patches that no linear head parts: there the nearest
-neighbours vote. (The backbone adds nothing to it: of one-coloured images its embeddings give the same accuracy.)
+neighbours vote (random split, balanced accuracy 77.5 %; on the backbone's embeddings of one-coloured images 76.7 %).
 """
 
 import math
