@@ -18,7 +18,7 @@ from bcd_ray.errors import ConfigError
 from bcd_ray.label_check import check_labels, disputed
 from bcd_ray.labels import CLASSES
 from bcd_ray.report import NOT_FOR_DIAGNOSIS, SYNTHETIC
-from bcd_ray.shortcuts import SHORTCUT_VIEWS, background_colour
+from bcd_ray.shortcuts import SHORTCUT_VIEWS, background_colour, neighbours_vote
 from bcd_ray.spread import point_figures
 from bcd_ray.synthetic import draw_smear
 
@@ -136,6 +136,17 @@ def test_nothing_disputed_is_an_empty_table_of_the_same_columns() -> None:
     table = check_labels(list("abcd"), labels, {"random": [np.eye(4)[labels]]})
     assert len(table) == 0
     assert table.schema == check_labels(list("abcd"), labels, {"random": [np.eye(4)[labels[::-1]]]}).schema
+
+
+def test_neighbours_vote_the_same_in_any_order() -> None:
+    random = np.random.default_rng(0)
+    colours, labels = random.integers(200, 205, (400, 3)).astype(np.float32), random.integers(0, 4, 400)
+    shares = neighbours_vote(colours[:300], labels[:300], colours[300:])
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+    order = random.permutation(300)
+    np.testing.assert_allclose(neighbours_vote(colours[order], labels[order], colours[300:]), shares)
+    own = neighbours_vote(colours[:8], np.arange(8) % 4, colours[:1])
+    np.testing.assert_allclose(own, 1 / 4)  # of fewer than 15 all have a vote
 
 
 @pytest.mark.parametrize("class_index", range(4))
