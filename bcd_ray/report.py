@@ -27,7 +27,7 @@ def validation_report(metrics: Mapping[str, Any], figures: Mapping[str, bytes]) 
     results = metrics["protocols"]
     first = next(name for name in _HARDEST_FIRST if name in results)
     pooled, settings = results[first]["pooled"], metrics["settings"]
-    cards = [Card(_words(name), _percent(pooled[name]), interval_words(pooled[name]["interval"])) for name in _SHOWN]
+    cards = [_card(name, pooled[name]) for name in _SHOWN]
     sections = [
         Section(
             "How much of it is the split",
@@ -137,16 +137,17 @@ def model_report(
     return Page(
         "Blood smear classifier",
         about,
-        [
-            Card(_words(name), _percent(found[name]), interval_words(found[name]["interval"]))
-            for name in _SHOWN
-            if name in found
-        ]
+        [_card(name, found[name]) for name in _SHOWN if name in found]
         + [_automatic_card(metrics["triage"][metrics.get("part", "evaluated")]["automatic"])],
         sections,
         _warnings(metrics.get("synthetic", False)),
         _footer(library_versions()),
     ).html()
+
+
+def _card(name: str, figure: Mapping[str, Any]) -> Card:
+    words = interval_words(figure["interval"])
+    return Card(_words(name), _percent(figure), f"{words} %" if figure["interval"] else words)
 
 
 def _automatic_card(automatic: Mapping[str, Any]) -> Card:
