@@ -53,14 +53,9 @@ VIEWS = pa.schema(
 class ImageFacts(NamedTuple):
     """What is found out of an image before it is embedded."""
 
-    hash: int  # `perceptual.perceptual_hash`
-    background: Sequence[int]  # `shortcuts.background_colour`
-    error: str  # why the image could not be read or decoded, or empty; then the others are zeros
-
-    @classmethod
-    def of_failed(cls, error: str) -> "ImageFacts":
-        """Of an image that could not be read or decoded."""
-        return cls(0, (0, 0, 0), error)
+    hash: int = 0  # `perceptual.perceptual_hash`
+    background: Sequence[int] = (0, 0, 0)  # `shortcuts.background_colour`
+    error: str = ""  # why the image could not be read or decoded, or empty
 
 
 class ViewTable:

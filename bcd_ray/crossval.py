@@ -51,7 +51,8 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
     read = [images[index] for index in usable]
     digests = [identified.digests[index] for index in usable]
     augmented = embedded.embeddings[: config.augmented_views + 1, usable]
-    reduced = shortcut_features(identified, embedded.embeddings[config.augmented_views + 1 :])
+    features = shortcut_features(identified, embedded.embeddings[config.augmented_views + 1 :])
+    reduced = {shortcut: of_all[usable] for shortcut, of_all in features.items()}
     splits = _splits(layout, config)
     drawn_whole, quality = clusters(layout, config.block), embedded.quality[0, usable]
 
@@ -68,8 +69,8 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
         of_first = folds[0], logits[0], rules, _fit_config(config, 0)
         results[name]["triage"] = _triage(augmented, quality, layout, *of_first, drawn_whole)
         results[name]["shortcuts"] = {}
-        for shortcut, features in reduced.items():
-            found = _shortcut(shortcut, features[usable], layout, folds[0], config, progress)
+        for shortcut, of_shortcut in reduced.items():
+            found = _shortcut(shortcut, of_shortcut, layout, folds[0], config, progress)
             results[name]["shortcuts"][shortcut] = _measure(layout, [found], folds[:1], drawn_whole)[0]["pooled"]
     progress.finish()
 

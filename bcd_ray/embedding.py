@@ -25,7 +25,7 @@ from bcd_ray.quality import MEASURES, measure
 from bcd_ray.runtime import Progress, actor_pool, ray_session, say
 from bcd_ray.shortcuts import SHORTCUT_VIEWS, background_colour
 from bcd_ray.spoiling import SPOILT
-from bcd_ray.threads import EngineThreads, in_chunks
+from bcd_ray.threads import EngineThreads, in_chunks, map_ahead
 
 _VIEWS_PER_TASK = 256  # a second of two cores
 _TASKS_AT_A_TIME = 2  # of an actor: while one reads its first images, the other keeps the cores busy
@@ -73,7 +73,8 @@ class Embedder:
     def __enter__(self) -> Self:
         known = self._cache.images()
         with ThreadPoolExecutor(_READERS) as pool:
-            digests, facts = zip(*pool.map(partial(_identify, known), self._images), strict=True)
+            found = map_ahead(pool, partial(_identify, known), self._images, ahead=4 * _READERS)
+            digests, facts = zip(*found, strict=True)
         self._cache.add_images(
             {digest: each for digest, each in zip(digests, facts, strict=True) if digest and digest not in known}
         )
@@ -155,15 +156,15 @@ def _identify(known: Mapping[str, ImageFacts], image: LabelledImage) -> tuple[st
     try:
         data = storage.read_bytes(image.stored.uri)
     except StorageError as error:
-        return "", ImageFacts.of_failed(str(error))
+        return "", ImageFacts(error=str(error))
     digest = hashlib.sha256(data).hexdigest()
     if digest in known:
         return digest, known[digest]
     with _DECODING:
         decoded = decode(data, Limits())
         if isinstance(decoded, Rejected):
-            return digest, ImageFacts.of_failed(f"{decoded.status}: {decoded.error}")
-        return digest, ImageFacts(perceptual_hash(decoded.pixels), background_colour(decoded.pixels), "")
+            return digest, ImageFacts(error=f"{decoded.status}: {decoded.error}")
+        return digest, ImageFacts(perceptual_hash(decoded.pixels), background_colour(decoded.pixels))
 
 
 class _EmbeddingActor:

@@ -64,11 +64,12 @@ def neighbours_vote(
     """
     scale = train.std(axis=0, dtype=np.float64) + 1e-6
     near, far = train / scale, test / scale
+    lengths = (near**2).sum(axis=1)
     weights = np.eye(len(CLASSES)) / np.maximum(np.bincount(labels, minlength=len(CLASSES)), 1)
     votes, last = np.zeros((len(test), len(CLASSES))), min(_NEIGHBOURS, len(near)) - 1
     for start in range(0, len(test), 256):  # 200 MB of distances to 100,000 rows
         rows = slice(start, start + 256)
-        distance = (near**2).sum(axis=1) - 2 * far[rows] @ near.T
+        distance = lengths - 2 * far[rows] @ near.T
         furthest = np.partition(distance, last, axis=1)[:, [last]]
         votes[rows] = (distance <= furthest + 1e-9) @ weights[labels]
     shares: npt.NDArray[np.float64] = votes / votes.sum(axis=1, keepdims=True)
