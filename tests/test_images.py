@@ -464,7 +464,7 @@ def assert_same_result(found: Decoded | Rejected, expected: Decoded | Rejected) 
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 5}])
-@pytest.mark.parametrize("size", [(224, 224), (225, 223), (48, 500), (895, 896)])
+@pytest.mark.parametrize("size", [(224, 224), (225, 223), (48, 500), (671, 672)])
 def test_the_fast_path_of_jpegs_gives_the_pixels_of_pillow(size: tuple[int, int], options: dict[str, Any]) -> None:
     data = encode(SMEAR.resize(size), "JPEG", **options)
     assert images._plain_jpeg(Image.open(io.BytesIO(data)), data) is not None
@@ -489,7 +489,7 @@ def test_rotated_jpegs_take_the_way_through_pillow() -> None:
     assert (accepted(data).width, accepted(data).height) == (100, 300)
 
 
-@pytest.mark.parametrize("size", [(1280, 960), (2592, 1944), (4000, 1800)])
+@pytest.mark.parametrize("size", [(896, 672), (1024, 768), (2592, 1944), (4000, 1800)])
 def test_large_jpegs_decoded_to_a_fraction_look_the_same(size: tuple[int, int]) -> None:
     smear = Image.fromarray(draw_smear(2, seed=5, size=960)).resize(size, Image.Resampling.BICUBIC)
     noise = np.random.default_rng(0).normal(0, 4, (size[1], size[0], 3))
@@ -497,7 +497,7 @@ def test_large_jpegs_decoded_to_a_fraction_look_the_same(size: tuple[int, int]) 
     data = encode(noisy, "JPEG", quality=90)
     scaled = images._plain_jpeg(Image.open(io.BytesIO(data)), data)
     assert scaled is not None
-    assert 2 * 224 <= min(scaled.shape[:2]) < min(size)
+    assert 1.5 * 224 <= min(scaled.shape[:2]) < min(size)
     found, expected = accepted(data), decoded_by_pillow(data)
     assert isinstance(expected, Decoded)
     assert (found.width, found.height) == size
