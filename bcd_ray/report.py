@@ -182,12 +182,12 @@ def audit_words(metrics: Mapping[str, Any]) -> str:
         )
     model = figure_words(metrics["with_intervals"]["balanced_accuracy"])
     others = ", ".join(
-        f"{name.replace('_', ' ')} {figure_words(found['balanced_accuracy'])} %"
+        f"{name.replace('_', ' ')} {figure_words(found['balanced_accuracy'])}"
         for name, found in metrics["shortcuts"].items()
     )
     return (
-        f"Balanced accuracy on the same images is {model} % for the model; from what should not tell the classes apart "
-        f"it is: {others} (chance is 25 %)."
+        f"Balanced accuracy on the same images, in % (chance is 25): the model {model}; "
+        f"what should not tell the classes apart: {others}."
     )
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from bcd_ray.errors import JobError
+from bcd_ray.errors import ConfigError, JobError
 
 _LINE_EVERY_S = 10.0  # where output goes to a log file, a line each ten seconds
 LAST_WORDS = (
@@ -46,7 +47,12 @@ class ActorPool:
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Join the cluster of RAY_ADDRESS or `ray start`, or start Ray on this machine for the time of the job."""
+    """Join the cluster of RAY_ADDRESS or `ray start`, or start Ray on this machine for the time of the job.
+
+    Raises:
+        ConfigError: nothing listens at RAY_ADDRESS.
+        JobError: Ray does not start, or something failed on a worker.
+    """
     # Read by the Ray processes that are started here; on a cluster its start commands set them (see cluster.yaml).
     os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 whatever else runs takes the cores
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -76,9 +82,20 @@ def ray_session() -> Iterator[None]:
                 ray.shutdown()
 
 
+def _check_address(address: str) -> None:
+    """Ray itself would try for minutes to reach HOST:PORT or ray://HOST:PORT."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConfigError(f"RAY_ADDRESS={address}: no Ray there ({error}): correct or unset it") from error
+
+
 def _start_ray() -> None:
     import ray
 
+    _check_address(os.environ.get("RAY_ADDRESS", ""))
     try:
         with _stderr_silenced():
             ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)

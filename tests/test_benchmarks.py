@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from bcd_ray.benchmarks.growth import cost_of_a_million, growth
 from bcd_ray.benchmarks.measure import run_program, steady_rate
@@ -41,7 +42,9 @@ def test_a_program_is_measured_with_what_it_starts() -> None:
         run_program([sys.executable, "-c", "raise SystemExit(3)"], {})
 
 
-def test_peers_and_ceiling_score_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_and_ceiling_score_the_same_images(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_synthetic_archive(tmp_path / "images", 3)
     monkeypatch.chdir(tmp_path)
     config = BenchmarkConfig("speed", data="images", images=40, images_per_shard=4)
@@ -58,7 +61,7 @@ def test_peers_and_ceiling_score_the_same_images(tmp_path: Path, monkeypatch: py
     assert costs["network"] > 0
 
 
-def test_growth_measures_the_job_on_simulated_nodes(tmp_path: Path) -> None:
+def test_growth_measures_the_job_on_simulated_nodes(ray_cluster: None, tmp_path: Path) -> None:
     config = BenchmarkConfig(
         "growth", str(tmp_path), images=60, images_per_shard=6, archive_sizes=(), shard_sizes=(), nodes=(2,)
     )
@@ -70,7 +73,8 @@ def test_growth_measures_the_job_on_simulated_nodes(tmp_path: Path) -> None:
     assert (tmp_path / "growth.png").stat().st_size > 0
 
 
-def test_training_is_measured_beside_its_forward_passes() -> None:
+def test_training_is_measured_beside_its_forward_passes(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # sooner than a Ray of its own
     found = training_cost(BenchmarkConfig("training", images=60, images_per_shard=6, rounds=1))
     assert found["passes"] > 60 * 2  # each image, and the views of those trained on
     assert 0 < found["forward_s"] < found["training_s"]
