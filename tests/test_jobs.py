@@ -245,7 +245,7 @@ def test_the_audit_stands_beside_the_model_wherever_its_figures_do(trained: tupl
     assert 0 <= figure["value"] <= 1
     assert figure["interval"] is None  # one block a class
     for text in (ended.out, *((output / name).read_text() for name in ("MODEL_CARD.md", "report.html"))):
-        assert f"corners {100 * figure['value']:.1f} (no interval) %" in text
+        assert f"corners {100 * figure['value']:.1f} (no interval)" in text
 
 
 def test_without_the_audit_the_model_is_the_same(
