@@ -97,27 +97,29 @@ def classification_metrics(true: IntArray, predicted: IntArray, class_names: Seq
 def format_metrics(metrics: Mapping[str, Any]) -> str:
     """Lay out the result of `classification_metrics` for a terminal, shares in percent.
 
-    One line for all images, one for intervals where there are any, then a heading and one row per class; no line break
-    at the end.
+    One line for all images, one for figures with intervals where these were drawn, then a heading and one row per
+    class; no line break at the end.
     """
     macro = metrics["macro"]
     width = max(len(name) for name in ["class", *metrics["classes"]])
     overall = f"{metrics['images']} images: accuracy {metrics['accuracy']:.1%}"
     means = f"macro precision {macro['precision']:.1%}, recall {macro['recall']:.1%}, F1 {macro['f1']:.1%}"
     lines = [f"{overall}, {means}"]
-    if intervals := metrics.get("with_intervals"):
-        shown = [_with_interval(name, intervals[name]) for name in _SHOWN if name in intervals]
-        lines.append(f"in %, with 95 % intervals over blocks or groups: {', '.join(shown)}")
+    if found := metrics.get("with_intervals"):
+        figures = {name.replace("_", " "): found[name] for name in _SHOWN if name in found}
+        if any(figure["interval"] for figure in figures.values()):
+            heading = "in %, with 95 % intervals over blocks or groups"
+            shown = [f"{name} {figure_words(figure)}" for name, figure in figures.items()]
+        else:
+            heading = "in %, without intervals (one block a class, or no error)"
+            shown = [f"{name} {100 * figure['value']:.1f}" for name, figure in figures.items()]
+        lines.append(f"{heading}: {', '.join(shown)}")
     lines += [f"{'class':<{width}}  precision  recall      F1  support"]
     for name in metrics["classes"]:
         row = metrics["per_class"][name]
         shares = f"{row['precision']:>9.1%}  {row['recall']:>6.1%}  {row['f1']:>6.1%}"
         lines.append(f"{name:<{width}}  {shares}  {row['support']:>7}")
     return "\n".join(lines)
-
-
-def _with_interval(name: str, figure: Mapping[str, Any]) -> str:
-    return f"{name.replace('_', ' ')} {figure_words(figure)}"
 
 
 def _ratio(part: IntArray, whole: IntArray) -> FloatArray:

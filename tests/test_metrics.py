@@ -139,3 +139,16 @@ def test_terminal_table_has_an_overall_line_and_a_row_per_class() -> None:
         ["pro_b", "50.0%", "100.0%", "66.7%", "1"],
     ]
     assert len({len(line) for line in [heading, *rows]}) == 1
+
+
+@pytest.mark.parametrize(
+    ("interval", "line"),
+    [
+        ([0.5, 0.9], "in %, with 95 % intervals over blocks or groups: accuracy 70.0 (50.0 to 90.0)"),
+        (None, "in %, without intervals (one block a class, or no error): accuracy 70.0"),
+    ],
+)
+def test_intervals_have_a_line_in_the_terminal(interval: list[float] | None, line: str) -> None:
+    with_intervals = {"accuracy": {"value": 0.7, "interval": interval}}
+    metrics = {**classification_metrics(TRUE, PREDICTED, NAMES), "with_intervals": with_intervals}
+    assert format_metrics(metrics).splitlines()[1] == line
