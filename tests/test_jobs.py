@@ -469,11 +469,12 @@ def test_the_same_seed_gives_the_same_model(
     assert load_bundle(str(output)).info["data_fingerprint"] == load_bundle(str(bundle)).info["data_fingerprint"]
 
 
-def test_the_workers_change_nothing(
-    bundle: Path, synthetic_archive: Path, embeddings: Embeddings, tmp_path: Path
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_number_of_workers_changes_nothing(
+    bundle: Path, synthetic_archive: Path, embeddings: Embeddings, tmp_path: Path, workers: int
 ) -> None:
     output = tmp_path / "model"
-    train(TrainConfig(str(synthetic_archive), str(output), augmented_views=1, epochs=5, workers=2))
+    train(TrainConfig(str(synthetic_archive), str(output), augmented_views=1, epochs=5, workers=workers))
     assert_same_model(output, bundle, embeddings)
 
 

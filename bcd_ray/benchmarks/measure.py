@@ -14,9 +14,7 @@ from bcd_ray.errors import JobError
 
 Marks = Sequence[tuple[float, int]]  # the clock in seconds, and the images done by then, both growing
 _SAMPLE_S = 0.5
-_PAUSE = (
-    100  # times as long as measuring memory takes, 55 ms of the job: twice a second took 5 % from what was measured
-)
+_PAUSE = 100  # times as long as measuring memory took, 55 ms of the job: twice a second took 5 % of two cores
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -28,7 +26,6 @@ class Usage:
     wall_s: float = 0.0
     peak_gb: float = 0.0  # proportional set size of all its processes together
     cpu_of: dict[str, float] = field(default_factory=dict)  # seconds, by process
-    memory_due: float = 0.0  # the clock when memory is measured again
 
     @property
     def cpu_s(self) -> float:
@@ -37,7 +34,7 @@ class Usage:
 
 def run_program(command: Sequence[str], environment: Mapping[str, str]) -> tuple[str, Usage]:
     """Run a program to its end; what it wrote to standard output, and what it used. JobError if it fails."""
-    usage, known = Usage(started=time.time()), set[int]()
+    usage, known, memory_due = Usage(started=time.time()), set[int](), 0.0
     process = subprocess.Popen(
         command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -47,6 +44,9 @@ def run_program(command: Sequence[str], environment: Mapping[str, str]) -> tuple
             break
         except subprocess.TimeoutExpired:
             _sample(process.pid, known, usage)
+            if (began := time.time()) >= memory_due:
+                usage.peak_gb = max(usage.peak_gb, sum(map(_pss_gb, known)))
+                memory_due = time.time() + _PAUSE * (time.time() - began)
     usage.wall_s = time.time() - usage.started
     if process.returncode:
         raise JobError(f"{' '.join(command)} ended with {process.returncode}: {errors[-500:]}")
@@ -63,7 +63,7 @@ def steady_rate(marks: Marks) -> float:
 
 
 def _sample(root: int, known: set[int], usage: Usage) -> None:
-    """Add the processes that descend from `root`, or did when they were first seen, to what is used."""
+    """Add the processes that descend from `root`, or did when first seen, to `known`; add their time to `usage`."""
     parents, cpu = dict[int, int](), dict[int, tuple[str, float]]()
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it ended meanwhile
@@ -76,9 +76,6 @@ def _sample(root: int, known: set[int], usage: Usage) -> None:
         found |= more
     known |= found
     usage.cpu_of.update(cpu[pid] for pid in found if pid in cpu)
-    if (began := time.time()) >= usage.memory_due:
-        usage.peak_gb = max(usage.peak_gb, sum(_pss_gb(pid) for pid in found))
-        usage.memory_due = time.time() + _PAUSE * (time.time() - began)
 
 
 def _pss_gb(pid: int) -> float:
