@@ -78,9 +78,10 @@ def neighbours_vote(
 
 def _background(image: Image.Image) -> tuple[int, ...]:
     """The median colour of the quarter that is brightest in green, which stain takes up most."""
-    greens = np.cumsum(image.histogram()[256:512])
+    green = image.getchannel("G")
+    greens = np.cumsum(green.histogram())
     least = int(np.searchsorted(greens, math.ceil(0.75 * (greens[-1] - 1)), side="right"))
-    brightest = image.getchannel("G").point([0] * least + [255] * (256 - least))
+    brightest = green.point([0] * least + [255] * (256 - least))
     counts = np.array(image.histogram(brightest)).reshape(3, 256).cumsum(axis=1)
     total = counts[0, -1]
     middle = [(counts <= rank).sum(axis=1) for rank in ((total - 1) // 2, total // 2)]
