@@ -73,8 +73,8 @@ class ViewTable:
         kept = np.flatnonzero((number >= 0) & (place >= 0))
         kept = kept[self.lacking[number[kept], place[kept]]]
         if len(kept):
-            rows, at = rows.take(kept).combine_chunks(), (number[kept], place[kept])
-            self.embeddings[at], self.quality[at] = _matrix(rows["embedding"]), _matrix(rows["quality"])
+            at = number[kept], place[kept]
+            self.embeddings[at], self.quality[at] = (_matrix(rows[name])[kept] for name in ("embedding", "quality"))
             self.lacking[at] = False
 
     def views_lacking(self) -> dict[str, list[str]]:
