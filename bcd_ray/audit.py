@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bcd_ray.embedding import Embeddings
+from bcd_ray.embedding import Embeddings, Identified
 from bcd_ray.engine import softmax
 from bcd_ray.head import FitConfig, Parts, fit
-from bcd_ray.identification import Identified
 from bcd_ray.shortcuts import SHORTCUT_VIEWS, neighbours_vote
 from bcd_ray.splits import Labels
 from bcd_ray.spread import Floats

@@ -8,10 +8,10 @@ of it at will.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,6 @@ import pyarrow as pa
 from bcd_ray import parquet, storage
 from bcd_ray.augment import AUGMENTATION_VERSION
 from bcd_ray.errors import StorageError
-from bcd_ray.identification import ImageFacts
 from bcd_ray.images import DECODER_VERSION
 from bcd_ray.model import EMBEDDING_SIZE, Model
 from bcd_ray.quality import MEASURES
@@ -49,6 +48,14 @@ VIEWS = pa.schema(
         ("embedding", pa.list_(pa.float32(), EMBEDDING_SIZE)),
     ]
 )
+
+
+class ImageFacts(NamedTuple):
+    """What is found out of an image before it is embedded."""
+
+    hash: int = 0  # `perceptual.perceptual_hash`
+    background: Sequence[int] = (0, 0, 0)  # `shortcuts.background_colour`
+    error: str = ""  # why the image could not be read or decoded, or empty
 
 
 class ViewTable:

@@ -1,9 +1,12 @@
 """Labelled images to embeddings: what the cache lacks is read, decoded, augmented and embedded through Ray Data."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from threading import Semaphore
 from typing import Any, Self
 
 import numpy as np
@@ -11,24 +14,36 @@ import numpy.typing as npt
 
 from bcd_ray import storage
 from bcd_ray.augment import augment
-from bcd_ray.cache import EmbeddingCache, ViewTable, to_rows
+from bcd_ray.cache import EmbeddingCache, ImageFacts, ViewTable, to_rows
 from bcd_ray.dataset import LabelledImage
 from bcd_ray.engine import BATCH, OpenVinoEngine
 from bcd_ray.errors import JobError, StorageError
-from bcd_ray.identification import Identified, identify
-from bcd_ray.images import Decoded, Limits, Pixels, decode
+from bcd_ray.images import Decoded, Limits, Pixels, Rejected, decode
 from bcd_ray.model import EMBEDDING_SIZE, Model
+from bcd_ray.perceptual import perceptual_hash
 from bcd_ray.quality import MEASURES, measure
 from bcd_ray.runtime import Progress, actor_pool, ray_session, say
-from bcd_ray.shortcuts import SHORTCUT_VIEWS
+from bcd_ray.shortcuts import SHORTCUT_VIEWS, background_colour
 from bcd_ray.spoiling import SPOILT
-from bcd_ray.threads import EngineThreads, in_chunks
+from bcd_ray.threads import EngineThreads, in_chunks, map_ahead
 
 _VIEWS_PER_TASK = 256  # a second of two cores
 _TASKS_AT_A_TIME = 2  # of an actor: while one reads its first images, the other keeps the cores busy
+_READERS = 16  # images whose bytes the driver reads at a time
+_DECODING = Semaphore(2)  # that it decodes at a time: 16 take a fifth longer, waiting for the lock of Python
 _ALTERED = {**SHORTCUT_VIEWS, **SPOILT}
 _MEASURED = {"0", *SPOILT}  # views whose quality somebody asks for
 Embeddings = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Identified:
+    """What is known of n images before they are embedded."""
+
+    digests: list[str]  # sha256 of each image's bytes, "" where it could not be read
+    hashes: npt.NDArray[np.uint64]  # (n,) perceptual hashes
+    backgrounds: npt.NDArray[np.uint8]  # (n, 3) red, green and blue of the background
+    errors: list[str | None]  # why an image could not be read or decoded, else None
 
 
 @dataclass(frozen=True)
@@ -57,9 +72,18 @@ class Embedder:
 
     def __enter__(self) -> Self:
         known = self._cache.images()
-        self.identified = identify(self._images, known)
-        found = zip(self.identified.digests, self.identified.facts, strict=True)
-        self._cache.add_images({digest: facts for digest, facts in found if digest and digest not in known})
+        with ThreadPoolExecutor(_READERS) as pool:
+            found = map_ahead(pool, partial(_identify, known), self._images, ahead=4 * _READERS)
+            digests, facts = zip(*found, strict=True)
+        self._cache.add_images(
+            {digest: each for digest, each in zip(digests, facts, strict=True) if digest and digest not in known}
+        )
+        self.identified = Identified(
+            list(digests),
+            np.array([each.hash for each in facts], np.uint64),
+            np.array([each.background for each in facts], np.uint8),
+            [each.error or None for each in facts],
+        )
         return self
 
     def __exit__(self, *error: Any) -> bool | None:
@@ -125,6 +149,22 @@ class Embedder:
 
 def _unit(views: Sequence[int | str]) -> str:
     return "views" if len(views) > 1 else "images"
+
+
+def _identify(known: Mapping[str, ImageFacts], image: LabelledImage) -> tuple[str, ImageFacts]:
+    """The sha256 of an image's bytes, "" if it could not be read, and what is known of it."""
+    try:
+        data = storage.read_bytes(image.stored.uri)
+    except StorageError as error:
+        return "", ImageFacts(error=str(error))
+    digest = hashlib.sha256(data).hexdigest()
+    if digest in known:
+        return digest, known[digest]
+    with _DECODING:
+        decoded = decode(data, Limits())
+        if isinstance(decoded, Rejected):
+            return digest, ImageFacts(error=f"{decoded.status}: {decoded.error}")
+        return digest, ImageFacts(perceptual_hash(decoded.pixels), background_colour(decoded.pixels))
 
 
 class _EmbeddingActor:

@@ -11,12 +11,11 @@ from bcd_ray import quantization
 from bcd_ray.audit import shortcut_features, shortcut_probabilities
 from bcd_ray.config import TrainConfig
 from bcd_ray.dataset import LabelledImage, capture_order, group_numbers, list_labelled, says_synthetic
-from bcd_ray.embedding import Embedder
+from bcd_ray.embedding import Embedder, Identified
 from bcd_ray.errors import JobError
 from bcd_ray.evaluation import assess, refuse_to_replace, unreadable, write_results
 from bcd_ray.figures import training_curves
 from bcd_ray.head import FitConfig, Parts, fit_head
-from bcd_ray.identification import Identified
 from bcd_ray.labels import CLASSES
 from bcd_ray.model import pretrained, save_bundle
 from bcd_ray.model_card import model_card

@@ -13,9 +13,8 @@ import pytest
 from bcd_ray import cache, storage
 from bcd_ray.config import TrainConfig
 from bcd_ray.dataset import list_labelled
-from bcd_ray.embedding import Embedded, Embedder
+from bcd_ray.embedding import Embedded, Embedder, Identified
 from bcd_ray.errors import JobError
-from bcd_ray.identification import Identified
 from bcd_ray.model import pretrained
 from bcd_ray.training import train
 
