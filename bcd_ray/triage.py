@@ -62,10 +62,15 @@ def fit_distance(embeddings: Floats, labels: Labels, classes: int) -> DistanceMo
     for label in np.unique(labels):
         means[label] = scaled[labels == label].mean(axis=0)
     within = scaled - means[labels]
-    variances, directions = np.linalg.eigh(within.T @ within / len(within))
-    kept = min(DIRECTIONS, len(labels) // 4)  # of few images the last directions would be noise
-    rest = max(float(variances[:-kept].mean()), 1e-9)
-    forgiven = np.sqrt(np.maximum(1 / rest - 1 / variances[-kept:], 0))[:, None] * directions[:, -kept:].T
+    # Of fewer images than dimensions, their own products hold the same variances: of 50 images in 1 ms, not 330.
+    few = len(within) < within.shape[1]
+    variances, directions = np.linalg.eigh((within @ within.T if few else within.T @ within) / len(within))
+    kept = max(1, min(DIRECTIONS, len(labels) // 4))  # of few images the last directions would be noise
+    rest = max(float(variances[:-kept].sum() / (within.shape[1] - kept)), 1e-9)
+    largest, directions = np.maximum(variances[-kept:], rest), directions[:, -kept:]
+    if few:
+        directions = within.T @ directions / np.sqrt(len(within) * largest)
+    forgiven = np.sqrt(1 / rest - 1 / largest)[:, None] * directions.T
     # In C order, as a bundle is read: in another order the sums come in another, and scores differ by a thousandth.
     return DistanceModel(means.astype(np.float32), forgiven.astype(np.float32, order="C"), 1 / rest)
 

@@ -15,7 +15,7 @@ from bcd_ray.model import load_bundle, pretrained, save_bundle
 from bcd_ray.quality import MEASURES
 from bcd_ray.splits import Layout, Rules
 from bcd_ray.thresholds import RISK, fit_triage
-from bcd_ray.triage import Triage, certainty, fit_distance
+from bcd_ray.triage import DIRECTIONS, Triage, certainty, fit_distance
 
 COUNT = 400
 CONFIG = FitConfig(epochs=2, learning_rate=0.003, label_smoothing=0.0, batch_size=32, workers=0, seed=0)
@@ -98,14 +98,19 @@ def test_few_images_send_everything_to_review() -> None:
     assert found.reasons[:, 0].all()
 
 
-def test_the_distance_is_that_of_the_whole_covariance() -> None:
-    """Against numpy's inverse of the covariance that the model stands for."""
-    embeddings, labels = made_up(200, seed=2)
+@pytest.mark.parametrize("images", [40, 200, 1400])
+def test_the_distance_is_that_of_the_whole_covariance(images: int) -> None:
+    """Against the inverse of the covariance, the same small variance in all directions but the largest."""
+    embeddings, labels = made_up(images, seed=2)
     model = fit_distance(embeddings, labels, 4)
-    precision = model.precision * np.eye(1280) - model.factor.astype(float).T @ model.factor
-    assert np.linalg.eigvalsh(precision).min() > 0
-    scaled = embeddings[:5] / np.linalg.norm(embeddings[:5], axis=1, keepdims=True)
-    apart = scaled[:, None] - model.means
+    scaled = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).astype(float)
+    means = np.stack([scaled[labels == label].mean(axis=0) for label in range(4)])
+    within = scaled - means[labels]
+    variances, directions = np.linalg.eigh(within.T @ within / images)
+    kept = min(DIRECTIONS, images // 4)
+    variances[:-kept] = variances[:-kept].mean()
+    precision = directions / variances @ directions.T
+    apart = scaled[:5, None] - means
     expected = np.sqrt(np.einsum("nci,ij,ncj->nc", apart, precision, apart))
     np.testing.assert_allclose(model.distances(embeddings[:5]), expected, rtol=1e-3)
 
