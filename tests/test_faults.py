@@ -13,6 +13,7 @@ from faults.stage import Stage
 PLAYED = (  # the beginnings of their names
     "driver killed again and again, local: before probe",
     "driver killed again and again, s3: after plan",
+    "worker killed, local: SIGKILL after unit beside number 4",
     "worker killed, s3: and then the driver",
     "poison, local: an image of shards/poison.tar that ends its process with SIGSEGV",
     "poison, s3: reading table.parquet",

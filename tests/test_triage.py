@@ -103,6 +103,7 @@ def test_the_distance_is_that_of_the_whole_covariance(images: int) -> None:
     """Against the inverse of the covariance, the same small variance in all directions but the largest."""
     embeddings, labels = made_up(images, seed=2)
     model = fit_distance(embeddings, labels, 4)
+    assert np.linalg.eigvalsh(model.precision * np.eye(1280) - model.factor.astype(float).T @ model.factor).min() > 0
     scaled = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).astype(float)
     means = np.stack([scaled[labels == label].mean(axis=0) for label in range(4)])
     within = scaled - means[labels]
