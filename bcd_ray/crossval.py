@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pyarrow import csv
 from bcd_ray import parquet, storage
 from bcd_ray.audit import SHORTCUTS, shortcut_features, shortcut_probabilities
 from bcd_ray.config import EvaluateConfig
-from bcd_ray.dataset import LabelledImage, group_numbers, list_labelled, read_pixels, says_synthetic
+from bcd_ray.dataset import LabelledImage, group_numbers, list_labelled, listed_layout, read_pixels, says_synthetic
 from bcd_ray.embedding import Embedder, Embeddings
 from bcd_ray.engine import softmax
 from bcd_ray.evaluation import refuse_to_replace, unreadable, write_results
@@ -26,9 +27,9 @@ from bcd_ray.model import pretrained
 from bcd_ray.report import automatic_words, validation_report
 from bcd_ray.runtime import Progress, library_versions
 from bcd_ray.shortcuts import SHORTCUT_VIEWS
-from bcd_ray.splits import Fold, Labels, Layout, Rules, clusters, cross_validate
+from bcd_ray.splits import Fold, Labels, Layout, Rules, clusters, cross_validate, require_classes
 from bcd_ray.spread import Figures, Floats, bootstrap, figure_words, point_figures, with_intervals
-from bcd_ray.thresholds import fit_triage, triage_figures
+from bcd_ray.thresholds import fit_triage, inner_folds, triage_figures
 from bcd_ray.training import duplicates, lay_out
 from bcd_ray.triage import Decisions
 
@@ -44,16 +45,17 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
     groups = group_numbers(images, config.group_pattern, config.group_table)
     refuse_to_replace(config.output, "metrics.json")
     synthetic = says_synthetic(config.data)
+    _splits(listed_layout(images, groups), config)  # what cannot be split ends here, before an image is read
     with Embedder(images, pretrained(config.weights), config.cache) as embedder:
-        views = [*range(config.augmented_views + 1), *SHORTCUT_VIEWS]
-        embedded, identified = embedder.embed(views), embedder.identified
-    usable, layout = lay_out(images, groups, identified)
+        identified = embedder.identified
+        usable, layout = lay_out(images, groups, identified)
+        splits = _splits(layout, config)
+        embedded = embedder.embed([*range(config.augmented_views + 1), *SHORTCUT_VIEWS])
     read = [images[index] for index in usable]
     digests = [identified.digests[index] for index in usable]
     augmented = embedded.embeddings[: config.augmented_views + 1, usable]
     features = shortcut_features(identified, embedded.embeddings[config.augmented_views + 1 :])
     reduced = {shortcut: of_all[usable] for shortcut, of_all in features.items()}
-    splits = _splits(layout, config)
     drawn_whole, quality = clusters(layout, config.block), embedded.quality[0, usable]
 
     progress = Progress("fitting", (config.seeds + len(SHORTCUTS)) * sum(len(f[0]) for f in splits.values()), "heads")
@@ -96,13 +98,21 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _splits(layout: Layout, config: EvaluateConfig) -> dict[str, list[list[Fold]]]:
-    """By name, for each seed the folds of a protocol; the two ends of `forward` are results of their own."""
+    """By name, for each seed the folds of a protocol; the two ends of `forward` are results of their own.
+
+    Raises:
+        ConfigError, JobError: a class is too small for the folds, or for those inside that triage is fitted by.
+    """
     splits: dict[str, list[list[Fold]]] = {}
     for protocol in config.split:
         rules = Rules(protocol, config.block, config.embargo)
         of_seeds = [
             cross_validate(layout, rules, config.folds, config.test_fraction, seed) for seed in range(config.seeds)
         ]
+        for fold in chain(*of_seeds):
+            require_classes(layout, fold, rules)
+        for fold in of_seeds[0]:
+            inner_folds(layout.of(fold.train), rules, 0)
         if protocol == "forward":
             splits |= {f"forward/{end}": [[folds[i]] for folds in of_seeds] for i, end in enumerate(("first", "last"))}
         else:

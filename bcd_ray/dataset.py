@@ -13,7 +13,7 @@ from bcd_ray.archive import kind_of
 from bcd_ray.errors import ConfigError, JobError, NotFoundError
 from bcd_ray.images import Decoded, Limits, Pixels, decode
 from bcd_ray.labels import CLASSES, class_of_path
-from bcd_ray.splits import Labels
+from bcd_ray.splits import Labels, Layout
 from bcd_ray.storage import StoredObject
 
 SYNTHETIC_MARK = "SYNTHETIC.txt"  # a file of this name in a data folder says that its images are drawn
@@ -59,6 +59,12 @@ def capture_order(images: Sequence[LabelledImage]) -> Labels:
         order[index] = position[images[index].label]
         position[images[index].label] += 1
     return order
+
+
+def listed_layout(images: Sequence[LabelledImage], groups: Labels | None) -> Layout:
+    """What splits go by as far as a listing tells: as if every image could be read, and none were another's copy."""
+    labels = np.array([image.label for image in images])
+    return Layout(labels, capture_order(images), np.arange(len(images)), groups)
 
 
 def group_numbers(images: Sequence[LabelledImage], pattern: str, table: str) -> Labels | None:

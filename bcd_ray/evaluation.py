@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from bcd_ray import storage
 from bcd_ray.config import EvaluateConfig
-from bcd_ray.dataset import LabelledImage, capture_order, group_numbers, list_labelled, read_pixels, says_synthetic
+from bcd_ray.dataset import LabelledImage, group_numbers, list_labelled, listed_layout, read_pixels, says_synthetic
 from bcd_ray.embedding import Embedder, Embeddings
 from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.figures import GALLERY_LIMIT, Example, confusion_matrix_figure, gallery
@@ -17,7 +17,7 @@ from bcd_ray.labels import CLASSES, DISPLAY_NAMES
 from bcd_ray.metrics import classification_metrics
 from bcd_ray.model import Bundle, load_bundle
 from bcd_ray.report import model_report
-from bcd_ray.splits import Labels, Layout, clusters
+from bcd_ray.splits import Labels, clusters
 from bcd_ray.spoiling import SPOILT
 from bcd_ray.spread import spread_figures
 from bcd_ray.thresholds import triage_figures
@@ -36,14 +36,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     with Embedder(images, bundle.model, config.cache) as embedder:
         embedded, errors = embedder.embed([0, *(SPOILT if config.spoil else ())]), embedder.identified.errors
     labels = np.array([image.label for image in images])
-    layout = Layout(labels, capture_order(images), np.arange(len(images)), groups)
     usable = [index for index, error in enumerate(errors) if error is None]
     if not usable:
         raise JobError(f"none of the {len(images)} images in {config.data} could be read: {errors[0]}")
     embeddings, quality = embedded.embeddings[:, usable], embedded.quality[:, usable]
     logits = bundle.model.logits(embeddings[0])
     read, synthetic = [images[index] for index in usable], says_synthetic(config.data)
-    drawn_whole = clusters(layout, config.block)[usable]
+    drawn_whole = clusters(listed_layout(images, groups), config.block)[usable]
     decisions = bundle.triage.decide(embeddings[0], logits, quality[0])
     metrics, figures = assess(read, decisions.probabilities, drawn_whole, config.data, synthetic)
     on_data = triage_figures(decisions, logits, labels[usable], drawn_whole)

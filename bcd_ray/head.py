@@ -18,10 +18,11 @@ from bcd_ray.embedding import Embeddings
 from bcd_ray.engine import softmax
 from bcd_ray.labels import CLASSES
 from bcd_ray.model import EMBEDDING_SIZE
-from bcd_ray.runtime import ray_session
+from bcd_ray.runtime import ray_session, say
 from bcd_ray.splits import Labels
 
 Floats = npt.NDArray[np.floating[Any]]
+_CPUS = 0.5  # of a Ray Train worker
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,13 @@ def fit_head(parts: Parts, config: FitConfig) -> FittedHead:
 
     # Ray Train keeps its bookkeeping here and resumes a run of the same name: a fresh folder for each.
     with ray_session(), tempfile.TemporaryDirectory(prefix="bcd_ray_train_", ignore_cleanup_errors=True) as scratch:
+        workers = min(config.workers, max(1, int(ray.cluster_resources().get("CPU", 0) / _CPUS)))
+        if workers < config.workers:  # Ray Train would wait for more cores, for ever and without a word
+            say(f"the cluster has cores for {workers} of {config.workers} workers: they fit the same head alone")
         trainer = TorchTrainer(
             _fit_worker,
             train_loop_config={"parts": ray.put(parts), "config": config},
-            scaling_config=ScalingConfig(num_workers=config.workers, resources_per_worker={"CPU": 0.5}),
+            scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": _CPUS}),
             run_config=RunConfig(name=Path(scratch).name, storage_path=scratch),
         )
         fitted: FittedHead = trainer.fit().return_value

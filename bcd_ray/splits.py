@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from bcd_ray.config import Protocol
 from bcd_ray.errors import ConfigError
+from bcd_ray.labels import CLASSES
 
 Labels: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -114,9 +115,10 @@ def cross_validate(layout: Layout, rules: Rules, folds: int, fraction: float, se
     for label in np.unique(labels):
         of_class = random.permutation(np.flatnonzero(labels == label))
         if len(of_class) < folds:
+            kind = {"blocked": "block", "grouped": "group"}.get(rules.protocol, "image")
             raise ConfigError(
-                f"--folds {folds}: the smallest class makes only {len(of_class)} units of the {rules.protocol} "
-                "protocol: lower --folds or --block"
+                f"--folds {folds}: {CLASSES[label]} has only {len(of_class)} {kind}{'s' * (len(of_class) != 1)} of the "
+                f"{rules.protocol} protocol: lower --folds{' or --block' * (kind == 'block')}"
             )
         if rules.protocol == "blocked":  # units are numbered in capture order
             fold_of_unit[np.sort(of_class)] = (random.integers(folds) + np.arange(len(of_class))) % folds
@@ -129,6 +131,20 @@ def cross_validate(layout: Layout, rules: Rules, folds: int, fraction: float, se
             here[fold] += sizes[unit]
             total[fold] += sizes[unit]
     return [_fold(layout, fold_of_unit[units] == fold, rules) for fold in range(folds)]
+
+
+def require_classes(layout: Layout, fold: Fold, rules: Rules, test: str = "test") -> None:
+    """ConfigError if a class of the layout has no image in one of the parts of a fold; `test` is the second's name."""
+    more = "groups" if rules.protocol == "grouped" else "images"
+    apart = " or --embargo" * (rules.protocol in ("blocked", "forward"))
+    smaller = " or lower --block" * (rules.protocol == "blocked")
+    remedies = (f"lower --test-fraction{apart}", f"raise --test-fraction{smaller}")
+    for part, members, remedy in zip(("training", test), (fold.train, fold.test), remedies, strict=True):
+        if lacking := set(layout.labels) - set(layout.labels[members]):
+            names = ", ".join(CLASSES[label] for label in sorted(lacking))
+            raise ConfigError(
+                f"--split {rules.protocol} leaves no image of {names} for the {part} part: add {more}, or {remedy}"
+            )
 
 
 def blocks(layout: Layout, length: int) -> Labels:

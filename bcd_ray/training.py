@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from bcd_ray import quantization
 from bcd_ray.audit import shortcut_features, shortcut_probabilities
 from bcd_ray.config import TrainConfig
-from bcd_ray.dataset import LabelledImage, capture_order, group_numbers, list_labelled, says_synthetic
+from bcd_ray.dataset import LabelledImage, group_numbers, list_labelled, listed_layout, says_synthetic
 from bcd_ray.embedding import Embedder, Identified
 from bcd_ray.errors import JobError
 from bcd_ray.evaluation import assess, refuse_to_replace, unreadable, write_results
@@ -23,9 +23,9 @@ from bcd_ray.perceptual import near_duplicate_groups
 from bcd_ray.report import training_report
 from bcd_ray.runtime import library_versions, say
 from bcd_ray.shortcuts import SHORTCUT_VIEWS
-from bcd_ray.splits import Labels, Layout, Rules, clusters, hold_out
+from bcd_ray.splits import Fold, Labels, Layout, Rules, clusters, hold_out, require_classes
 from bcd_ray.spread import spread_figures
-from bcd_ray.thresholds import fit_triage, triage_figures
+from bcd_ray.thresholds import fit_triage, inner_folds, triage_figures
 from bcd_ray.triage_plots import triage_plots
 
 _VALIDATION_FRACTION = 0.2  # of the training images
@@ -52,6 +52,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     model = pretrained(config.weights)
     labels = np.array([image.label for image in images])
     groups = group_numbers(images, config.group_pattern, config.group_table)
+    hold_out_part(listed_layout(images, groups), config)  # what cannot be split ends here, before an image is read
     with Embedder(images, model, config.cache) as embedder:
         identified = embedder.identified
         split = split_images(images, groups, identified, config)
@@ -60,13 +61,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
         wanted = np.ones((len(fitted_on) + len(reduced), len(images)), bool)
         wanted[1 : len(fitted_on)] = np.isin(np.arange(len(images)), split.train)
         embedded = embedder.embed([*fitted_on, *reduced], wanted)
-    fit_config = FitConfig(
-        config.epochs, config.learning_rate, config.label_smoothing, config.batch_size, config.workers, config.seed
-    )
-    train_images = [images[index] for index in split.train]
-    views = embedded.embeddings[: len(fitted_on), split.train]
-    held_out, quality = embedded.embeddings[0, split.held_out], embedded.quality[0]
-    head = fit_head(Parts(views, labels[split.train], held_out, labels[split.held_out]), fit_config)
+        fit_config = FitConfig(
+            config.epochs, config.learning_rate, config.label_smoothing, config.batch_size, config.workers, config.seed
+        )
+        train_images = [images[index] for index in split.train]
+        views = embedded.embeddings[: len(fitted_on), split.train]
+        held_out, quality = embedded.embeddings[0, split.held_out], embedded.quality[0]
+        head = fit_head(Parts(views, labels[split.train], held_out, labels[split.held_out]), fit_config)
     rules = Rules(config.split, config.block, config.embargo)
     triage, on_training = fit_triage(views, quality[split.train], split.train_layout, rules, fit_config)
     held_out_images = [images[index] for index in split.held_out]
@@ -116,17 +117,7 @@ def split_images(
 ) -> Split:
     """The training part and the part to evaluate on, of the images that could be read."""
     usable, layout = lay_out(images, groups, identified)
-    rules = Rules(config.split, config.block, config.embargo)
-    fold = hold_out(layout, rules, config.test_fraction, config.seed)
-    if config.holdout == "validation":
-        fold = hold_out(layout.of(fold.train), rules, _VALIDATION_FRACTION, config.seed).within(fold.train)
-    for part, members in (("training", fold.train), (config.holdout, fold.test)):
-        if lacking := set(layout.labels) - set(layout.labels[members]):
-            names = ", ".join(CLASSES[label] for label in sorted(lacking))
-            raise JobError(
-                f"no image of {names} is left for the {part} part: add images, or change --test-fraction, --block or "
-                "--embargo"
-            )
+    fold = hold_out_part(layout, config)
     counts = {
         "images": len(images),
         "usable": len(usable),
@@ -145,19 +136,35 @@ def split_images(
     return Split(*parts, counts | {"summary": summary})
 
 
+def hold_out_part(layout: Layout, config: TrainConfig) -> Fold:
+    """The images to train on and those to evaluate on.
+
+    Raises:
+        ConfigError: one of the two parts would lack a class.
+        JobError: the training part has too few images for the folds inside it, which give triage its limits.
+    """
+    rules = Rules(config.split, config.block, config.embargo)
+    fold = hold_out(layout, rules, config.test_fraction, config.seed)
+    if config.holdout == "validation":
+        fold = hold_out(layout.of(fold.train), rules, _VALIDATION_FRACTION, config.seed).within(fold.train)
+    require_classes(layout, fold, rules, config.holdout)
+    inner_folds(layout.of(fold.train), rules, config.seed)
+    return fold
+
+
 def lay_out(images: Sequence[LabelledImage], groups: Labels | None, identified: Identified) -> tuple[Labels, Layout]:
     """Indices of the images that could be read, and what their splits go by; JobError if a class has under two."""
-    labels = np.array([image.label for image in images])
-    usable = np.array([index for index, error in enumerate(identified.errors) if error is None], np.int64)
-    counts = np.bincount(labels[usable], minlength=len(CLASSES))
-    if (counts[np.unique(labels)] < 2).any():
+    listed = listed_layout(images, groups)
+    readable = np.array([error is None for error in identified.errors])
+    usable, layout = np.flatnonzero(readable), listed.of(readable)
+    counts = np.bincount(layout.labels, minlength=len(CLASSES))
+    if (counts[np.unique(listed.labels)] < 2).any():
         raise JobError(
             f"too few readable images to split: {dict(zip(CLASSES, counts.tolist(), strict=True))}; "
             f"the first that failed says: {next(filter(None, identified.errors), 'none failed')}"
         )
     ties = near_duplicate_groups([identified.digests[index] for index in usable], identified.hashes[usable])
-    order = capture_order(images)[usable]
-    return usable, Layout(labels[usable], order, ties, None if groups is None else groups[usable])
+    return usable, replace(layout, ties=ties)
 
 
 def duplicates(layout: Layout, digests: Sequence[str]) -> dict[str, int]:

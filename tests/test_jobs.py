@@ -478,11 +478,11 @@ def test_the_workers_change_nothing(
 
 
 def test_every_row_is_trained_on_with_any_number_of_workers_and_no_file_is_left(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     # Row i lights up input i alone, so the weights of an input move only if its row was seen. 74 rows in batches
-    # of 8 on two workers leave a remainder.
+    # of 8 on four workers leave a remainder, with which two of them have nothing to do.
     views, rows = 2, 37
     train_rows = np.zeros((views, rows, 1280), np.float32)
     for view in range(views):
@@ -490,9 +490,10 @@ def test_every_row_is_trained_on_with_any_number_of_workers_and_no_file_is_left(
     labels = np.arange(rows) % len(CLASSES)
     config = FitConfig(epochs=1, learning_rate=0.01, label_smoothing=0.1, batch_size=8, workers=0, seed=3)
     parts = Parts(train_rows, labels, train_rows[0], labels)
-    alone, by_one, by_two = (fit_head(parts, replace(config, workers=workers)) for workers in (0, 1, 2))
+    alone, by_one, by_many = (fit_head(parts, replace(config, workers=workers)) for workers in (0, 1, 50))
+    assert "the cluster has cores for 4 of 50 workers" in capsys.readouterr().err
 
-    for fitted in (alone, by_one, by_two):
+    for fitted in (alone, by_one, by_many):
         moved = np.abs(fitted.weight).max(axis=0)  # from zero
         assert (moved[: views * rows] > 1e-4).all()
         assert (moved[views * rows :] == 0).all()

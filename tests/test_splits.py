@@ -1,15 +1,19 @@
 """What every protocol keeps, for any labels, order, near duplicates and groups."""
 
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bcd_ray.config import Protocol
-from bcd_ray.errors import ConfigError
+from bcd_ray.config import EvaluateConfig, Protocol, TrainConfig
+from bcd_ray.crossval import validate
+from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.splits import Fold, Layout, Rules, blocks, clusters, cross_validate, hold_out
+from bcd_ray.training import train
 
 PROTOCOLS: tuple[Protocol, ...] = ("random", "blocked", "forward", "grouped")
 
@@ -155,8 +159,66 @@ def test_groups_that_nobody_gave_are_not_made_up() -> None:
 
 
 def test_too_few_blocks_for_the_folds_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--folds 5.*only 1 units of the blocked protocol: lower --folds or --block"):
+    with pytest.raises(
+        ConfigError, match=r"--folds 5: benign has only 1 block of the blocked.*lower --folds or --block"
+    ):
         cross_validate(PLAIN, Rules("blocked", 100, 5), folds=5, fraction=0.3, seed=0)
+    groups = np.arange(500) % 3
+    with pytest.raises(ConfigError, match=r"benign has only 3 groups of the grouped protocol: lower --folds$"):
+        cross_validate(Layout(LABELS, PLAIN.order, PLAIN.ties, groups), Rules("grouped", 100, 5), 5, 0.3, 0)
+
+
+COMMON = {"augmented_views": 0, "cache": ""}
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({}, r"--folds 5: benign has only 1 block of the blocked protocol: lower --folds or --block"),
+        ({"folds": 13, "split": ("random",)}, r"--folds 13: benign has only 12 images .*: lower --folds$"),
+        ({"folds": 3, "block": 2}, r"--split blocked leaves no image of benign, pre_b for the training.* or --embargo"),
+        ({"split": ("forward",)}, r"--split forward leaves no image of benign, pre_b for the training.* or --embargo"),
+        ({"split": ("forward",), "test_fraction": 0.01}, r"leaves no image .* test part: .* raise --test-fraction"),
+    ],
+)
+def test_what_cannot_be_cross_validated_is_told_before_an_image_is_read(
+    unreadable: Path, options: dict[str, Any], problem: str
+) -> None:
+    config = EvaluateConfig(str(unreadable), str(unreadable / "out"), cross_validate=True, **COMMON, **options)
+    with pytest.raises(ConfigError, match=problem):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "problem"),
+    [
+        (
+            {"split": "blocked"},
+            ConfigError,
+            r"for the test part: add images, or raise --test-fraction or lower --block",
+        ),
+        ({"split": "forward"}, ConfigError, r"for the training part: add images, or lower --test-fraction or --embarg"),
+        ({"test_fraction": 0.01}, ConfigError, r"for the test part: add images, or raise --test-fraction$"),
+        ({"holdout": "validation", "test_fraction": 0.8}, ConfigError, r"for the validation part: add images"),
+        ({"split": "grouped", "group_pattern": "jpg"}, ConfigError, r"for the test part: add groups, or raise"),
+        ({"test_fraction": 0.9}, JobError, r"a class has too few training images, .* triage: add images"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_told_before_an_image_is_read(
+    unreadable: Path, options: dict[str, Any], error: type[Exception], problem: str
+) -> None:
+    with pytest.raises(error, match=problem):
+        train(TrainConfig(str(unreadable), str(unreadable / "out"), **COMMON, **options))
+
+
+@pytest.fixture
+def unreadable(tmp_path: Path) -> Path:
+    """Two classes of 12 empty files each: who reads them first says that there are too few readable images."""
+    for name in ("Benign", "Pre"):
+        (tmp_path / name).mkdir()
+        for number in range(12):
+            (tmp_path / name / f"{number}.jpg").touch()
+    return tmp_path
 
 
 def test_the_bootstrap_draws_groups_where_they_are_known() -> None:
