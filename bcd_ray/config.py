@@ -89,7 +89,7 @@ class TrainConfig(_FitOptions):
     """Part to evaluate on. `validation` sets the test images aside, unseen, and evaluates on a fifth of the training
     images: choose settings with it."""
     workers: int = 0
-    """Ray Train workers that fit the head, no more than two a core of the cluster; 0 fits in the driver and saves some 20 s of start-up."""
+    """Ray Train workers that fit the head, at most two a core; 0 fits in the driver and saves some 20 s of start-up."""
     seed: int = 0
     """Of the split and the fit: the same seed gives the same metrics."""
     audit: bool = True
