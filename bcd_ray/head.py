@@ -18,7 +18,7 @@ from bcd_ray.embedding import Embeddings
 from bcd_ray.engine import softmax
 from bcd_ray.labels import CLASSES
 from bcd_ray.model import EMBEDDING_SIZE
-from bcd_ray.runtime import ray_session, say
+from bcd_ray.runtime import ray_session, say, say_if_taken
 from bcd_ray.splits import Labels
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -80,6 +80,7 @@ def fit_head(parts: Parts, config: FitConfig) -> FittedHead:
         workers = min(config.workers, max(1, int(ray.cluster_resources().get("CPU", 0) / _CPUS)))
         if workers < config.workers:  # Ray Train would wait for more cores, for ever and without a word
             say(f"the cluster has cores for {workers} of {config.workers} workers: they fit the same head alone")
+        say_if_taken(CPU=workers * _CPUS)
         trainer = TorchTrainer(
             _fit_worker,
             train_loop_config={"parts": ray.put(parts), "config": config},

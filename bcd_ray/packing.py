@@ -12,7 +12,7 @@ from bcd_ray.archive import kind_of
 from bcd_ray.config import PackConfig
 from bcd_ray.errors import ConfigError, NotFoundError, StorageError
 from bcd_ray.labels import CLASSES, class_of_path
-from bcd_ray.runtime import Progress, ray_session
+from bcd_ray.runtime import Progress, ray_session, say_if_taken
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def pack(config: PackConfig) -> Packed:
     with ray_session():
         import ray
 
+        say_if_taken(CPU=1)
         results = ray.data.from_items(groups, override_num_blocks=len(groups)).map(_write_shard)
         progress, failures = Progress("packing", len(sources)), []
         for row in results.iter_rows():

@@ -50,7 +50,7 @@ def ray_session() -> Iterator[None]:
     """Join the cluster of RAY_ADDRESS or `ray start`, or start Ray on this machine for the time of the job.
 
     Raises:
-        ConfigError: nothing listens at RAY_ADDRESS.
+        ConfigError: nothing listens at RAY_ADDRESS, or it wants a token.
         JobError: Ray does not start, or something failed on a worker.
     """
     # Read by the Ray processes that are started here; on a cluster its start commands set them (see cluster.yaml).
@@ -100,6 +100,11 @@ def _start_ray() -> None:
         with _stderr_silenced():
             ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:  # Ray raises a bare Exception if a node is not up within 30 s
+        if "AuthenticationError" in str(error.__cause__):
+            raise ConfigError(
+                "this Ray wants another token, or any: set RAY_AUTH_MODE=token, with its own in ~/.ray/auth_token or in "
+                "RAY_AUTH_TOKEN"
+            ) from error
         what = " ".join(str(error).split())[:200]
         raise JobError(f"no Ray ({what}): check RAY_ADDRESS, or whether this machine is overloaded") from error
 
@@ -164,7 +169,23 @@ def actor_pool(most: int = 0, gpus: int = 0) -> ActorPool:
         cores = [resources["CPU"] for resources in nodes]
         threads = int(min([8.0, *cores]))
         fit = max(1, sum(int(count // (0.75 * threads)) for count in cores))
+    say_if_taken(CPU=0.75 * threads, GPU=gpus)
     return ActorPool(least=fit, most=max(fit, most), threads=threads, cpus=0.75 * threads, gpus=gpus)
+
+
+def say_if_taken(**needs: float) -> None:
+    """Say what the job waits for, where other jobs hold the cluster's `CPU` or `GPU`: Ray waits without a word."""
+    import ray
+
+    for _ in range(30):  # an actor that has just ended holds its cores for up to a second
+        free = ray.available_resources()
+        lacking = [name for name, count in needs.items() if free.get(name, 0.0) < count]
+        if not lacking:
+            return
+        time.sleep(0.1)
+    of_all = ray.cluster_resources()
+    texts = [f"{needs[name]:g} {name}, {free.get(name, 0):g} of {of_all.get(name, 0):g} free" for name in lacking]
+    say(f"waiting for the cluster: needs {' and '.join(texts)}; goes on when other jobs end or nodes join")
 
 
 def gpu_count() -> float:

@@ -60,7 +60,7 @@ def score(config: ScoreConfig) -> Outcome:
         facts = {"engine": asdict(choice), "versions": library_versions(), "configuration": asdict(config)}
         ledger.begin(plan, facts)
         done = len(plan.units) - len(unfinished)
-        say(f"run {plan.run_id}: {len(plan.units):,} units, {done:,} of them done before; {choice}")
+        say(f"run {plan.run_id}: {done:,} of {len(plan.units):,} units done before; {choice}")
         if unfinished:
             _score_units(unfinished, bundle, choice, ledger, config)
     return Outcome(ledger.publish(plan), len(shards))

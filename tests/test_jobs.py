@@ -40,7 +40,7 @@ AS_BUNDLE = ("--augmented-views", "1", "--epochs", "5")  # how the shared bundle
 # All that a good run may say on standard error.
 SAID = re.compile(
     r"(embedding|scoring|packing)  [\d,]+(/[\d,]+)? (images|views)(  [\d,]+/[\d,]+ units)?  \d+ s(  \d+/s)?"
-    r"|run [0-9a-f]{16}: [\d,]+ units, [\d,]+ of them done before; engine openvino: the cluster has no GPU"
+    r"|run [0-9a-f]{16}: [\d,]+ of [\d,]+ units done before; engine openvino: the cluster has no GPU"
     r"|[\d,]+ files that are neither shards nor images are left out: .*"
     r"|embedding  [\d,]+ of [\d,]+ (images|views) are in the cache"
     r"|\d+ training and \d+ test images, \d+ in neither part; .*"
@@ -156,11 +156,44 @@ def test_a_cluster_that_dies_is_told_in_a_line(bundle: Path, synthetic_archive: 
     command = [sys.executable, "jobs/score.py", *map(str, options)]
     with subprocess.Popen(command, cwd=ROOT, env=with_its_own_ray(), stderr=subprocess.PIPE, text=True) as job:
         assert job.stderr
-        assert any("0 of them done before" in line for line in job.stderr)
+        assert any("0 of " in line and "done before" in line for line in job.stderr)
         subprocess.run(["pkill", "-KILL", "-P", str(job.pid), "raylet"], check=True)
         said = job.stderr.read()
     assert job.returncode == EXIT_FAILED
     assert [line for line in said.splitlines() if line.startswith("error: ")] == [runtime.LAST_WORDS]
+
+
+def test_cores_that_another_job_holds_are_waited_for_aloud(
+    ray_cluster: None, bundle: Path, small_archive: Path, tmp_path: Path
+) -> None:
+    import ray
+
+    class Holder:
+        def holds(self) -> bool:
+            return True
+
+    holder = ray.remote(num_cpus=1)(Holder).remote()
+    assert ray.get(holder.holds.remote())
+    options = ("--model", bundle, "--input", small_archive, "--output", tmp_path / "scores")
+    command = [sys.executable, "jobs/score.py", *map(str, options)]
+    address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | address, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stderr
+        try:
+            assert any(line.startswith("waiting for the cluster: needs 1.5 CPU, 1 of 2 free;") for line in job.stderr)
+        finally:
+            ray.kill(holder)
+        assert "24/24 images" in job.stderr.read()
+    assert job.returncode == EXIT_OK
+
+
+def test_a_cluster_that_wants_a_token_says_so(ray_cluster: None, small_archive: Path, tmp_path: Path) -> None:
+    import ray
+
+    options = ("--input", small_archive, "--output", tmp_path / "shards")
+    ended = as_process("pack", *options, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+    assert ended.code == EXIT_CONFIG
+    assert ended.error().startswith("this Ray wants another token, or any: set RAY_AUTH_MODE=token")
 
 
 def test_a_cluster_that_is_not_there(

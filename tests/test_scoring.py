@@ -435,7 +435,7 @@ def test_nights_of_one_archive(nightly: ScoreConfig, capfd: pytest.CaptureFixtur
     assert file_of_first.read_bytes() == bytes_of_first
     assert state(str(output / "_work/units")) == units
     said = capfd.readouterr().err
-    assert "1 units, 1 of them done before" in said
+    assert "1 of 1 units done before" in said
     assert "scoring" not in said
 
     # The next night.
@@ -450,7 +450,7 @@ def test_nights_of_one_archive(nightly: ScoreConfig, capfd: pytest.CaptureFixtur
     assert second.manifest is not None
     assert second.manifest["statuses"] == {"scored": 1}
     assert second.manifest["run_number"] == 2
-    assert "1 units, 0 of them done before" in capfd.readouterr().err
+    assert "0 of 1 units done before" in capfd.readouterr().err
     now = state(str(output / "predictions")) + state(str(output / "manifests"))
     assert set(published_before) < set(now)
     assert len(list((output / "predictions").iterdir())) == 2
