@@ -102,8 +102,8 @@ def _start_ray() -> None:
     except Exception as error:  # Ray raises a bare Exception if a node is not up within 30 s
         if "AuthenticationError" in str(error.__cause__):
             raise ConfigError(
-                "this Ray wants another token, or any: set RAY_AUTH_MODE=token, with its own in ~/.ray/auth_token or in "
-                "RAY_AUTH_TOKEN"
+                "this Ray wants another token, or any: set RAY_AUTH_MODE=token, with its own in ~/.ray/auth_token or "
+                "in RAY_AUTH_TOKEN"
             ) from error
         what = " ".join(str(error).split())[:200]
         raise JobError(f"no Ray ({what}): check RAY_ADDRESS, or whether this machine is overloaded") from error
