@@ -110,7 +110,7 @@ def _splits(layout: Layout, config: EvaluateConfig) -> dict[str, list[list[Fold]
             cross_validate(layout, rules, config.folds, config.test_fraction, seed) for seed in range(config.seeds)
         ]
         for fold in chain(*of_seeds):
-            require_classes(layout, fold, rules)
+            require_classes(layout, fold, rules, folds=True)
         for fold in of_seeds[0]:
             inner_folds(layout.of(fold.train), rules, 0)
         if protocol == "forward":

@@ -133,18 +133,23 @@ def cross_validate(layout: Layout, rules: Rules, folds: int, fraction: float, se
     return [_fold(layout, fold_of_unit[units] == fold, rules) for fold in range(folds)]
 
 
-def require_classes(layout: Layout, fold: Fold, rules: Rules, test: str = "test") -> None:
-    """ConfigError if a class of the layout has no image in one of the parts of a fold; `test` is the second's name."""
-    more = "groups" if rules.protocol == "grouped" else "images"
-    apart = " or --embargo" * (rules.protocol in ("blocked", "forward"))
-    smaller = " or lower --block" * (rules.protocol == "blocked")
-    remedies = (f"lower --test-fraction{apart}", f"raise --test-fraction{smaller}")
-    for part, members, remedy in zip(("training", test), (fold.train, fold.test), remedies, strict=True):
+def require_classes(layout: Layout, fold: Fold, rules: Rules, test: str = "test", folds: bool = False) -> None:
+    """ConfigError if a class of the layout has no image in one of the parts of a fold.
+
+    `test` is what the second part is called; `folds` says that the fold is one of `cross_validate`.
+    """
+    shares = not folds or rules.protocol == "forward"  # whether --test-fraction has a say
+    more = "add groups" if rules.protocol == "grouped" else "add images"
+    apart = ["lower --embargo"] * (rules.protocol in ("blocked", "forward"))
+    smaller = ["lower --block"] * (rules.protocol == "blocked")
+    for part, members, remedies in (
+        ("training", fold.train, ["lower --test-fraction"] * shares + apart),
+        (test, fold.test, ["raise --test-fraction"] * shares + smaller),
+    ):
         if lacking := set(layout.labels) - set(layout.labels[members]):
             names = ", ".join(CLASSES[label] for label in sorted(lacking))
-            raise ConfigError(
-                f"--split {rules.protocol} leaves no image of {names} for the {part} part: add {more}, or {remedy}"
-            )
+            remedy = ", or ".join([more, *remedies])
+            raise ConfigError(f"--split {rules.protocol} leaves no image of {names} for the {part} part: {remedy}")
 
 
 def blocks(layout: Layout, length: int) -> Labels:

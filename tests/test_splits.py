@@ -176,8 +176,14 @@ COMMON = {"augmented_views": 0, "cache": ""}
     [
         ({}, r"--folds 5: benign has only 1 block of the blocked protocol: lower --folds or --block"),
         ({"folds": 13, "split": ("random",)}, r"--folds 13: benign has only 12 images .*: lower --folds$"),
-        ({"folds": 3, "block": 2}, r"--split blocked leaves no image of benign, pre_b for the training.* or --embargo"),
-        ({"split": ("forward",)}, r"--split forward leaves no image of benign, pre_b for the training.* or --embargo"),
+        (
+            {"folds": 3, "block": 2},
+            r"--split blocked leaves no image of benign, pre_b for the training part: add images, or lower --embargo$",
+        ),
+        (
+            {"split": ("forward",)},
+            r"--split forward .* training part: add images, or lower --test-fraction, or lower --embargo$",
+        ),
         ({"split": ("forward",), "test_fraction": 0.01}, r"leaves no image .* test part: .* raise --test-fraction"),
     ],
 )
@@ -195,9 +201,13 @@ def test_what_cannot_be_cross_validated_is_told_before_an_image_is_read(
         (
             {"split": "blocked"},
             ConfigError,
-            r"for the test part: add images, or raise --test-fraction or lower --block",
+            r"for the test part: add images, or raise --test-fraction, or lower --block$",
         ),
-        ({"split": "forward"}, ConfigError, r"for the training part: add images, or lower --test-fraction or --embarg"),
+        (
+            {"split": "forward"},
+            ConfigError,
+            r"for the training part: add images, or lower --test-fraction, or lower --embargo$",
+        ),
         ({"test_fraction": 0.01}, ConfigError, r"for the test part: add images, or raise --test-fraction$"),
         ({"holdout": "validation", "test_fraction": 0.8}, ConfigError, r"for the validation part: add images"),
         ({"split": "grouped", "group_pattern": "jpg"}, ConfigError, r"for the test part: add groups, or raise"),
