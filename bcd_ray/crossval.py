@@ -42,13 +42,13 @@ Runs = Sequence[Floats]  # of each seed: probabilities (n, 4), NaN where an imag
 def validate(config: EvaluateConfig) -> dict[str, Any]:
     """Cross-validate the settings under every protocol, write the results, and return what metrics.json holds."""
     images = list_labelled(config.data)
-    groups = group_numbers(images, config.group_pattern, config.group_table)
+    listed = listed_layout(images, group_numbers(images, config.group_pattern, config.group_table))
     refuse_to_replace(config.output, "metrics.json")
     synthetic = says_synthetic(config.data)
-    _splits(listed_layout(images, groups), config)  # what cannot be split ends here, before an image is read
+    _splits(listed, config)  # what cannot be split ends here, before an image is read
     with Embedder(images, pretrained(config.weights), config.cache) as embedder:
         identified = embedder.identified
-        usable, layout = lay_out(images, groups, identified)
+        usable, layout = lay_out(listed, identified)
         splits = _splits(layout, config)
         embedded = embedder.embed([*range(config.augmented_views + 1), *SHORTCUT_VIEWS])
     read = [images[index] for index in usable]

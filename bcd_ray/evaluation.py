@@ -31,26 +31,26 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Measure a model on a folder of labelled images, write metrics.json and figures, and return the metrics."""
     bundle = load_bundle(config.model)
     images = list_labelled(config.data)
-    groups = group_numbers(images, config.group_pattern, config.group_table)
+    listed = listed_layout(images, group_numbers(images, config.group_pattern, config.group_table))
     refuse_to_replace(config.output, "metrics.json")
     with Embedder(images, bundle.model, config.cache) as embedder:
         embedded, errors = embedder.embed([0, *(SPOILT if config.spoil else ())]), embedder.identified.errors
-    labels = np.array([image.label for image in images])
     usable = [index for index, error in enumerate(errors) if error is None]
     if not usable:
         raise JobError(f"none of the {len(images)} images in {config.data} could be read: {errors[0]}")
     embeddings, quality = embedded.embeddings[:, usable], embedded.quality[:, usable]
     logits = bundle.model.logits(embeddings[0])
-    read, synthetic = [images[index] for index in usable], says_synthetic(config.data)
-    drawn_whole = clusters(listed_layout(images, groups), config.block)[usable]
+    read, labels = [images[index] for index in usable], listed.labels[usable]
+    synthetic = says_synthetic(config.data)
+    drawn_whole = clusters(listed, config.block)[usable]
     decisions = bundle.triage.decide(embeddings[0], logits, quality[0])
     metrics, figures = assess(read, decisions.probabilities, drawn_whole, config.data, synthetic)
-    on_data = triage_figures(decisions, logits, labels[usable], drawn_whole)
+    on_data = triage_figures(decisions, logits, labels, drawn_whole)
     figures |= triage_plots(on_data, "evaluated", synthetic)
     metrics |= {"triage": {"evaluated": on_data}, "model_version": bundle.version}
     metrics["unreadable"] = unreadable(images, errors)
     if config.spoil:
-        metrics["spoilt"] = spoilt_figures(labels[usable], embeddings[1:], quality[1:], bundle)
+        metrics["spoilt"] = spoilt_figures(labels, embeddings[1:], quality[1:], bundle)
     about = f"Model {bundle.version[:12]} on the {len(usable):,} readable images of {len(images):,} in {config.data}."
     data = ["Whether training saw these images, or others of the same patients, is not known here."]
     write_results(config.output, metrics, figures, model_report(metrics, figures, about, data, grouped=False))

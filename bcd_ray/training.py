@@ -50,12 +50,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
         quantization.check_installed()
     synthetic = says_synthetic(config.data)
     model = pretrained(config.weights)
-    labels = np.array([image.label for image in images])
-    groups = group_numbers(images, config.group_pattern, config.group_table)
-    hold_out_part(listed_layout(images, groups), config)  # what cannot be split ends here, before an image is read
+    listed = listed_layout(images, group_numbers(images, config.group_pattern, config.group_table))
+    labels = listed.labels
+    hold_out_part(listed, config)  # what cannot be split ends here, before an image is read
     with Embedder(images, model, config.cache) as embedder:
         identified = embedder.identified
-        split = split_images(images, groups, identified, config)
+        split = split_images(listed, identified, config)
         say(split.counts["summary"])
         fitted_on, reduced = range(config.augmented_views + 1), SHORTCUT_VIEWS if config.audit else {}
         wanted = np.ones((len(fitted_on) + len(reduced), len(images)), bool)
@@ -112,14 +112,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return metrics
 
 
-def split_images(
-    images: Sequence[LabelledImage], groups: Labels | None, identified: Identified, config: TrainConfig
-) -> Split:
+def split_images(listed: Layout, identified: Identified, config: TrainConfig) -> Split:
     """The training part and the part to evaluate on, of the images that could be read."""
-    usable, layout = lay_out(images, groups, identified)
+    usable, layout = lay_out(listed, identified)
     fold = hold_out_part(layout, config)
     counts = {
-        "images": len(images),
+        "images": len(listed.labels),
         "usable": len(usable),
         **duplicates(layout, [identified.digests[index] for index in usable]),
         "train": _per_class(layout.labels[fold.train]),
@@ -152,9 +150,8 @@ def hold_out_part(layout: Layout, config: TrainConfig) -> Fold:
     return fold
 
 
-def lay_out(images: Sequence[LabelledImage], groups: Labels | None, identified: Identified) -> tuple[Labels, Layout]:
+def lay_out(listed: Layout, identified: Identified) -> tuple[Labels, Layout]:
     """Indices of the images that could be read, and what their splits go by; JobError if a class has under two."""
-    listed = listed_layout(images, groups)
     readable = np.array([error is None for error in identified.errors])
     usable, layout = np.flatnonzero(readable), listed.of(readable)
     counts = np.bincount(layout.labels, minlength=len(CLASSES))

@@ -22,7 +22,7 @@ import tyro
 from bcd_ray import calibration, quality, triage
 from bcd_ray.calibration import Mask, risk_interval
 from bcd_ray.config import EvaluateConfig
-from bcd_ray.dataset import list_labelled
+from bcd_ray.dataset import list_labelled, listed_layout
 from bcd_ray.embedding import Embedder
 from bcd_ray.head import FitConfig, Parts, fit
 from bcd_ray.labels import CLASSES
@@ -71,7 +71,7 @@ def load(data: str) -> Images:
     images = list_labelled(data)
     with Embedder(images, pretrained(config.weights), config.cache) as embedder:
         embedded, identified = embedder.embed(range(config.augmented_views + 1)), embedder.identified
-    usable, layout = lay_out(images, None, identified)
+    usable, layout = lay_out(listed_layout(images, None), identified)
     return Images(embedded.embeddings[:, usable], embedded.quality[0, usable], layout)
 
 
