@@ -8,6 +8,7 @@ on a file system that every node mounts. S3 takes its endpoint, region and crede
 import io
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,27 +101,20 @@ def write_bytes(uri: str, data: bytes) -> None:
         s3.put(uri, data)
         return
     with _translated(uri):
-        os.replace(_write_beside(uri, data), uri)
+        os.replace(_write_beside(uri, io.BytesIO(data)), uri)
 
 
 def create(uri: str, data: bytes) -> bool:
     """Write an object whole unless it exists; False, and nothing changed, if it does."""
-    if is_s3(uri):
-        return s3.create(uri, data)
-    with _translated(uri):
-        beside = _write_beside(uri, data)
-        try:
-            os.link(beside, uri)  # fails if the name exists, where a rename would replace it
-        except FileExistsError:
-            return False
-        finally:
-            os.unlink(beside)
-        return True
+    return s3.create(uri, data) if is_s3(uri) else _create_local(uri, io.BytesIO(data))
 
 
 def create_from_file(uri: str, path: Path) -> bool:
-    """`create` from a local file of any size; it appears as one object at the end."""
-    return s3.create_from_file(uri, path) if is_s3(uri) else create(uri, path.read_bytes())
+    """`create` from a local file of any size, in bounded memory; it appears as one object at the end."""
+    if is_s3(uri):
+        return s3.create_from_file(uri, path)
+    with path.open("rb") as source:
+        return _create_local(uri, source)
 
 
 def exists(uri: str) -> bool:
@@ -215,14 +209,26 @@ def _local_etag(stat: os.stat_result) -> str:
     return f"{stat.st_size:x}-{stat.st_mtime_ns:x}"
 
 
-def _write_beside(uri: str, data: bytes) -> str:
+def _create_local(uri: str, source: BinaryIO) -> bool:
+    with _translated(uri):
+        beside = _write_beside(uri, source)
+        try:
+            os.link(beside, uri)  # fails if the name exists, where a rename would replace it
+        except FileExistsError:
+            return False
+        finally:
+            os.unlink(beside)
+        return True
+
+
+def _write_beside(uri: str, source: BinaryIO) -> str:
     """Write to a hidden file in the folder of `uri` and return its path."""
     folder, name = os.path.split(uri)
     os.makedirs(folder, exist_ok=True)
     beside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(beside, "xb") as stream:
-            stream.write(data)
+            shutil.copyfileobj(source, stream)
             stream.flush()
             os.fsync(stream.fileno())
     except BaseException:
