@@ -186,8 +186,8 @@ class Ledger:
     def manifests(self) -> list[dict[str, Any]]:
         """The manifests of all published runs, in order of their numbers."""
         folder = storage.join(self.output, "manifests")
-        names = [name for name in storage.list_names(folder) if name.endswith(".json")]
-        found = [json.loads(storage.read_bytes(storage.join(folder, name))) for name in names]
+        uris = [storage.join(folder, name) for name in storage.list_names(folder) if name.endswith(".json")]
+        found = [_manifest_of(uri, storage.read_bytes(uri)) for uri in uris]
         return sorted(found, key=lambda manifest: (manifest["run_number"], manifest["run_id"]))
 
     def _published(self) -> tuple[int, dict[str, _Published]]:
@@ -197,7 +197,7 @@ class Ledger:
             last, identity = manifest["run_number"], _digest(manifest["identity"])
             # By name, not by the recorded URI: an output may have been moved.
             inputs_uri = storage.join(self.output, "manifests", f"{manifest['run_id']}.inputs.parquet")
-            table = parquet.table_of(storage.read_bytes(inputs_uri))
+            table = parquet.read(inputs_uri, "restore it from a copy")
             columns = (table[name].to_pylist() for name in ("uri", "etag", "passing_failure"))
             for uri, etag, passing_failure in zip(*columns, strict=True):
                 published[uri] = _Published(last, etag, identity, passing_failure)
@@ -212,7 +212,7 @@ class Ledger:
             raise JobError("the plan lists a shard twice: report this")
         waiting: list[tuple[pa.Table, pa.Table]] = []
         for unit in plan.units:
-            rows = parquet.table_of(storage.read_bytes(self._unit_uri(unit)))
+            rows = parquet.read(self._unit_uri(unit), "delete it")
             read = _read_shards(unit, rows)
             rows = rows.append_column("run_id", pa.repeat(pa.scalar(plan.run_id), len(rows)))
             rows = rows.append_column("run_number", pa.repeat(pa.scalar(plan.run_number, pa.int32()), len(rows)))
@@ -233,7 +233,7 @@ class Ledger:
         return {"uri": uri, "rows": rows, "bytes": path.stat().st_size, "sha256": digest}
 
     def _read_plan(self, run_id: str) -> pa.Table:
-        return parquet.table_of(storage.read_bytes(self._plan_uri(run_id)))
+        return parquet.read(self._plan_uri(run_id), "delete it")
 
     def _plan_uri(self, run_id: str) -> str:
         return storage.join(self.output, "_work", "plans", f"{run_id}.parquet")
@@ -245,6 +245,15 @@ class Ledger:
 def _described(plan: Plan) -> dict[str, Any]:
     """The plan's fields but its units, JSON-ready."""
     return {field.name: getattr(plan, field.name) for field in fields(plan) if field.name != "units"}
+
+
+def _manifest_of(uri: str, data: bytes) -> dict[str, Any]:
+    try:
+        manifest = dict[str, Any](json.loads(data))
+        manifest["run_number"], manifest["run_id"], manifest["identity"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise JobError(f"{uri} is damaged, or no manifest: restore it from a copy") from error
+    return manifest
 
 
 def _plan_of(table: pa.Table) -> Plan:

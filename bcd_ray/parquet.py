@@ -7,6 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bcd_ray import storage
+from bcd_ray.errors import JobError
+
 
 def table_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """The table, or some columns of it, in the bytes of a Parquet file.
@@ -16,6 +19,14 @@ def table_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """
     table: pa.Table = pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
     return table
+
+
+def read(uri: str, remedy: str) -> pa.Table:
+    """The table of an object; JobError, with the remedy, where it is damaged or no Parquet file."""
+    try:
+        return table_of(storage.read_bytes(uri))
+    except (pa.ArrowException, OSError) as error:
+        raise JobError(f"{uri} is damaged ({' '.join(str(error).split())[:100]}): {remedy}") from error
 
 
 def bytes_of(table: pa.Table, **options: Any) -> bytes:
