@@ -77,11 +77,11 @@ def _plot(found: dict[str, Any], path: Path) -> None:
         axes.set_xscale("log")
         axes.set_xticks(x, [f"{value:,}" for value in x], fontsize="small")
         axes.set_xticks([], minor=True)
-        axes.set(xlabel=label, ylim=(0, None))
+        axes.set(xlabel=label, ylim=(0, 1.1 * axes.dataLim.ymax))
         if part == "archives":
             memory = axes.twinx()
             memory.plot(x, [each["peak_gb"] for each in found[part]], "s:", color="tab:red")
-            memory.set_ylim(0, None)
+            memory.set_ylim(0, 1.1 * memory.dataLim.ymax)
             memory.set_ylabel("peak memory, GB", color="tab:red")
             axes.legend(fontsize="small", loc="lower right")
     figure.suptitle(f"{found['engine']}, {found['cores']} cores, {found['source'][:60]}")
