@@ -252,7 +252,7 @@ def _manifest_of(uri: str, data: bytes) -> dict[str, Any]:
         manifest = dict[str, Any](json.loads(data))
         manifest["run_number"], manifest["run_id"], manifest["identity"]
     except (ValueError, TypeError, KeyError) as error:
-        raise JobError(f"{uri} is damaged, or no manifest: restore it from a copy") from error
+        raise JobError(f"{uri} is damaged or no manifest: restore it from a copy, or move away what is none") from error
     return manifest
 
 
