@@ -3,9 +3,13 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from bcd_ray import parquet, storage
 from bcd_ray.archive import Entry, kind_of, read_shards
@@ -17,6 +21,11 @@ from bcd_ray.images import Decoded, Limits, Pixels, decode
 from bcd_ray.labels import CLASSES
 from bcd_ray.model import Bundle, load_bundle
 from bcd_ray.threads import in_chunks
+
+_OF_A_ROW = (
+    *("image_id", "image_uri", "shard_uri", "shard_etag"),
+    *("status", "review", "review_reasons", "model_version", "run_number"),
+)
 
 
 @dataclass(frozen=True)
@@ -88,28 +97,39 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
 
 def _sent_to_review(config: ExplainConfig, bundle: Bundle) -> _Found:
     """The images of the scored rows that this model sent to review, the first `limit` by URI."""
+    found = _Found()
+    for shard, rows in groupby(_rows_to_explain(config, bundle), itemgetter("shard_uri")):
+        wanted = {row["image_id"]: row for row in rows}
+        for entry in _entries(shard, found):
+            row = wanted.pop(entry.image_id, None)
+            if row and row["shard_etag"] == entry.shard_etag:
+                found.add(entry, row["review_reasons"])
+            elif row:
+                found.left_out[row["image_uri"]] = "changed since it was scored"
+        found.left_out.update({row["image_uri"]: "gone since it was scored" for row in wanted.values()})
+    return found
+
+
+def _rows_to_explain(config: ExplainConfig, bundle: Bundle) -> list[dict[str, Any]]:
+    """The first `limit` rows, by shard and image id; of a shard's rows, those of its last run hold."""
     try:
         files = [each.uri for each in storage.list_objects(storage.join(config.scores, "predictions"))]
     except NotFoundError as error:
         raise ConfigError(f"--scores: {error}; give an --output of jobs/score.py") from error
-    columns = ["image_id", "shard_uri", "shard_etag", "status", "review", "review_reasons", "model_version"]
-    rows = [
-        row
-        for uri in files
-        for row in parquet.table_of(storage.read_bytes(uri), columns).to_pylist()
-        if row["status"] == "scored" and row["review"] and row["model_version"] == bundle.version
-    ]
-    wanted = {(row["shard_uri"], row["image_id"]): row for row in rows}
-    chosen = dict(sorted(wanted.items())[: config.limit])
-    found = _Found()
-    for uri in sorted({shard for shard, _ in chosen}):
-        for entry in _entries(uri, found):
-            row = chosen.get((uri, entry.image_id))
-            if row and row["shard_etag"] == entry.shard_etag:
-                found.add(entry, row["review_reasons"])
-            elif row:
-                found.left_out[storage.printable(entry.image_uri)] = "changed since it was scored"
-    return found
+    last_run, sent_to_review = dict[str, int](), []
+    for uri in files:  # each is of one run; of millions of rows, only those to review are kept
+        rows = parquet.read(uri, "restore it from a copy", _OF_A_ROW)
+        rows = rows.filter(pc.equal(rows["model_version"], bundle.version))
+        for shard in rows["shard_uri"].unique().to_pylist():
+            last_run[shard] = max(last_run.get(shard, 0), rows["run_number"][0].as_py())
+        sent_to_review.append(rows.filter(pc.and_(rows["review"], pc.equal(rows["status"], "scored"))))
+    chosen = list[dict[str, Any]]()
+    order = [("shard_uri", "ascending"), ("image_id", "ascending")]
+    for batch in pa.concat_tables(sent_to_review).sort_by(order).to_batches(max_chunksize=1000):
+        chosen += [row for row in batch.to_pylist() if row["run_number"] == last_run[row["shard_uri"]]]
+        if len(chosen) >= config.limit:
+            break
+    return chosen[: config.limit]
 
 
 def _given(config: ExplainConfig) -> _Found:

@@ -21,10 +21,10 @@ def table_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     return table
 
 
-def read(uri: str, remedy: str) -> pa.Table:
-    """The table of an object; JobError, with the remedy, where it is damaged or no Parquet file."""
+def read(uri: str, remedy: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """`table_of` an object; JobError, with the remedy, where it is damaged or no Parquet file."""
     try:
-        return table_of(storage.read_bytes(uri))
+        return table_of(storage.read_bytes(uri), columns)
     except (pa.ArrowException, OSError) as error:
         raise JobError(f"{uri} is damaged ({' '.join(str(error).split())[:100]}): {remedy}") from error
 

@@ -487,3 +487,26 @@ def test_what_storage_did_not_deliver_is_tried_again(nightly: ScoreConfig) -> No
     earlier = rows.filter(pc.is_in(rows["status"], pa.array(["missing", "read_error"])))
     assert sorted(earlier["image_id"].to_pylist()) == sorted(last["image_id"].to_pylist())
     assert score(nightly).manifest is None
+
+
+def test_heat_maps_are_of_the_last_run_of_a_shard(nightly: ScoreConfig, tmp_path: Path) -> None:
+    def noise(seed: int) -> bytes:
+        return encoded(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (224, 224, 3), np.uint8)), "JPEG")
+
+    def explained(number: int) -> tuple[list[str], dict[str, str]]:
+        output = str(tmp_path / f"maps-{number}")
+        found = explain(ExplainConfig(model=nightly.model, scores=nightly.output, output=output))
+        return [image["image_uri"] for image in found["images"]], found["left_out"]
+
+    shard, other = (Path(nightly.input[0]) / name for name in ("monday.tar", "tuesday.tar"))
+    shard.write_bytes(tar_of([("1.jpg", noise(1)), ("2.jpg", noise(2))]))
+    score(nightly)
+    assert explained(1) == ([f"{shard}#1.jpg", f"{shard}#2.jpg"], {})
+    shard.write_bytes(tar_of([("1.jpg", noise(3))]))
+    other.write_bytes(tar_of([("1.jpg", noise(4))]))
+    score(nightly)
+    assert explained(2) == ([f"{shard}#1.jpg", f"{other}#1.jpg"], {})
+    shard.write_bytes(tar_of([("1.jpg", noise(5))]))
+    assert explained(3) == ([f"{other}#1.jpg"], {f"{shard}#1.jpg": "changed since it was scored"})
+    shard.write_bytes(tar_of([("2.jpg", noise(5))]))
+    assert explained(4) == ([f"{other}#1.jpg"], {f"{shard}#1.jpg": "gone since it was scored"})
