@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -25,9 +26,10 @@ def verify(output: str) -> list[str]:
     """
     manifests = Ledger(output).manifests()
     problems = [problem for manifest in manifests for problem in _problems(output, manifest)]
-    numbers = {manifest["run_number"] for manifest in manifests}
-    for number in sorted(set(range(1, max(numbers, default=0))) - numbers):
-        problems.append(f"run number {number} is not there, and later ones are: restore its files from a copy")
+    numbers = sorted({manifest["run_number"] for manifest in manifests})
+    for before, after in pairwise([0, *numbers]):
+        if after > before + 1:
+            problems.append(f"after run {before} comes run {after}: restore the files of those between from a copy")
     known = {f"{manifest['run_id']}.parquet" for manifest in manifests}
     for name in storage.list_names(storage.join(output, "predictions")):
         if name not in known:

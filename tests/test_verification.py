@@ -175,7 +175,7 @@ def test_a_run_that_is_gone_with_its_manifest_is_told(output: Path) -> None:
     manifest = manifest_of(output, 2)
     for path in (manifest, output / "predictions" / f"{manifest.stem}.parquet"):
         path.unlink()
-    assert verify(str(output)) == ["run number 2 is not there, and later ones are: restore its files from a copy"]
+    assert verify(str(output)) == ["after run 1 comes run 3: restore the files of those between from a copy"]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
