@@ -160,7 +160,7 @@ class Ledger:
         }
         manifest_uri = storage.join(self.output, "manifests", f"{plan.run_id}.json")
         if not storage.create(manifest_uri, (json.dumps(manifest, indent=2) + "\n").encode()):
-            manifest = json.loads(storage.read_bytes(manifest_uri))  # another copy of this run was first
+            manifest = _manifest_of(manifest_uri)  # another copy of this run was first
         return manifest
 
     def recover(self) -> list[str]:
@@ -187,7 +187,7 @@ class Ledger:
         """The manifests of all published runs, in order of their numbers."""
         folder = storage.join(self.output, "manifests")
         uris = [storage.join(folder, name) for name in storage.list_names(folder) if name.endswith(".json")]
-        found = [_manifest_of(uri, storage.read_bytes(uri)) for uri in uris]
+        found = [_manifest_of(uri) for uri in uris]
         return sorted(found, key=lambda manifest: (manifest["run_number"], manifest["run_id"]))
 
     def _published(self) -> tuple[int, dict[str, _Published]]:
@@ -247,9 +247,9 @@ def _described(plan: Plan) -> dict[str, Any]:
     return {field.name: getattr(plan, field.name) for field in fields(plan) if field.name != "units"}
 
 
-def _manifest_of(uri: str, data: bytes) -> dict[str, Any]:
+def _manifest_of(uri: str) -> dict[str, Any]:
     try:
-        manifest = dict[str, Any](json.loads(data))
+        manifest = dict[str, Any](json.loads(storage.read_bytes(uri)))
         manifest["run_number"], manifest["run_id"], manifest["identity"]
     except (ValueError, TypeError, KeyError) as error:
         raise JobError(f"{uri} is damaged or no manifest: restore it from a copy, or move away what is none") from error

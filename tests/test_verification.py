@@ -198,9 +198,7 @@ def test_a_damaged_manifest_is_told_in_a_line(output: Path, data: st.DataObject)
     path = manifest_of(output, 2)
     before = path.read_bytes()
     place, flipped = data.draw(st.integers(0, len(before) - 3)), data.draw(st.integers(0, 255))
-    path.write_bytes(before[:place] + bytes([before[place] ^ flipped] if flipped else []))
-    if flipped:
-        path.write_bytes(path.read_bytes() + before[place + 1 :])
+    path.write_bytes(before[:place] + (bytes([before[place] ^ flipped]) + before[place + 1 :] if flipped else b""))
     try:
         problems = verify(str(output))
     except JobError as error:
