@@ -25,7 +25,7 @@ from bcd_ray.quality import MEASURES, measure
 from bcd_ray.runtime import Progress, actor_pool, ray_session, say
 from bcd_ray.shortcuts import SHORTCUT_VIEWS, background_colour
 from bcd_ray.spoiling import SPOILT
-from bcd_ray.threads import EngineThreads, in_chunks, map_ahead
+from bcd_ray.threads import EngineThreads, in_chunks, keep_blas_to_its_thread, map_ahead
 
 _VIEWS_PER_TASK = 256  # a second of two cores
 _TASKS_AT_A_TIME = 2  # of an actor: while one reads its first images, the other keeps the cores busy
@@ -171,6 +171,7 @@ class _EmbeddingActor:
     """Ray Data actor: rows of (uri, digest, views) to a row of `cache.VIEWS` for every view."""
 
     def __init__(self, model: Model, threads: int) -> None:
+        keep_blas_to_its_thread()
         self._engine = OpenVinoEngine(model.tensors, model.preprocessing, threads)
         self._threads = EngineThreads(threads)
 

@@ -14,6 +14,7 @@ from bcd_ray.images import SIZE, Pixels
 MEASURES = ("focus", "brightness", "clipped", "contrast")
 _NEARLY_WHITE = 253
 _STEP = 4
+_AT_A_TIME = 8  # images whose values a core's cache holds: 64 at a time take 1.4 times as long
 _MARGIN = 0.25  # without it 3 % of images tested in blocks are sent to review for nothing, with it 0.3 %
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -28,6 +29,11 @@ def measure(images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
     - clipped: share of the red, green or blue values, whichever has most, that are nearly white: lost in the light;
     - contrast: largest standard deviation of the three colours: low where nothing is stained or the field is empty.
     """
+    parts = [_measure_some(images[start : start + _AT_A_TIME]) for start in range(0, len(images), _AT_A_TIME)]
+    return np.concatenate(parts)
+
+
+def _measure_some(images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
     # Every fourth row says as much as all: 56 rows, whose sums in float32 are exact (56 x 255^2 < 2^24).
     rows = np.stack([image[1:-1:_STEP] for image in images]).reshape(len(images), -1, 3 * SIZE)
     ones, each_colour = np.ones(rows.shape[1], np.float32), np.tile(np.eye(3), (SIZE, 1))

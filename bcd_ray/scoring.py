@@ -25,7 +25,7 @@ from bcd_ray.model import Bundle, load_bundle
 from bcd_ray.quality import MEASURES, measure
 from bcd_ray.runtime import Progress, actor_pool, gpu_count, library_versions, ray_session, say
 from bcd_ray.storage import StoredObject
-from bcd_ray.threads import EngineThreads, in_chunks
+from bcd_ray.threads import EngineThreads, in_chunks, keep_blas_to_its_thread
 from bcd_ray.triage import Triage
 
 _MOST_TASKS = 4000  # of Ray Data, each of one unit or, in a large plan, several: its driver keeps state for every task
@@ -141,6 +141,7 @@ class UnitScorer:
     def __init__(
         self, bundle: Bundle, engine: EngineName, ledger: Ledger, limits: Limits, threads: int, starts: Any
     ) -> None:
+        keep_blas_to_its_thread()
         self._engine = open_engine(engine, bundle, threads)
         self._version, self._triage, self._ledger, self._limits = bundle.version, bundle.triage, ledger, limits
         self._threads = EngineThreads(threads)
