@@ -5,7 +5,7 @@ scoring process imports no torch and starts in a second (torch, torchvision and 
 `network.SmearClassifier` is the same network in torch; a test holds the two together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -55,9 +55,9 @@ class Choice:
     reason: str
 
     @property
-    def gpus(self) -> int:
-        """GPUs that an actor of it takes."""
-        return int(self.name == "torch-cuda")
+    def on_gpu(self) -> bool:
+        """Whether an actor of it takes a share of a GPU."""
+        return self.name == "torch-cuda"
 
     def __str__(self) -> str:
         return f"engine {self.name}: {self.reason}"
@@ -77,7 +77,7 @@ def precision(wanted: EngineName | Literal["auto"], bundle: "Bundle") -> str:
     return "int8" if wanted == "openvino-int8" else "float"
 
 
-def choose_engine(wanted: EngineName | Literal["auto"], gpus: float) -> Choice:
+def choose_engine(wanted: EngineName | Literal["auto"], gpus: int) -> Choice:
     """The engine that was asked for, or, for `auto`, the best for a cluster with this many GPUs.
 
     Raises:
@@ -88,7 +88,7 @@ def choose_engine(wanted: EngineName | Literal["auto"], gpus: float) -> Choice:
     if wanted != "auto":
         return Choice(wanted, "as --engine says")
     if gpus:
-        return Choice("torch-cuda", f"the cluster has {gpus:g} GPUs")
+        return Choice("torch-cuda", f"the cluster has {gpus} GPU{'s' if gpus > 1 else ''}")
     return Choice("openvino", "the cluster has no GPU")
 
 
@@ -100,9 +100,13 @@ def open_engine(name: EngineName, bundle: "Bundle", threads: int) -> Engine:
         return Int8Engine(bundle.int8, model.tensors, model.preprocessing, threads)
     if name == "openvino":
         return OpenVinoEngine(model.tensors, model.preprocessing, threads)
+    if name == "torch-cuda":
+        from bcd_ray.cuda import CudaEngine
+
+        return CudaEngine(model.tensors, model.preprocessing)
     from bcd_ray.network import TorchEngine
 
-    return TorchEngine(model.tensors, model.preprocessing, "cuda" if name == "torch-cuda" else "cpu")
+    return TorchEngine(model.tensors, model.preprocessing)
 
 
 @dataclass(frozen=True)
@@ -192,6 +196,28 @@ def leads(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.asarray(ranked[:, -1] - ranked[:, -2])
 
 
+def mobilenet_v2(value: Any, convolve: Callable[..., Any], add: Callable[[Any, Any], Any]) -> Any:
+    """MobileNetV2's features of a value, computed by `convolve(value, convolution, norm, stride=1, clamp=True)`.
+
+    `convolution` and `norm` are names in a bundle's tensors; `clamp` says whether ReLU6 follows.
+    """
+    value = convolve(value, "features.0.0", "features.0.1", stride=2)
+    block = 0
+    for expansion, repeats, first_stride in _STAGES:
+        for repeat in range(repeats):
+            block += 1
+            layers, shortcut = f"features.{block}.conv", value
+            if expansion > 1:
+                value = convolve(value, f"{layers}.0.0", f"{layers}.0.1")
+            depthwise = 1 if expansion > 1 else 0
+            stride = first_stride if repeat == 0 else 1
+            value = convolve(value, f"{layers}.{depthwise}.0", f"{layers}.{depthwise}.1", stride)
+            value = convolve(value, f"{layers}.{depthwise + 1}", f"{layers}.{depthwise + 2}", clamp=False)
+            if repeat > 0:
+                value = add(shortcut, value)
+    return convolve(value, "features.18.0", "features.18.1")
+
+
 def openvino_backbone(tensors: Tensors, preprocessing: Mapping[str, Any], batch: int = BATCH) -> Any:
     """MobileNetV2 and pooling as an OpenVINO model of (batch, 224, 224, 3) uint8; convolutions are named as tensors."""
     import openvino
@@ -200,7 +226,7 @@ def openvino_backbone(tensors: Tensors, preprocessing: Mapping[str, Any], batch:
     same = preprocessing["padding"] == "same"
 
     def convolve(value: Any, convolution: str, norm: str, stride: int = 1, clamp: bool = True) -> Any:
-        weight, bias = _folded(tensors, convolution, norm)
+        weight, bias = folded(tensors, convolution, norm)
         kernel = weight.shape[-1]
         after = 0 if kernel == 1 else 1
         before = 0 if same and stride == 2 else after  # TensorFlow's SAME pads stride 2 below and right alone
@@ -216,22 +242,7 @@ def openvino_backbone(tensors: Tensors, preprocessing: Mapping[str, Any], batch:
     images = ops.parameter([batch, SIZE, SIZE, 3], np.uint8, name="images")
     mean, std = (np.array(preprocessing[key], np.float32) for key in ("mean", "std"))
     value = ops.divide(ops.subtract(ops.convert(images, "f32"), ops.constant(mean)), ops.constant(std))
-    value = ops.transpose(value, ops.constant(np.array([0, 3, 1, 2])))
-    value = convolve(value, "features.0.0", "features.0.1", stride=2)
-    block = 0
-    for expansion, repeats, first_stride in _STAGES:
-        for repeat in range(repeats):
-            block += 1
-            layers, shortcut = f"features.{block}.conv", value
-            if expansion > 1:
-                value = convolve(value, f"{layers}.0.0", f"{layers}.0.1")
-            depthwise = 1 if expansion > 1 else 0
-            stride = first_stride if repeat == 0 else 1
-            value = convolve(value, f"{layers}.{depthwise}.0", f"{layers}.{depthwise}.1", stride)
-            value = convolve(value, f"{layers}.{depthwise + 1}", f"{layers}.{depthwise + 2}", clamp=False)
-            if repeat > 0:
-                value = ops.add(shortcut, value)
-    value = convolve(value, "features.18.0", "features.18.1")
+    value = mobilenet_v2(ops.transpose(value, ops.constant(np.array([0, 3, 1, 2]))), convolve, ops.add)
     embeddings = ops.reduce_mean(value, ops.constant(np.array([2, 3])), keep_dims=False)
     return openvino.Model([embeddings], [images], "smear_classifier")
 
@@ -246,7 +257,7 @@ def with_head(backbone: Any, weight: npt.NDArray[np.float32], bias: npt.NDArray[
     return openvino.Model([embeddings, logits.output(0)], backbone.get_parameters(), "smear_classifier")
 
 
-def _folded(tensors: Tensors, convolution: str, norm: str) -> tuple[Any, Any]:
+def folded(tensors: Tensors, convolution: str, norm: str) -> tuple[Any, Any]:
     """Weight and bias of a convolution with the BatchNorm after it folded in."""
     scale = tensors[f"{norm}.weight"] / np.sqrt(tensors[f"{norm}.running_var"] + _BATCH_NORM_EPSILON)
     weight = tensors[f"{convolution}.weight"] * scale[:, None, None, None]

@@ -1,4 +1,4 @@
-"""The classifier in torch: the reference for `engine`, its form for GPUs, and where torchvision's weights come from."""
+"""The classifier in torch: the reference for `engine`, and where torchvision's weights come from."""
 
 from collections.abc import Mapping, Sequence
 from pickle import UnpicklingError
@@ -48,20 +48,17 @@ class SmearClassifier(nn.Module):
 
 
 class TorchEngine:
-    """`engine.Engine` in torch: half precision on a GPU, the reference in float32 on a CPU."""
+    """`engine.Engine` in torch on CPUs, in float32: the reference."""
 
-    def __init__(self, tensors: Tensors, preprocessing: Mapping[str, Any], device: str) -> None:
-        on_gpu = device != "cpu"
-        self.chunk = 64 if on_gpu else 8
-        self._device = torch.device(device)
-        network = SmearClassifier(tensors, preprocessing).to(self._device).to(memory_format=torch.channels_last)
-        self._network = network.half() if on_gpu else network
+    chunk = 8
+
+    def __init__(self, tensors: Tensors, preprocessing: Mapping[str, Any]) -> None:
+        self._network = SmearClassifier(tensors, preprocessing).to(memory_format=torch.channels_last)
 
     def infer(self, images: Sequence[Pixels]) -> Outputs:
         """As `Engine.infer`."""
         with torch.inference_mode():
-            outputs = self._network(torch.from_numpy(np.stack(images)).to(self._device, non_blocking=True))
-            return Outputs(*(output.float().cpu().numpy() for output in outputs))
+            return Outputs(*(output.numpy() for output in self._network(torch.from_numpy(np.stack(images)))))
 
 
 def torchvision_backbone() -> dict[str, npt.NDArray[np.float32]]:

@@ -1,6 +1,7 @@
 """The Ray session of a job, how many actors its cores carry, and the progress that a person sees."""
 
 import logging
+import math
 import os
 import socket
 import subprocess
@@ -29,7 +30,7 @@ class ActorPool:
     most: int
     threads: int
     cpus: float
-    gpus: int = 0
+    gpus: float = 0.0
 
     def options(self, calls: int = 1) -> dict[str, Any]:
         """Arguments for `Dataset.map_batches`, where an actor runs `calls` batches at a time."""
@@ -147,28 +148,36 @@ def _stderr_silenced() -> Iterator[None]:
         os.close(nothing)
 
 
-def actor_pool(most: int = 0, gpus: int = 0) -> ActorPool:
-    """One actor per machine, or per eight cores of a large one, with as many threads as cores; or one per GPU.
+def _nodes(with_gpus: bool) -> list[dict[str, float]]:
+    """The resources of each machine of the cluster that can carry actors."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    return [resources for resources in nodes if resources.get("GPU", 0) >= 1] if with_gpus else nodes
+
+
+def actor_pool(most: int = 0, on_a_gpu: int = 0) -> ActorPool:
+    """One actor per machine, or per eight cores of a large one, with as many threads as cores.
+
+    On GPUs, one actor per core, or fewer, of more cores each, whose threads then wait for each other in Python.
 
     Ray counts a machine's cores, and heeds the limits of control groups. Each actor reserves three quarters of its
     cores: Ray Data's own tasks need a share too, and an actor pool that takes every CPU waits for ever.
 
     Args:
         most: the largest number of actors on a cluster that grows on demand; 0 for what its cores carry now.
-        gpus: that each actor takes.
+        on_a_gpu: how many may share a GPU; 0 if they use none.
     """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
-    if gpus:
-        nodes = [resources for resources in nodes if resources.get("GPU", 0) >= gpus]
-        shares = [resources["CPU"] * gpus / resources["GPU"] for resources in nodes]
-        threads = max(1, int(min(shares)))
-        fit = sum(int(resources["GPU"] // gpus) for resources in nodes)
+    nodes = _nodes(with_gpus=on_a_gpu > 0)
+    if on_a_gpu:
+        cores = min(resources["CPU"] / resources["GPU"] for resources in nodes)  # of a GPU
+        threads = max(1, math.ceil(cores / on_a_gpu))
+        sharing = max(1, int(cores // threads))
+        fit, gpus = sum(int(resources["GPU"]) * sharing for resources in nodes), 1 / sharing
     else:
-        cores = [resources["CPU"] for resources in nodes]
-        threads = int(min([8.0, *cores]))
-        fit = max(1, sum(int(count // (0.75 * threads)) for count in cores))
+        counts = [resources["CPU"] for resources in nodes]
+        threads = int(min([8.0, *counts]))
+        fit, gpus = max(1, sum(int(count // (0.75 * threads)) for count in counts)), 0.0
     say_if_taken(CPU=0.75 * threads, GPU=gpus)
     return ActorPool(least=fit, most=max(fit, most), threads=threads, cpus=0.75 * threads, gpus=gpus)
 
@@ -188,12 +197,9 @@ def say_if_taken(**needs: float) -> None:
     say(f"waiting for the cluster: needs {' and '.join(texts)}; goes on when other jobs end or nodes join")
 
 
-def gpu_count() -> float:
-    """GPUs of the cluster as it is now."""
-    import ray
-
-    count: float = ray.cluster_resources().get("GPU", 0.0)
-    return count
+def gpu_count() -> int:
+    """GPUs of the cluster as it is now, as far as their machines have a core for each to work with."""
+    return sum(int(resources["GPU"]) for resources in _nodes(with_gpus=True))
 
 
 class Progress:

@@ -146,6 +146,7 @@ def test_a_bundle_keeps_its_int8_network(quantized: Quantized, tmp_path: Path) -
 def test_the_engine_is_chosen_by_name_or_by_what_the_cluster_has(quantized: Quantized) -> None:
     assert choose_engine("auto", gpus=0).name == "openvino"
     assert choose_engine("auto", gpus=2).name == "torch-cuda"
+    assert str(choose_engine("auto", gpus=1)) == "engine torch-cuda: the cluster has 1 GPU"
     assert str(choose_engine("auto", gpus=2)) == "engine torch-cuda: the cluster has 2 GPUs"
     assert choose_engine("torch", gpus=2).name == "torch"
     with pytest.raises(ConfigError, match="has no GPU"):
