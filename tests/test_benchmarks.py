@@ -50,9 +50,15 @@ def test_peers_and_ceiling_score_the_same_images(
     config = BenchmarkConfig("speed", data="images", images=40, images_per_shard=4)
     with bench(config) as made:
         assert len(list(Path(made.loose).rglob("*.jpg"))) == 40
-        for arguments in (["pytorch", made.model, made.loose], ["ceiling", made.model, made.shards, "openvino"]):
+        for name, of in (
+            ("pytorch", made.loose),
+            ("ceiling", made.shards),
+            ("decoding", made.shards),
+            ("forward", "40"),
+        ):
             # In processes of their own, as the benchmark runs them: a DataLoader leaves its SIGCHLD handler behind.
-            output, _ = run_program([sys.executable, "-m", "bcd_ray.benchmarks.peers", *arguments], {})
+            command = [sys.executable, "-m", "bcd_ray.benchmarks.peers", name, made.model, of, "openvino"]
+            output, _ = run_program(command, {})
             when, done = np.array([line.split() for line in output.splitlines()], float).T
             assert done[-1] == 40
             assert (np.diff(when) >= 0).all()

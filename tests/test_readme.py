@@ -39,7 +39,9 @@ def test_every_option_is_explained(readme: str, job: str, field: str) -> None:
 
 
 def test_no_option_is_made_up(readme: str) -> None:
-    known = {f"--{field.name.replace('_', '-')}" for each in CONFIGS.values() for field in dataclasses.fields(each)}
+    fields = [field for each in CONFIGS.values() for field in dataclasses.fields(each)]
+    known = {f"--{field.name.replace('_', '-')}" for field in fields}
+    known |= {f"--no-{field.name.replace('_', '-')}" for field in fields if field.type is bool}
     commands = re.findall(r"python jobs/\w+\.py((?:[^\n]|\\\n)*)", readme)
     used = {option for command in commands for option in re.findall(r"(?<!\S)--[a-z0-9-]+", command)}
     assert used

@@ -40,7 +40,7 @@ def _measure(config: BenchmarkConfig, images: int, images_per_shard: int, nodes:
     """The figures of one run of the job, on `nodes` simulated nodes if any are named."""
     config = replace(config, images=images, images_per_shard=images_per_shard, archive_sizes=(images,))
     with bench(config) as made, _cluster(nodes) as environment:
-        figures = run_job(made.model, made.shards, made.engine, environment)
+        figures = run_job(made, made.shards, environment)
     if nodes:
         del figures["peak_gb"], figures["cpu_s_per_1000"]  # of the driver alone: the nodes are no part of it
     asked = {"images": images, "images_per_shard": images_per_shard, "nodes": nodes or 1}

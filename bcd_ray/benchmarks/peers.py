@@ -1,25 +1,27 @@
 """What the job is compared with, each as its documentation writes it, and the ceiling: programs of their own.
 
-`python -m bcd_ray.benchmarks.peers NAME BUNDLE FOLDER [ENGINE]` scores all images of the folder and prints a line for
-every batch: the clock in seconds when it was done, and the images so far.
+`python -m bcd_ray.benchmarks.peers NAME BUNDLE FOLDER ENGINE` scores all images of the folder and prints a line for
+every batch: the clock in seconds when it was done, and the images so far. With the engine `torch-cuda` all use the GPU.
 """
 
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bcd_ray.engine import EngineName
+from bcd_ray.threads import in_chunks
 
 Done = tuple[float, int]  # when a batch was done, and how many images it had
 _BATCH, _CORES = 32, len(os.sched_getaffinity(0))
 
 
-def pytorch(bundle: str, folder: str) -> Iterator[Done]:
+def pytorch(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
     """A DataLoader with a worker for each core, torchvision's transforms, the network in torch."""
     import torch
     from PIL import Image
@@ -39,13 +41,15 @@ def pytorch(bundle: str, folder: str) -> Iterator[Done]:
             tensor: torch.Tensor = to_tensor(Image.open(self.paths[index]).convert("RGB"))
             return tensor
 
-    network = _torch_network(bundle)
+    on_gpu = engine == "torch-cuda"
+    device = "cuda" if on_gpu else "cpu"
+    network = _torch_network(bundle).to(device)
     with torch.inference_mode():
-        for images in DataLoader(Images(), batch_size=_BATCH, num_workers=_CORES):
-            yield time.time(), len(network(images).softmax(1))
+        for images in DataLoader(Images(), batch_size=_BATCH, num_workers=_CORES, pin_memory=on_gpu):
+            yield time.time(), len(network(images.to(device)).softmax(1).cpu())
 
 
-def ray_pattern(bundle: str, folder: str) -> Iterator[Done]:
+def ray_pattern(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
     """Ray Data's guide to batch inference: `read_images`, a map that scales, and actors that run the network."""
     import ray
     import torch
@@ -53,6 +57,8 @@ def ray_pattern(bundle: str, folder: str) -> Iterator[Done]:
 
     from bcd_ray.runtime import ray_session
 
+    on_gpu = engine == "torch-cuda"
+    device = "cuda" if on_gpu else "cpu"
     to_tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
 
     def preprocess(row: dict[str, Any]) -> dict[str, Any]:
@@ -60,60 +66,80 @@ def ray_pattern(bundle: str, folder: str) -> Iterator[Done]:
 
     class Predictor:
         def __init__(self) -> None:
-            self.network = _torch_network(bundle)
+            self.network = _torch_network(bundle).to(device)
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             with torch.inference_mode():
-                p = self.network(torch.as_tensor(batch["image"])).softmax(1).numpy()
+                p = self.network(torch.as_tensor(batch["image"], device=device)).softmax(1).cpu().numpy()
             return {"p": p, "done_at": np.full(len(p), time.time())}  # blocks of many batches come back at once
 
     with ray_session():
         images = ray.data.read_images(folder, mode="RGB", size=(224, 224)).map(preprocess)
-        scored = images.map_batches(Predictor, batch_size=_BATCH, compute=ray.data.ActorPoolStrategy(size=1))
+        pool = ray.data.ActorPoolStrategy(size=1)
+        scored = images.map_batches(Predictor, batch_size=_BATCH, compute=pool, num_gpus=int(on_gpu))
         done_at = np.concatenate([batch["done_at"] for batch in scored.iter_batches(batch_size=None)])
     yield from zip(*np.unique(done_at, return_counts=True), strict=True)
 
 
 def ceiling(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
     """One process without Ray: the same engine, JPEGs decoded in threads, and nothing else."""
-    import tarfile
-
     from bcd_ray.engine import open_engine
     from bcd_ray.images import Decoded, Limits, decode
     from bcd_ray.model import load_bundle
-    from bcd_ray.threads import EngineThreads, in_chunks
-
-    def members() -> Iterator[bytes]:
-        for path in sorted(Path(folder).glob("*.tar")):
-            with tarfile.open(path, "r|") as tar:
-                for member in tar:
-                    if member.name.endswith(".jpg"):
-                        yield tar.extractfile(member).read()  # type: ignore[union-attr]
+    from bcd_ray.threads import EngineThreads
 
     def score(chunk: list[bytes]) -> int:
         decoded = (decode(data, Limits()) for data in chunk)
         return len(network.infer([each.pixels for each in decoded if isinstance(each, Decoded)]).logits)
 
     network = open_engine(engine, load_bundle(bundle), _CORES)
-    for count in EngineThreads(_CORES).map(score, in_chunks(members(), network.chunk)):
+    members = chain.from_iterable(map(_members, sorted(map(str, Path(folder).glob("*.tar")))))
+    for count in EngineThreads(_CORES).map(score, in_chunks(members, network.chunk)):
         yield time.time(), count
 
 
-def forward(bundle: str, images: str) -> Iterator[Done]:
-    """The bare network on so many images of noise, nothing read and nothing decoded."""
-    from itertools import repeat
+def decoding(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
+    """Decoding alone, a process for each core: what no job with a faster network can exceed."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
 
+    with ProcessPoolExecutor(_CORES, get_context("spawn")) as pool:
+        shards = sorted(map(str, Path(folder).glob("*.tar")))
+        yield from sorted(chain.from_iterable(pool.map(_decode_shard, shards)))
+
+
+def _decode_shard(path: str) -> list[Done]:
+    from bcd_ray.images import Limits, decode
+
+    return [(time.time(), len([decode(data, Limits()) for data in some])) for some in in_chunks(_members(path), _BATCH)]
+
+
+def forward(bundle: str, images: str, engine: EngineName) -> Iterator[Done]:
+    """The bare network on so many images of noise, nothing read and nothing decoded."""
     from bcd_ray.engine import open_engine
     from bcd_ray.images import SIZE
     from bcd_ray.model import load_bundle
     from bcd_ray.threads import EngineThreads
 
-    network = open_engine("openvino", load_bundle(bundle), _CORES)
-    noise = np.random.default_rng(0).integers(0, 256, (network.chunk, SIZE, SIZE, 3), np.uint8)
+    loaded = load_bundle(bundle)
+    # On a GPU one engine computes one batch at a time: with four, another is always on its way.
+    networks = [open_engine(engine, loaded, _CORES) for _ in range(4 if engine == "torch-cuda" else 1)]
+    chunk = networks[0].chunk
+    noise = list(np.random.default_rng(0).integers(0, 256, (chunk, SIZE, SIZE, 3), np.uint8))
     yield time.time(), 0
-    chunks = repeat(list(noise), -(-int(images) // network.chunk))
-    for outputs in EngineThreads(_CORES).map(network.infer, chunks):
+    turns = islice(cycle(networks), -(-int(images) // chunk))
+    for outputs in EngineThreads(_CORES).map(lambda network: network.infer(noise), turns):
         yield time.time(), len(outputs.logits)
+
+
+def _members(path: str) -> Iterator[bytes]:
+    """The JPEGs of a tar shard."""
+    import tarfile
+
+    with tarfile.open(path, "r|") as tar:
+        for member in tar:
+            if member.name.endswith(".jpg"):
+                yield tar.extractfile(member).read()  # type: ignore[union-attr]
 
 
 def _torch_network(bundle: str) -> Any:
@@ -131,7 +157,7 @@ def _torch_network(bundle: str) -> Any:
 
 
 _PEERS: dict[str, Callable[..., Iterator[Done]]] = {
-    each.__name__: each for each in (pytorch, ray_pattern, ceiling, forward)
+    each.__name__: each for each in (pytorch, ray_pattern, ceiling, decoding, forward)
 }
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from bcd_ray.benchmarks.measure import Usage, run_program, steady_rate
 from bcd_ray.config import BenchmarkConfig, PackConfig
 from bcd_ray.dataset import LabelledImage, list_labelled, read_pixels
 from bcd_ray.engine import EngineName, OpenVinoEngine, open_engine
+from bcd_ray.errors import ConfigError
 from bcd_ray.head import FitConfig, Parts, fit
 from bcd_ray.images import Decoded, Limits, decode
 from bcd_ray.ledger import Ledger
@@ -51,6 +52,7 @@ class Bench:
     folder: Path
     images: int
     engine: EngineName
+    actors_per_gpu: int
 
     @property
     def loose(self) -> str:
@@ -72,11 +74,11 @@ class Bench:
 def compare_speed(config: BenchmarkConfig) -> dict[str, Any]:
     """Run each program once a round, and write `speed.json` and `speed.png` to the output."""
     with bench(config) as made:
-        programs = _programs(made)
+        programs = _programs(made) | (_peers(made) if config.peers else {})
         if config.s3:
             on_s3 = storage.join(config.s3, uuid4().hex)
             pack(PackConfig(made.loose, on_s3, images_per_shard=config.images_per_shard))
-            programs["job, shards on S3"] = lambda: run_job(made.model, on_s3, made.engine)
+            programs["job, shards on S3"] = lambda: run_job(made, on_s3)
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
         for number in range(1, config.rounds + 1):
             for name, program in programs.items():
@@ -110,7 +112,16 @@ def write_found(output: str, name: str, found: dict[str, Any], plot: Callable[[d
 
 @contextmanager
 def bench(config: BenchmarkConfig) -> Iterator[Bench]:
-    """Draw or link the images, pack them, and make a model; all is deleted at the end."""
+    """Draw or link the images, pack them, and make a model; all is deleted at the end.
+
+    Raises:
+        ConfigError: the engine needs a GPU, and this machine has none.
+    """
+    if config.engine == "torch-cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError("--engine torch-cuda: this machine has no GPU that torch can use: measure another engine")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         loose = folder / "loose"
@@ -119,7 +130,7 @@ def bench(config: BenchmarkConfig) -> Iterator[Bench]:
         else:
             _draw(loose, config)
         pack(PackConfig(str(loose), str(folder / "shards"), images_per_shard=config.images_per_shard))
-        made = Bench(folder, config.images, config.engine)
+        made = Bench(folder, config.images, config.engine, config.actors_per_gpu)
         _link(made.loose, Path(made.loose_for_peers), config.peer_images or config.images)
         images = list_labelled(str(loose))[:: max(1, config.images // _TRAINED_ON)]
         model, logits = _trained(images)
@@ -168,30 +179,38 @@ def stages(made: Bench) -> dict[str, float]:
 
 
 def _programs(made: Bench) -> dict[str, Callable[[], dict[str, float]]]:
-    def peer(name: str, folder: str, *more: str, **environment: str) -> Callable[[], dict[str, float]]:
-        command = [sys.executable, "-m", "bcd_ray.benchmarks.peers", name, made.model, folder, *more]
+    job = {"job": lambda: run_job(made, made.shards)}
+    if made.engine == "torch-cuda":  # one process in Python cannot decode for a GPU: two ceilings in place of one
+        decoding, network = _peer(made, "decoding", made.shards), _peer(made, "forward", made.images)
+        return {**job, "decoding alone": decoding, "network alone": network}
+    return {**job, "ceiling": _peer(made, "ceiling", made.shards)}
 
-        def run() -> dict[str, float]:
-            output, usage = run_program(command, environment)
-            lines = (line.split() for line in output.splitlines())
-            return _figures([(float(when), int(done)) for when, done in lines], usage)
 
-        return run
-
+def _peers(made: Bench) -> dict[str, Callable[[], dict[str, float]]]:
     return {
-        "job": lambda: run_job(made.model, made.shards, made.engine),
-        "ceiling": peer("ceiling", made.shards, made.engine),
-        "PyTorch loop": peer("pytorch", made.loose_for_peers),
-        "PyTorch loop, malloc tuned": peer("pytorch", made.loose_for_peers, **_MALLOC),
-        "Ray's pattern": peer("ray_pattern", made.loose_for_peers),
-        "Ray's pattern, malloc tuned": peer("ray_pattern", made.loose_for_peers, **_MALLOC),
+        "PyTorch loop": _peer(made, "pytorch", made.loose_for_peers),
+        "PyTorch loop, malloc tuned": _peer(made, "pytorch", made.loose_for_peers, **_MALLOC),
+        "Ray's pattern": _peer(made, "ray_pattern", made.loose_for_peers),
+        "Ray's pattern, malloc tuned": _peer(made, "ray_pattern", made.loose_for_peers, **_MALLOC),
     }
 
 
-def run_job(model: str, shards: str, engine: str, environment: Mapping[str, str] | None = None) -> dict[str, float]:
+def _peer(made: Bench, name: str, of: str | int, **environment: str) -> Callable[[], dict[str, float]]:
+    command = [sys.executable, "-m", "bcd_ray.benchmarks.peers", name, made.model, str(of), made.engine]
+
+    def run() -> dict[str, float]:
+        output, usage = run_program(command, environment)
+        lines = (line.split() for line in output.splitlines())
+        return _figures([(float(when), int(done)) for when, done in lines], usage)
+
+    return run
+
+
+def run_job(made: Bench, shards: str, environment: Mapping[str, str] | None = None) -> dict[str, float]:
     """The figures of one run of jobs/score.py; the time of each unit's rows is in its rows."""
     with tempfile.TemporaryDirectory() as output:
-        options = {"--model": model, "--input": shards, "--output": output, "--engine": engine}
+        options = {"--model": made.model, "--input": shards, "--output": output, "--engine": made.engine}
+        options["--actors-per-gpu"] = str(made.actors_per_gpu)
         command = [sys.executable, str(_JOB), *chain.from_iterable(options.items())]
         usage = run_program(command, environment or {})[1]
         scored_at = pc.value_counts(ds.dataset(f"{output}/predictions").to_table(columns=["scored_at"])["scored_at"])
@@ -261,7 +280,8 @@ def _plot(found: dict[str, Any], path: Path) -> None:
     for row, each in enumerate(programs.values()):
         speeds.text(each["steady"], row, f" {each['steady']:.0f}", va="center")
     speeds.invert_yaxis()
-    speeds.margins(x=0.15)  # room for the numbers
+    speeds.margins(x=0.25)  # room for the numbers
+    speeds.locator_params(axis="x", nbins=4)
     speeds.set(xlabel="images a second, steady", title=f"{found['engine']}, {found['cores']} cores")
     bottom = 0.0
     for name, value in found["core_milliseconds_an_image"].items():

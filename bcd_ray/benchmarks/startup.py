@@ -38,7 +38,7 @@ def startup_times(config: BenchmarkConfig) -> dict[str, Any]:
         for number in range(config.rounds):
             for name, program in programs.items():
                 seconds[name].append(run_program([sys.executable, "-c", program], {})[1].wall_s)
-            job.append(run_job(made.model, made.shards, made.engine)["first_result_s"])
+            job.append(run_job(made, made.shards)["first_result_s"])
             say(f"round {number + 1}: the job's first rows after {job[-1]:.1f} s")
     medians = {name: statistics.median(each) for name, each in seconds.items()}
     names = list(_PROGRAMS)

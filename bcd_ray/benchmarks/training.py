@@ -31,7 +31,8 @@ def training_cost(config: BenchmarkConfig) -> dict[str, Any]:
             first = _train(made.loose, folder, "first", "0.003")
             again = _train(made.loose, folder, "again", "0.002")
             passes = _passes(folder / "first")
-            command = [sys.executable, "-m", "bcd_ray.benchmarks.peers", "forward", made.model, str(passes)]
+            peer = [sys.executable, "-m", "bcd_ray.benchmarks.peers"]
+            command = [*peer, "forward", made.model, str(passes), "openvino"]
             marks = [float(line.split()[0]) for line in run_program(command, {})[0].splitlines()]
             runs.append({"training_s": first, "again_s": again, "forward_s": marks[-1] - marks[0], "passes": passes})
             say(f"round {number}  " + "  ".join(f"{key} {value:,.1f}" for key, value in runs[-1].items()))
