@@ -84,7 +84,10 @@ def choose_engine(wanted: EngineName | Literal["auto"], gpus: int) -> Choice:
         ConfigError: the cluster lacks what the engine needs.
     """
     if wanted == "torch-cuda" and not gpus:
-        raise ConfigError("--engine torch-cuda: the cluster has no GPU: add one, or use --engine openvino")
+        raise ConfigError(
+            "--engine torch-cuda: the cluster has no GPU now: add one (min_workers, on a cluster that grows), "
+            "or use --engine openvino"
+        )
     if wanted != "auto":
         return Choice(wanted, "as --engine says")
     if gpus:
