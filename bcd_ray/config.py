@@ -193,9 +193,6 @@ class ScoreConfig:
     max_actors: int = 0
     """Most scoring actors; 0: as many as the cluster's cores allow when the job starts. Set it on a cluster that
     grows on demand."""
-    actors_per_gpu: int = 8
-    """Most scoring actors that share a GPU: each takes a core, and 1.3 GB of an H200's memory. With more, up to one a
-    core, a fast GPU scores more: 16 on an H200."""
     engine: Literal["auto", "openvino", "openvino-int8", "torch", "torch-cuda"] = "auto"
     """What the network runs on: `openvino`, CPUs in fp32; `openvino-int8`, about twice as fast; `torch-cuda`, GPUs in
     half precision; `torch`, the reference in fp32 on CPUs. `auto`: GPUs where the cluster has them, else `openvino`."""
@@ -206,7 +203,7 @@ class ScoreConfig:
         object.__setattr__(self, "input", tuple(storage.normalize(uri) for uri in self.input))
         _normalize(self, "model", "output")
         _at_least(self, 0, "max_unscored", "max_actors")
-        _at_least(self, 1, "max_image_bytes", "max_pixels", "actors_per_gpu")
+        _at_least(self, 1, "max_image_bytes", "max_pixels")
 
 
 @dataclass(frozen=True)
@@ -273,8 +270,6 @@ class BenchmarkConfig:
     engine: Literal["openvino", "openvino-int8", "torch-cuda"] = "openvino"
     """Of the job and of the ceiling; with `torch-cuda` the programs of others use the GPU too, and `speed` has two
     ceilings: decoding alone and the network alone."""
-    actors_per_gpu: int = 8
-    """As of the scoring job."""
     s3: str = ""
     """Folder on S3, `s3://`: `speed` puts the shards there too, and measures the job from there beside the others."""
     archive_sizes: tuple[int, ...] = (1_000, 10_000, 100_000)
@@ -291,7 +286,7 @@ class BenchmarkConfig:
     """Rounds to count."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "images_per_shard", "units", "rounds", "actors_per_gpu")
+        _at_least(self, 1, "images_per_shard", "units", "rounds")
         _at_least(self, 0, "peer_images")
         _at_least(self, 32, "image_width", "image_height")
         if self.s3 and not self.s3.startswith("s3://"):

@@ -17,7 +17,8 @@ class CudaEngine:
     """`engine.Engine` on the GPU that this process was given: convolutions in half precision, the rest in float32.
 
     It computes one batch at a time: the processes that share a GPU keep it busy, and each batch takes GPU memory. JPEGs
-    are decoded on CPUs: the decoder of an H200 is faster than 16 cores, but 1.4 grey levels off, 71 at most.
+    are decoded on CPUs: the decoder of an H200 is faster than 16 cores, but 1.4 grey levels off, 71 at most. A network
+    by torch.compile computes twice as many images, more than 16 cores decode, but takes a C compiler and 17 s to make.
     """
 
     chunk = 64
@@ -33,7 +34,7 @@ class CudaEngine:
         except RuntimeError as error:  # also of what torch raises where memory is out
             what = str(error).partition("\n")[0][:200]
             raise JobError(
-                f"no network on the GPU ({what}): see to its driver and memory, lower --actors-per-gpu, or use "
+                f"no network on the GPU ({what}): see to its driver, and whether others hold its memory, or use "
                 "--engine openvino"
             ) from None  # what comes first in a traceback is what the job tells
 

@@ -110,7 +110,7 @@ def _score_units(units: list[Unit], bundle: Bundle, choice: Choice, ledger: Ledg
     """Each unit's rows go from the actor that made them straight to storage; only counts come back."""
     import ray
 
-    pool = actor_pool(config.max_actors, config.actors_per_gpu if choice.on_gpu else 0)
+    pool = actor_pool(config.max_actors, choice.on_gpu)
     limits = Limits(config.max_image_bytes, config.max_pixels)
     counts = ray.data.from_items(
         [{"unit": unit} for unit in units], override_num_blocks=min(len(units), _MOST_TASKS)

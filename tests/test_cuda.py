@@ -85,28 +85,34 @@ def test_padding_and_scaling_of_torchvision_are_folded_too(images: list[Pixels])
     assert_same(fold(other, torch.float32, images), expected)
 
 
-def test_actors_share_a_gpu() -> None:
-    """As Ray counts them: no GPU is needed for that."""
-    expected = {  # CPUs and GPUs of a machine: actors, and threads of each
-        (6, 1): (6, 1),
-        (6, 2): (6, 1),
-        (20, 1): (6, 3),  # at most 8 share one
-        (1, 2): (2, 1),
-    }
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "expected"),
+    [  # MiB of the GPUs, as their own tool gives them: actors, and threads of each
+        (40, 2, {"143771\n143771": (20, 2), "143771\n15360": (12, 3), "4096": (4, 10), "[N/A]": (2, 20), "": (2, 20)}),
+        (1, 2, {"143771\n143771": (2, 1)}),
+    ],
+    ids=["20 cores a GPU", "more GPUs than cores"],
+)
+def test_actors_share_a_gpu(tmp_path: Path, cpus: int, gpus: int, expected: dict[str, tuple[int, int]]) -> None:
+    """As Ray counts GPUs, and a program of that name their memory: none is needed for that."""
     program = (
-        "import json, ray\n"
+        "import json, pathlib, ray\n"
         "from bcd_ray.runtime import actor_pool, gpu_count\n"
-        f"for cpus, gpus in {list(expected)}:\n"
-        "    ray.init(num_cpus=cpus, num_gpus=gpus, include_dashboard=False, log_to_driver=False)\n"
-        "    pool = actor_pool(on_a_gpu=8)\n"
+        f"ray.init(num_cpus={cpus}, num_gpus={gpus}, include_dashboard=False, log_to_driver=False)\n"
+        f"for memory in {list(expected)!r}:\n"
+        f"    pathlib.Path({str(tmp_path)!r}, 'memory').write_text(memory)\n"
+        "    pool = actor_pool(on_gpu=True)\n"
         "    print(json.dumps([gpu_count(), pool.least, pool.most, pool.threads, pool.least * pool.gpus]))\n"
-        "    ray.shutdown()\n"
     )
+    tell = tmp_path / "nvidia-smi"
+    tell.write_text(f"#!/bin/sh\ncat {tmp_path}/memory\n")
+    tell.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"PATH": f"{tmp_path}:{environment['PATH']}", "RAY_prestart_worker_first_driver": "0"}
     command = [sys.executable, "-c", program]
     output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
     found = [json.loads(line) for line in output.splitlines() if line.startswith("[")]
-    for (_, gpus), (actors, threads), line in zip(expected, expected.values(), found, strict=True):
+    for (actors, threads), line in zip(expected.values(), found, strict=True):
         assert line == [gpus, actors, actors, threads, pytest.approx(gpus)]
 
 
@@ -121,9 +127,7 @@ def test_a_benchmark_of_a_gpu_needs_one(tmp_path: Path) -> None:
 
 @needs_none
 def test_a_gpu_that_cannot_be_used_is_told_with_a_remedy(model: Model) -> None:
-    with pytest.raises(
-        JobError, match=r"see to its driver and memory, lower --actors-per-gpu, or use --engine openvino"
-    ):
+    with pytest.raises(JobError, match=r"see to its driver, .* or use --engine openvino"):
         CudaEngine(model.tensors, model.preprocessing)
 
 

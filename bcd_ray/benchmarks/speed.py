@@ -52,7 +52,6 @@ class Bench:
     folder: Path
     images: int
     engine: EngineName
-    actors_per_gpu: int
 
     @property
     def loose(self) -> str:
@@ -130,7 +129,7 @@ def bench(config: BenchmarkConfig) -> Iterator[Bench]:
         else:
             _draw(loose, config)
         pack(PackConfig(str(loose), str(folder / "shards"), images_per_shard=config.images_per_shard))
-        made = Bench(folder, config.images, config.engine, config.actors_per_gpu)
+        made = Bench(folder, config.images, config.engine)
         _link(made.loose, Path(made.loose_for_peers), config.peer_images or config.images)
         images = list_labelled(str(loose))[:: max(1, config.images // _TRAINED_ON)]
         model, logits = _trained(images)
@@ -210,7 +209,6 @@ def run_job(made: Bench, shards: str, environment: Mapping[str, str] | None = No
     """The figures of one run of jobs/score.py; the time of each unit's rows is in its rows."""
     with tempfile.TemporaryDirectory() as output:
         options = {"--model": made.model, "--input": shards, "--output": output, "--engine": made.engine}
-        options["--actors-per-gpu"] = str(made.actors_per_gpu)
         command = [sys.executable, str(_JOB), *chain.from_iterable(options.items())]
         usage = run_program(command, environment or {})[1]
         scored_at = pc.value_counts(ds.dataset(f"{output}/predictions").to_table(columns=["scored_at"])["scored_at"])
