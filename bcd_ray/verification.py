@@ -35,7 +35,7 @@ def verify(output: str) -> list[str]:
         if name not in known:
             problems.append(f"predictions/{name}: no manifest names it; run the scoring command again")
     if not manifests:
-        problems.append(f"{output}: no run is published here")
+        problems.append(f"{output}: no run is published here: give the --output of a scoring job that ended")
     return problems
 
 
