@@ -35,7 +35,7 @@ def images() -> list[Pixels]:
     """Smears, and what shows padding and scaling best: levels and noise."""
     levels = [np.full((224, 224, 3), level, np.uint8) for level in (0, 128, 255)]
     noise = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3)).astype(np.uint8)
-    return [draw_smear(number % 4, number) for number in range(16)] + levels + list(noise)
+    return [draw_smear(number % 4, number) for number in range(8)] + levels + list(noise)
 
 
 @pytest.fixture(scope="module")
@@ -85,21 +85,25 @@ def test_padding_and_scaling_of_torchvision_are_folded_too(images: list[Pixels])
     assert_same(fold(other, torch.float32, images), expected)
 
 
-@pytest.mark.parametrize(
-    ("cpus", "gpus", "expected"),
-    [  # MiB of the GPUs, as their own tool gives them: actors, and threads of each
-        (40, 2, {"143771\n143771": (20, 2), "143771\n15360": (12, 3), "4096": (4, 10), "[N/A]": (2, 20), "": (2, 20)}),
-        (1, 2, {"143771\n143771": (2, 1)}),
-    ],
-    ids=["20 cores a GPU", "more GPUs than cores"],
-)
-def test_actors_share_a_gpu(tmp_path: Path, cpus: int, gpus: int, expected: dict[str, tuple[int, int]]) -> None:
+def test_actors_share_a_gpu(tmp_path: Path) -> None:
     """As Ray counts GPUs, and a program of that name their memory: none is needed for that."""
+    expected = {  # CPUs and GPUs of a machine, MiB of each GPU: actors, and threads of each
+        (40, 2, "143771\n143771"): (20, 2),
+        (40, 2, "143771\n15360"): (12, 3),
+        (40, 2, "4096"): (4, 10),
+        (40, 2, "[N/A]"): (2, 20),
+        (40, 2, ""): (2, 20),
+        (1, 2, "143771\n143771"): (2, 1),
+    }
     program = (
         "import json, pathlib, ray\n"
         "from bcd_ray.runtime import actor_pool, gpu_count\n"
-        f"ray.init(num_cpus={cpus}, num_gpus={gpus}, include_dashboard=False, log_to_driver=False)\n"
-        f"for memory in {list(expected)!r}:\n"
+        "machine = None\n"
+        f"for *wanted, memory in {list(expected)!r}:\n"
+        "    if wanted != machine:\n"
+        "        ray.shutdown()\n"
+        "        machine = cpus, gpus = wanted\n"
+        "        ray.init(num_cpus=cpus, num_gpus=gpus, include_dashboard=False, log_to_driver=False)\n"
         f"    pathlib.Path({str(tmp_path)!r}, 'memory').write_text(memory)\n"
         "    pool = actor_pool(on_gpu=True)\n"
         "    print(json.dumps([gpu_count(), pool.least, pool.most, pool.threads, pool.least * pool.gpus]))\n"
@@ -110,9 +114,9 @@ def test_actors_share_a_gpu(tmp_path: Path, cpus: int, gpus: int, expected: dict
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"PATH": f"{tmp_path}:{environment['PATH']}", "RAY_prestart_worker_first_driver": "0"}
     command = [sys.executable, "-c", program]
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=240).stdout
     found = [json.loads(line) for line in output.splitlines() if line.startswith("[")]
-    for (actors, threads), line in zip(expected.values(), found, strict=True):
+    for (_, gpus, _), (actors, threads), line in zip(expected, expected.values(), found, strict=True):
         assert line == [gpus, actors, actors, threads, pytest.approx(gpus)]
 
 
@@ -138,7 +142,7 @@ class TestOnAGpu:
     def engine(model: Model) -> CudaEngine:
         return CudaEngine(model.tensors, model.preprocessing)
 
-    @pytest.mark.parametrize("count", [1, 21, 64, 65, 150])
+    @pytest.mark.parametrize("count", [1, 13, 64, 65, 150])
     def test_any_number_of_images_gives_nearly_what_the_reference_gives(
         self, engine: CudaEngine, images: list[Pixels], expected: Outputs, count: int
     ) -> None:
