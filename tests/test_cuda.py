@@ -86,7 +86,7 @@ def test_padding_and_scaling_of_torchvision_are_folded_too(images: list[Pixels])
 
 
 def test_actors_share_a_gpu(tmp_path: Path) -> None:
-    """As Ray counts GPUs, and a program of that name their memory: none is needed for that."""
+    """Ray is told of GPUs that are not there, and a stand-in for nvidia-smi tells their memory."""
     expected = {  # CPUs and GPUs of a machine, MiB of each GPU: actors, and threads of each
         (40, 2, "143771\n143771"): (20, 2),
         (40, 2, "143771\n15360"): (12, 3),

@@ -249,5 +249,5 @@ def test_what_the_command_says_and_returns(output: Path) -> None:
 
 
 def test_an_output_without_runs_is_told(tmp_path: Path) -> None:
-    (nothing,) = verify(str(tmp_path / "nothing"))
-    assert nothing.startswith(f"{tmp_path / 'nothing'}: no run is published here: give the --output of a scoring job")
+    told = f"{tmp_path / 'nothing'}: no run is published here: give the --output of a scoring job that ended"
+    assert verify(str(tmp_path / "nothing")) == [told]

@@ -41,11 +41,10 @@ def pytorch(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
             tensor: torch.Tensor = to_tensor(Image.open(self.paths[index]).convert("RGB"))
             return tensor
 
-    on_gpu = engine == "torch-cuda"
-    device = "cuda" if on_gpu else "cpu"
+    device = "cuda" if engine == "torch-cuda" else "cpu"
     network = _torch_network(bundle).to(device)
     with torch.inference_mode():
-        for images in DataLoader(Images(), batch_size=_BATCH, num_workers=_CORES, pin_memory=on_gpu):
+        for images in DataLoader(Images(), batch_size=_BATCH, num_workers=_CORES, pin_memory=device == "cuda"):
             yield time.time(), len(network(images.to(device)).softmax(1).cpu())
 
 
@@ -57,8 +56,7 @@ def ray_pattern(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
 
     from bcd_ray.runtime import ray_session
 
-    on_gpu = engine == "torch-cuda"
-    device = "cuda" if on_gpu else "cpu"
+    device = "cuda" if engine == "torch-cuda" else "cpu"
     to_tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
 
     def preprocess(row: dict[str, Any]) -> dict[str, Any]:
@@ -76,7 +74,7 @@ def ray_pattern(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
     with ray_session():
         images = ray.data.read_images(folder, mode="RGB", size=(224, 224)).map(preprocess)
         pool = ray.data.ActorPoolStrategy(size=1)
-        scored = images.map_batches(Predictor, batch_size=_BATCH, compute=pool, num_gpus=int(on_gpu))
+        scored = images.map_batches(Predictor, batch_size=_BATCH, compute=pool, num_gpus=int(device == "cuda"))
         done_at = np.concatenate([batch["done_at"] for batch in scored.iter_batches(batch_size=None)])
     yield from zip(*np.unique(done_at, return_counts=True), strict=True)
 
