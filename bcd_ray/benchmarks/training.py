@@ -22,23 +22,32 @@ def training_cost(config: BenchmarkConfig) -> dict[str, Any]:
     Returns:
         `training_s`: of jobs/train.py with an empty cache, as a whole. `again_s`: of the next one, with another
         learning rate. `forward_s`: of the same number of `passes` in one process that does nothing else, its start left
-        out. `ratio`: median, least and largest of training over forward.
+        out, at the mean of its speeds before and after the training run. `ratio`: median, least and largest of training
+        over forward.
     """
     runs = []
     with bench(config) as made, tempfile.TemporaryDirectory() as name:
+        before = _pass_s(made.model, config.images)
         for number in range(1, config.rounds + 1):
             folder = Path(name, str(number))
-            first = _train(made.loose, folder, "first", "0.003")
-            again = _train(made.loose, folder, "again", "0.002")
+            training_s = _train(made.loose, folder, "first", "0.003")
+            after = _pass_s(made.model, config.images)
             passes = _passes(folder / "first")
-            peer = [sys.executable, "-m", "bcd_ray.benchmarks.peers"]
-            command = [*peer, "forward", made.model, str(passes), "openvino"]
-            marks = [float(line.split()[0]) for line in run_program(command, {})[0].splitlines()]
-            runs.append({"training_s": first, "again_s": again, "forward_s": marks[-1] - marks[0], "passes": passes})
+            forward_s = passes * statistics.mean([before, after])
+            again_s = _train(made.loose, folder, "again", "0.002")
+            runs.append({"training_s": training_s, "again_s": again_s, "forward_s": forward_s, "passes": passes})
             say(f"round {number}  " + "  ".join(f"{key} {value:,.1f}" for key, value in runs[-1].items()))
+            before = after
     ratios = [run["training_s"] / run["forward_s"] for run in runs]
     medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
     return medians | {"ratio": [statistics.median(ratios), min(ratios), max(ratios)], "rounds": config.rounds}
+
+
+def _pass_s(model: str, images: int) -> float:
+    """Seconds of one bare forward pass, over twice as many as there are images."""
+    command = [sys.executable, "-m", "bcd_ray.benchmarks.peers", "forward", model, str(2 * images), "openvino"]
+    marks = [float(line.split()[0]) for line in run_program(command, {})[0].splitlines()]
+    return (marks[-1] - marks[0]) / (2 * images)
 
 
 def _train(data: str, folder: Path, name: str, learning_rate: str) -> float:
