@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bcd_ray.embedding import Embeddings, Identified
+from bcd_ray.embedding import Embedded
 from bcd_ray.engine import softmax
-from bcd_ray.head import FitConfig, Parts, fit
+from bcd_ray.head import FitConfig, fit
 from bcd_ray.shortcuts import SHORTCUT_VIEWS, neighbours_vote
 from bcd_ray.splits import Labels
 from bcd_ray.spread import Floats
@@ -17,12 +17,13 @@ _COLOUR = "background_colour"
 SHORTCUTS = (_COLOUR, *SHORTCUT_VIEWS)
 
 
-def shortcut_features(identified: Identified, of_views: Embeddings) -> dict[str, npt.NDArray[np.float32]]:
+def shortcut_features(embedded: Embedded) -> dict[str, npt.NDArray[np.float32]]:
     """By name, what each of the shortcuts says of n images: (n, 3) of the colour, (n, 1280) of a view.
 
-    `of_views` (views, n, 1280) are the embeddings of `SHORTCUT_VIEWS`.
+    `embedded` has the images themselves as its first view, and `SHORTCUT_VIEWS` as the last.
     """
-    return {_COLOUR: identified.backgrounds.astype(np.float32), **dict(zip(SHORTCUT_VIEWS, of_views, strict=True))}
+    of_views = embedded.embeddings[-len(SHORTCUT_VIEWS) :]
+    return {_COLOUR: embedded.backgrounds[0].astype(np.float32), **dict(zip(SHORTCUT_VIEWS, of_views, strict=True))}
 
 
 def shortcut_probabilities(
@@ -47,5 +48,4 @@ def shortcut_probabilities(
     if name == _COLOUR:
         return neighbours_vote(features[train], labels[train], features[test])
     as_many_steps = replace(config, epochs=config.epochs * views)
-    head = fit(Parts(features[None, train], labels[train], features[test], labels[test]), as_many_steps)
-    return softmax(head.logits(features[test]))
+    return softmax(fit(features[None, train], labels[train], as_many_steps).logits(features[test]))

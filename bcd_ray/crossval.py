@@ -19,7 +19,7 @@ from bcd_ray.embedding import Embedder, Embeddings
 from bcd_ray.engine import softmax
 from bcd_ray.evaluation import refuse_to_replace, unreadable, write_results
 from bcd_ray.figures import Example, confusion_matrix_figure, disputed_labels, protocols_figure
-from bcd_ray.head import FitConfig, Parts, fit
+from bcd_ray.head import FitConfig, fit
 from bcd_ray.label_check import check_labels
 from bcd_ray.labels import CLASSES, DISPLAY_NAMES
 from bcd_ray.metrics import confusion_matrix
@@ -54,8 +54,7 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
     read = [images[index] for index in usable]
     digests = [identified.digests[index] for index in usable]
     augmented = embedded.embeddings[: config.augmented_views + 1, usable]
-    features = shortcut_features(identified, embedded.embeddings[config.augmented_views + 1 :])
-    reduced = {shortcut: of_all[usable] for shortcut, of_all in features.items()}
+    reduced = {shortcut: of_all[usable] for shortcut, of_all in shortcut_features(embedded).items()}
     drawn_whole, quality = clusters(layout, config.block), embedded.quality[0, usable]
 
     progress = Progress("fitting", (config.seeds + len(SHORTCUTS)) * sum(len(f[0]) for f in splits.values()), "heads")
@@ -136,9 +135,8 @@ def _out_of_fold(
     """Logits (n, 4) of each image by the head of the fold that tests it, NaN where none does."""
     logits = np.full((len(layout.labels), len(CLASSES)), np.nan, np.float32)
     for fold in folds:
-        test, labels = views[0, fold.test], layout.labels
-        head = fit(Parts(views[:, fold.train], labels[fold.train], test, labels[fold.test]), config)
-        logits[fold.test] = head.logits(test)
+        head = fit(views[:, fold.train], layout.labels[fold.train], config)
+        logits[fold.test] = head.logits(views[0, fold.test])
         progress.add(1)
     return logits
 

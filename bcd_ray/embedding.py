@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from threading import Semaphore
 from typing import Any, Self
 
@@ -13,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bcd_ray import storage
-from bcd_ray.augment import augment
-from bcd_ray.cache import EmbeddingCache, ImageFacts, ViewTable, to_rows
+from bcd_ray.augment import Augmenter
+from bcd_ray.cache import EmbeddingCache, ImageFacts, ViewTable, none_of, to_rows
 from bcd_ray.dataset import LabelledImage
 from bcd_ray.engine import BATCH, OpenVinoEngine
 from bcd_ray.errors import JobError, StorageError
 from bcd_ray.images import Decoded, Limits, Pixels, Rejected, decode
-from bcd_ray.model import EMBEDDING_SIZE, Model
+from bcd_ray.model import Model
 from bcd_ray.perceptual import perceptual_hash
-from bcd_ray.quality import MEASURES, measure
+from bcd_ray.quality import measure
 from bcd_ray.runtime import Progress, actor_pool, ray_session, say
 from bcd_ray.shortcuts import SHORTCUT_VIEWS, background_colour
 from bcd_ray.spoiling import SPOILT
@@ -29,7 +30,9 @@ from bcd_ray.threads import EngineThreads, in_chunks, keep_blas_to_its_thread, m
 
 _VIEWS_PER_TASK = 256  # a second of two cores
 _TASKS_AT_A_TIME = 2  # of an actor: while one reads its first images, the other keeps the cores busy
-_READERS = 16  # images whose bytes the driver reads at a time
+_READERS = 16  # threads of the driver that read images
+_IMAGES_AT_A_TIME = 16  # that each reads before it decodes them: one by one takes a quarter longer
+_BYTES_AT_A_TIME = 1 << 20  # after which it stops reading, so that large images are one at a time
 _DECODING = Semaphore(2)  # that it decodes at a time: 16 take a fifth longer, waiting for the lock of Python
 _ALTERED = {**SHORTCUT_VIEWS, **SPOILT}
 _MEASURED = {"0", *SPOILT}  # views whose quality somebody asks for
@@ -42,7 +45,6 @@ class Identified:
 
     digests: list[str]  # sha256 of each image's bytes, "" where it could not be read
     hashes: npt.NDArray[np.uint64]  # (n,) perceptual hashes
-    backgrounds: npt.NDArray[np.uint8]  # (n, 3) red, green and blue of the background
     errors: list[str | None]  # why an image could not be read or decoded, else None
 
 
@@ -52,6 +54,7 @@ class Embedded:
 
     embeddings: Embeddings  # (v, n, 1280)
     quality: npt.NDArray[np.float32]  # (v, n, 4) see `quality.measure`; NaN of augmented views
+    backgrounds: npt.NDArray[np.uint8]  # (v, n, 3) red, green and blue of the background; of view 0 alone
 
 
 class Embedder:
@@ -73,15 +76,15 @@ class Embedder:
     def __enter__(self) -> Self:
         known = self._cache.images()
         with ThreadPoolExecutor(_READERS) as pool:
-            found = map_ahead(pool, partial(_identify, known), self._images, ahead=4 * _READERS)
-            digests, facts = zip(*found, strict=True)
+            chunks = in_chunks(self._images, _IMAGES_AT_A_TIME, lambda image: image.stored.size, _BYTES_AT_A_TIME)
+            found = map_ahead(pool, partial(_identify, known), chunks, ahead=2 * _READERS)
+            digests, facts = zip(*chain.from_iterable(found), strict=True)
         self._cache.add_images(
             {digest: each for digest, each in zip(digests, facts, strict=True) if digest and digest not in known}
         )
         self.identified = Identified(
             list(digests),
             np.array([each.hash for each in facts], np.uint64),
-            np.array([each.background for each in facts], np.uint8),
             [each.error or None for each in facts],
         )
         return self
@@ -93,8 +96,8 @@ class Embedder:
         """Embed views of the images.
 
         Args:
-            views: numbers of the views, 0 for the image itself (see `augment.augment`), or names in `SHORTCUT_VIEWS` or
-                `SPOILT`.
+            views: numbers of the views, 0 for the image itself (see `augment.Augmenter`), or names in `SHORTCUT_VIEWS`
+                or `SPOILT`.
             wanted: (v, n) which views of which images; all if None.
 
         Raises:
@@ -114,11 +117,10 @@ class Embedder:
         if rest:
             self._stack.enter_context(ray_session())
             self._compute(table, sources, Progress("embedding", rest, _unit(views)))
-        embeddings = np.zeros((len(views), len(self._images), EMBEDDING_SIZE), np.float32)
-        embeddings[:, usable] = table.embeddings[:, places]
-        quality = np.full((len(views), len(self._images), len(MEASURES)), np.nan, np.float32)
-        quality[:, usable] = table.quality[:, places]
-        return Embedded(embeddings, quality)
+        found = none_of((len(views), len(self._images)))
+        for name, values in table.numbers.items():
+            found[name][:, usable] = values[:, places]
+        return Embedded(found["embedding"], found["quality"], found["background"])
 
     def _compute(self, table: ViewTable, sources: dict[str, LabelledImage], progress: Progress) -> None:
         """Embed the views that are lacking, distributed over the cluster."""
@@ -151,20 +153,30 @@ def _unit(views: Sequence[int | str]) -> str:
     return "views" if len(views) > 1 else "images"
 
 
-def _identify(known: Mapping[str, ImageFacts], image: LabelledImage) -> tuple[str, ImageFacts]:
-    """The sha256 of an image's bytes, "" if it could not be read, and what is known of it."""
+def _identify(known: Mapping[str, ImageFacts], images: Sequence[LabelledImage]) -> list[tuple[str, ImageFacts]]:
+    """Of each image the sha256 of its bytes, "" if it could not be read, and what is known of it."""
+    contents = [_read(image.stored.uri) for image in images]
+    with _DECODING:
+        return [_facts(known, content) for content in contents]
+
+
+def _read(uri: str) -> bytes | StorageError:
     try:
-        data = storage.read_bytes(image.stored.uri)
+        return storage.read_bytes(uri)
     except StorageError as error:
-        return "", ImageFacts(error=str(error))
+        return error
+
+
+def _facts(known: Mapping[str, ImageFacts], data: bytes | StorageError) -> tuple[str, ImageFacts]:
+    if isinstance(data, StorageError):
+        return "", ImageFacts(error=str(data))
     digest = hashlib.sha256(data).hexdigest()
     if digest in known:
         return digest, known[digest]
-    with _DECODING:
-        decoded = decode(data, Limits())
-        if isinstance(decoded, Rejected):
-            return digest, ImageFacts(error=f"{decoded.status}: {decoded.error}")
-        return digest, ImageFacts(perceptual_hash(decoded.pixels), background_colour(decoded.pixels))
+    decoded = decode(data, Limits())
+    if isinstance(decoded, Rejected):
+        return digest, ImageFacts(error=f"{decoded.status}: {decoded.error}")
+    return digest, ImageFacts(perceptual_hash(decoded.pixels))
 
 
 class _EmbeddingActor:
@@ -184,15 +196,15 @@ class _EmbeddingActor:
     def _embed(self, sources: list[tuple[str, str, Sequence[str]]]) -> dict[str, Any]:
         views = [(digest, view) for _, digest, of_image in sources for view in of_image]
         pixels = [each for uri, digest, of_image in sources for each in _render(uri, digest, of_image)]
-        quality = np.full((len(views), len(MEASURES)), np.nan, np.float32)
+        numbers = none_of((len(views),))
         if measured := [row for row, (_, view) in enumerate(views) if view in _MEASURED]:
-            quality[measured] = measure([pixels[row] for row in measured])
-        return {
-            "digest": np.array([digest for digest, _ in views], object),
-            "view": np.array([view for _, view in views], object),
-            "quality": quality,
-            "embedding": self._engine.infer(pixels).embeddings,
-        }
+            numbers["quality"][measured] = measure([pixels[row] for row in measured])
+        for row, (_, view) in enumerate(views):
+            if view == "0":
+                numbers["background"][row] = background_colour(pixels[row])
+        numbers["embedding"] = self._engine.infer(pixels).embeddings
+        names = {"digest": [digest for digest, _ in views], "view": [view for _, view in views]}
+        return numbers | {name: np.array(values, object) for name, values in names.items()}
 
 
 def _render(uri: str, digest: str, views: Sequence[str]) -> list[Pixels]:
@@ -204,7 +216,5 @@ def _render(uri: str, digest: str, views: Sequence[str]) -> list[Pixels]:
     decoded = decode(data, Limits()) if hashlib.sha256(data).hexdigest() == digest else None
     if not isinstance(decoded, Decoded):
         raise JobError(f"{uri} changed while the job ran (other bytes)")
-    return [
-        _ALTERED[view](decoded.pixels) if view in _ALTERED else augment(decoded.pixels, digest, int(view))
-        for view in views
-    ]
+    augmenter = Augmenter(decoded.pixels, digest)
+    return [_ALTERED[view](decoded.pixels) if view in _ALTERED else augmenter.view(int(view)) for view in views]

@@ -6,7 +6,7 @@ remainder).
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ class Parts:
 
 @dataclass(frozen=True)
 class FittedHead:
-    """Weight (4, 1280), bias (4,), and a row per epoch: its number, loss and accuracy of both parts."""
+    """Weight (4, 1280), bias (4,), and, where it was measured, a row per epoch: its number, loss and accuracy of both
+    parts."""
 
     weight: npt.NDArray[np.float32]
     bias: npt.NDArray[np.float32]
@@ -70,7 +71,7 @@ class FittedHead:
 def fit_head(parts: Parts, config: FitConfig) -> FittedHead:
     """Fit the head with Ray Train, or in this process, with the same result, where `workers` is 0."""
     if not config.workers:
-        return fit(parts, config)
+        return fit_measured(parts, config)
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -105,7 +106,7 @@ def _fit_worker(given: dict[str, Any]) -> FittedHead:
 
     context = get_context()
     workers = Workers(context.get_world_rank(), context.get_world_size(), over_workers)
-    return fit(ray.get(given["parts"]), given["config"], workers)
+    return fit_measured(ray.get(given["parts"]), given["config"], workers)
 
 
 @dataclass(frozen=True)
@@ -120,30 +121,46 @@ class Workers:
 _ALONE = Workers()
 
 
-def fit(parts: Parts, config: FitConfig, workers: Workers = _ALONE) -> FittedHead:
-    """Fit the head in this process, as one of the workers.
+def fit(views: Embeddings, labels: Labels, config: FitConfig) -> FittedHead:
+    """Fit the head in this process on n images in v views (v, n, 1280) of labels (n,), measuring nothing."""
+    *_, layer = _epochs(views.reshape(-1, EMBEDDING_SIZE), np.tile(labels, len(views)), config, _ALONE)
+    return _fitted(layer, [])
+
+
+def fit_measured(parts: Parts, config: FitConfig, workers: Workers = _ALONE) -> FittedHead:
+    """Fit the head in this process, as one of the workers, and measure it after each epoch."""
+    train, train_labels = parts.train.reshape(-1, EMBEDDING_SIZE), np.tile(parts.train_labels, len(parts.train))
+    history = []
+    for epoch, layer in enumerate(_epochs(train, train_labels, config, workers), start=1):
+        of_train = _measured("train", layer, train, train_labels, workers)
+        of_held_out = _measured("held_out", layer, parts.held_out, parts.held_out_labels, workers)
+        history.append({"epoch": epoch, **of_train, **of_held_out})
+    return _fitted(layer, history)
+
+
+def _fitted(layer: Floats, history: list[dict[str, float]]) -> FittedHead:
+    return FittedHead(layer[:, :-1].copy(), layer[:, -1].copy(), history)
+
+
+def _epochs(train: Embeddings, labels: Labels, config: FitConfig, workers: Workers) -> Iterator[Floats]:
+    """The layer (4, 1281), its bias in the last column, after each epoch over rows (n, 1280) of labels (n,).
 
     In numpy: the gradient of a softmax layer is a line, and torch takes 3 s to import and twice as long for a step.
     """
-    train, train_labels = parts.train.reshape(-1, EMBEDDING_SIZE), np.tile(parts.train_labels, len(parts.train))
     targets = np.eye(len(CLASSES)) * (1 - config.label_smoothing) + config.label_smoothing / len(CLASSES)
     # From zero, not at random: what the training images do not span stays out of the answer for others.
-    layer = np.zeros((len(CLASSES), EMBEDDING_SIZE + 1), np.float32)  # the bias in the last column
+    layer = np.zeros((len(CLASSES), EMBEDDING_SIZE + 1), np.float32)
     adam = _Adam(layer.shape, config.learning_rate)
-    history = []
     for epoch in range(config.epochs):
         order = np.random.default_rng([config.seed, epoch]).permutation(len(train))
         for start in range(0, len(order), config.batch_size):
             batch = order[start : start + config.batch_size]
             own = batch[workers.rank :: workers.count]
             images = train[own]
-            error = (softmax(_logits(layer, images)) - targets[train_labels[own]]).astype(np.float32)
+            error = (softmax(_logits(layer, images)) - targets[labels[own]]).astype(np.float32)
             gradient = np.concatenate([error.T @ images, error.sum(axis=0)[:, None]], axis=1)
             layer -= adam.step(workers.total(gradient) / len(batch))
-        of_train = _measured("train", layer, train, train_labels, workers)
-        of_held_out = _measured("held_out", layer, parts.held_out, parts.held_out_labels, workers)
-        history.append({"epoch": epoch + 1, **of_train, **of_held_out})
-    return FittedHead(layer[:, :-1].copy(), layer[:, -1].copy(), history)
+        yield layer
 
 
 def _measured(part: str, layer: Floats, images: Embeddings, labels: Labels, workers: Workers) -> dict[str, float]:

@@ -24,7 +24,7 @@ from bcd_ray.calibration import (
 from bcd_ray.embedding import Embeddings
 from bcd_ray.engine import softmax
 from bcd_ray.errors import ConfigError, JobError
-from bcd_ray.head import FitConfig, Parts, fit
+from bcd_ray.head import FitConfig, fit
 from bcd_ray.labels import CLASSES
 from bcd_ray.quality import limits
 from bcd_ray.splits import Fold, Layout, Rules, clusters, cross_validate
@@ -67,7 +67,7 @@ def predict_held_out(
     labels = layout.labels
     logits, distances = np.zeros((len(labels), len(CLASSES)), np.float32), np.zeros((len(labels), len(CLASSES)))
     for fold in inner_folds(layout, rules, config.seed):
-        head = fit(Parts(views[:, fold.train], labels[fold.train], views[0, fold.test], labels[fold.test]), config)
+        head = fit(views[:, fold.train], labels[fold.train], config)
         logits[fold.test] = head.logits(views[0, fold.test])
         model = fit_distance(views[0, fold.train], labels[fold.train], len(CLASSES))
         distances[fold.test] = model.distances(views[0, fold.test])

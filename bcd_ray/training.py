@@ -92,7 +92,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         parts = labels, split.train, split.held_out, fit_config, len(views)
         metrics["shortcuts"] = {
             name: spread_figures(labels[split.held_out], shortcut_probabilities(name, each, *parts), split.drawn_whole)
-            for name, each in shortcut_features(identified, embedded.embeddings[len(views) :]).items()
+            for name, each in shortcut_features(embedded).items()
         }
     info = {
         "training": asdict(config),

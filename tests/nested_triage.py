@@ -24,7 +24,7 @@ from bcd_ray.calibration import Mask, risk_interval
 from bcd_ray.config import EvaluateConfig
 from bcd_ray.dataset import list_labelled, listed_layout
 from bcd_ray.embedding import Embedder
-from bcd_ray.head import FitConfig, Parts, fit
+from bcd_ray.head import FitConfig, fit
 from bcd_ray.labels import CLASSES
 from bcd_ray.model import pretrained
 from bcd_ray.report import automatic_words
@@ -79,7 +79,7 @@ def try_on(images: Images, fold: Fold, rules: Rules, config: FitConfig) -> list[
     """Of each candidate, what it does on the test part with limits from the training part."""
     layout, views = images.layout.of(fold.train), images.views[:, fold.train]
     test, truth = images.views[0, fold.test], images.layout.labels[fold.test]
-    logits = fit(Parts(views, layout.labels, test, truth), config).logits(test)
+    logits = fit(views, layout.labels, config).logits(test)
     distances = triage.fit_distance(views[0], layout.labels, len(CLASSES)).distances(test)
     held_out, drawn_whole = predict_held_out(views, layout, rules, config), clusters(layout, rules.block)
     results = []

@@ -37,8 +37,10 @@ def assert_same(one: Found, other: Found) -> None:
     assert one.embedded.embeddings.any(axis=2).all()
     np.testing.assert_array_equal(one.identified.hashes, other.identified.hashes)
     assert one.identified.hashes.all()
-    np.testing.assert_array_equal(one.identified.backgrounds, other.identified.backgrounds)
-    assert one.identified.backgrounds.min() > 128  # smears are drawn on a light ground
+    np.testing.assert_array_equal(one.embedded.backgrounds, other.embedded.backgrounds)
+    assert one.embedded.backgrounds[0].min() > 128  # smears are drawn on a light ground
+    np.testing.assert_array_equal(one.embedded.quality, other.embedded.quality)
+    assert not np.isnan(one.embedded.quality[0]).any()
     assert one.identified.digests == other.identified.digests
     assert one.identified.errors == other.identified.errors
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from bcd_ray.head import FitConfig, Parts, fit
+from bcd_ray.head import FitConfig, fit
 
 
 def test_the_head_is_what_a_plain_torch_loop_gives() -> None:
@@ -12,7 +12,7 @@ def test_the_head_is_what_a_plain_torch_loop_gives() -> None:
     labels = random.integers(0, 4, 75)
     config = FitConfig(epochs=2, learning_rate=0.003, label_smoothing=0.1, batch_size=32, workers=0, seed=0)
 
-    fitted = fit(Parts(views, labels, views[0], labels), config)
+    fitted = fit(views, labels, config)
 
     rows, classes = torch.from_numpy(views.reshape(-1, 1280)), torch.from_numpy(np.tile(labels, 2))
     head = torch.nn.Linear(1280, 4)

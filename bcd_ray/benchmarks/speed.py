@@ -28,7 +28,7 @@ from bcd_ray.config import BenchmarkConfig, PackConfig
 from bcd_ray.dataset import LabelledImage, list_labelled, read_pixels
 from bcd_ray.engine import EngineName, OpenVinoEngine, open_engine
 from bcd_ray.errors import ConfigError
-from bcd_ray.head import FitConfig, Parts, fit
+from bcd_ray.head import FitConfig, fit
 from bcd_ray.images import Decoded, Limits, decode
 from bcd_ray.ledger import Ledger
 from bcd_ray.model import EMBEDDING_SIZE, Model, load_bundle, pretrained, save_bundle
@@ -147,8 +147,7 @@ def _trained(images: list[LabelledImage]) -> tuple[Model, npt.NDArray[np.float32
     backbone, labels = pretrained("keras"), np.array([image.label for image in images])
     engine = OpenVinoEngine(backbone.tensors, backbone.preprocessing, len(os.sched_getaffinity(0)))
     embeddings = engine.infer([read_pixels(image) for image in images]).embeddings
-    parts = Parts(embeddings[None], labels, embeddings, labels)
-    head = fit(parts, FitConfig(25, 0.003, 0.1, 32, workers=0, seed=0))
+    head = fit(embeddings[None], labels, FitConfig(25, 0.003, 0.1, 32, workers=0, seed=0))
     return backbone.with_head(head.weight, head.bias), head.logits(embeddings)
 
 

@@ -1,17 +1,17 @@
 """What a training run costs beside the bare forward passes of its images and their augmented views."""
 
-import json
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from pyarrow import parquet
+
 from bcd_ray.benchmarks.measure import run_program
 from bcd_ray.benchmarks.speed import bench
 from bcd_ray.config import BenchmarkConfig
 from bcd_ray.runtime import say
-from bcd_ray.shortcuts import SHORTCUT_VIEWS
 
 _JOB = Path(__file__).parents[2] / "jobs" / "train.py"
 
@@ -32,7 +32,7 @@ def training_cost(config: BenchmarkConfig) -> dict[str, Any]:
             folder = Path(name, str(number))
             training_s = _train(made.loose, folder, "first", "0.003")
             after = _pass_s(made.model, config.images)
-            passes = _passes(folder / "first")
+            passes = _passes(folder / "cache")
             forward_s = passes * statistics.mean([before, after])
             again_s = _train(made.loose, folder, "again", "0.002")
             runs.append({"training_s": training_s, "again_s": again_s, "forward_s": forward_s, "passes": passes})
@@ -57,9 +57,6 @@ def _train(data: str, folder: Path, name: str, learning_rate: str) -> float:
     return run_program(command, {})[1].wall_s
 
 
-def _passes(bundle: Path) -> int:
-    """Images and their augmented and audited views that the backbone saw for a bundle."""
-    counts: dict[str, Any] = json.loads((bundle / "metrics.json").read_text())["counts"]
-    views: int = json.loads((bundle / "model.json").read_text())["training"]["augmented_views"]
-    trained: int = sum(counts["train"].values())
-    return int(counts["usable"]) * (1 + len(SHORTCUT_VIEWS)) + views * trained
+def _passes(cache: Path) -> int:
+    """Images and views that went through the backbone to fill a cache: of images with the same bytes, one."""
+    return sum(parquet.ParquetFile(path).metadata.num_rows for path in cache.glob("*/views/*.parquet"))
