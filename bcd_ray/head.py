@@ -56,8 +56,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class FittedHead:
-    """Weight (4, 1280), bias (4,), and, where it was measured, a row per epoch: its number, loss and accuracy of both
-    parts."""
+    """Weight (4, 1280), bias (4,), and a row per epoch: its number, loss and accuracy of both parts; none by `fit`."""
 
     weight: npt.NDArray[np.float32]
     bias: npt.NDArray[np.float32]
@@ -143,7 +142,7 @@ def _fitted(layer: Floats, history: list[dict[str, float]]) -> FittedHead:
 
 
 def _epochs(train: Embeddings, labels: Labels, config: FitConfig, workers: Workers) -> Iterator[Floats]:
-    """The layer (4, 1281), its bias in the last column, after each epoch over rows (n, 1280) of labels (n,).
+    """After each epoch over rows (n, 1280) of labels (n,) the layer (4, 1281), one array, its bias in the last column.
 
     In numpy: the gradient of a softmax layer is a line, and torch takes 3 s to import and twice as long for a step.
     """
