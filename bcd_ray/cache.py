@@ -183,9 +183,9 @@ def _column(name: str, values: Any) -> Any:
 
 def _matrix(column: pa.ChunkedArray, like: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """(n, count) of a column of n rows, in the type and with the count of `like`."""
-    parts = [chunk.buffers()[1].slice(chunk.offset * chunk.type.byte_width) for chunk in column.chunks]
-    rows = [np.frombuffer(part, like.dtype).reshape(-1, like.shape[-1]) for part in parts]
-    return np.concatenate([part[: len(chunk)] for part, chunk in zip(rows, column.chunks, strict=True)])
+    rows, count = pa.concat_arrays(column.chunks), like.shape[-1]
+    start = rows.offset * rows.type.byte_width
+    return np.frombuffer(rows.buffers()[1], like.dtype, len(rows) * count, start).reshape(-1, count)
 
 
 def _key(model: Model) -> str:
