@@ -23,6 +23,9 @@ _FORMATS = ("JPEG", "PNG", "TIFF", "BMP")  # MPO opens as JPEG; Pillow has no op
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")  # BMP's "BM" alone says too little
 _CHANNELS_8_BIT = ("L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "1")
 _LEAST_SCALED = 3 * SIZE // 2  # of a side after scaling in the decoder: closer to SIZE, the resize would show it
+# Of JPEG's markers those that begin a segment with a length, but APP1, which holds EXIF and XMP.
+_MARKER, _START_OF_SCAN = 0xFF, 0xDA
+_SEGMENTS = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xFF)}) - {0xE1}
 _TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC, _TIFF_BLACK_IS_ZERO = 258, 262, 1
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's bound for the whole process would answer before `Limits.max_pixels`
@@ -61,6 +64,12 @@ def decode(data: bytes, limits: Limits) -> Decoded | Rejected:
         return Rejected("empty_file", "the file has no content")
     if len(data) > limits.max_bytes:
         return too_large(len(data), limits)
+    # Pillow takes 0.06 ms to open a JPEG, a sixth of what it takes to decode one of 224x224.
+    plain = _plain_jpeg(data, limits) if _is_jpeg_without_exif(data) else None
+    return _to_size(*plain) if plain else _decode_with_pillow(data, limits)
+
+
+def _decode_with_pillow(data: bytes, limits: Limits) -> Decoded | Rejected:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's hints on odd metadata: nothing a user can act on
         try:
@@ -80,10 +89,10 @@ def decode(data: bytes, limits: Limits) -> Decoded | Rejected:
             if image.format != "MPO" and pictures > 1:
                 error_text = f"holds {pictures} pictures: split it into one file each"
                 return Rejected("multiple_pictures", error_text, width, height)
-            pixels = _plain_jpeg(image, data)
-            if pixels is not None:
-                as_it_is = pixels.shape[:2] == (SIZE, SIZE)  # copied twice, it would take half as long again
-                return Decoded(pixels if as_it_is else _resized(Image.fromarray(pixels)), width, height)
+            if image.format in ("JPEG", "MPO") and image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+                plain = _plain_jpeg(data, limits)
+                if plain:
+                    return _to_size(*plain)
             rgb = _to_rgb(image)
             if rgb is None:
                 return Rejected(
@@ -99,23 +108,39 @@ def too_large(size: int, limits: Limits) -> Rejected:
     return Rejected("too_large", f"{size:,} bytes, over the limit of {limits.max_bytes:,}: see --max-image-bytes")
 
 
-def _plain_jpeg(image: Image.Image, data: bytes) -> Pixels | None:
-    """The pixels of an upright, undamaged colour JPEG, of a large one at 1/2, 1/4 or 1/8; None for anything else.
+def _is_jpeg_without_exif(data: bytes) -> bool:
+    """Whether no segment before the picture of a JPEG holds EXIF or XMP, which could say that it lies on its side."""
+    if not data.startswith(_MAGIC[0]):
+        return False
+    place = 2
+    while len(data) > place + 3 and data[place] == _MARKER and data[place + 1] in _SEGMENTS:
+        if data[place + 1] == _START_OF_SCAN:
+            return True
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return False
+
+
+def _plain_jpeg(data: bytes, limits: Limits) -> tuple[Pixels, int, int] | None:
+    """Pixels, of a large image at 1/2, 1/4 or 1/8, width and height of an undamaged colour JPEG, or None.
 
     libjpeg-turbo gives the very pixels that Pillow gives, at twice the speed (1,750 to 1,150 images of 224x224 a second
     and core), since nothing is copied. At the first irregularity it stops, and Pillow says what is wrong.
     """
-    if image.format not in ("JPEG", "MPO") or image.mode != "RGB":
-        return None
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        return None
-    scale = next((scale for scale in (8, 4, 2) if min(image.size) >= scale * _LEAST_SCALED), 1)
-    least = {"min_width": -(-image.width // scale), "min_height": -(-image.height // scale)} if scale > 1 else {}
     try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ("YCbCr", "RGB") or width * height > limits.max_pixels:
+            return None
+        scale = next((scale for scale in (8, 4, 2) if min(width, height) >= scale * _LEAST_SCALED), 1)
+        least = {"min_width": -(-width // scale), "min_height": -(-height // scale)} if scale > 1 else {}
         pixels: Pixels = simplejpeg.decode_jpeg(data, **least)
-    except ValueError:
+    except (ValueError, MemoryError):
         return None
-    return pixels
+    return pixels, width, height
+
+
+def _to_size(pixels: Pixels, width: int, height: int) -> Decoded:
+    as_it_is = pixels.shape[:2] == (SIZE, SIZE)  # copied twice, it would take half as long again
+    return Decoded(pixels if as_it_is else _resized(Image.fromarray(pixels)), width, height)
 
 
 def _resized(rgb: Image.Image) -> Pixels:

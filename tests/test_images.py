@@ -451,7 +451,7 @@ def test_arbitrary_bytes_never_raise(magic: bytes, data: bytes) -> None:
 def decoded_by_pillow(data: bytes) -> Decoded | Rejected:
     """`decode` without its fast path."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(images, "_plain_jpeg", lambda image, data: None)
+        patch.setattr(images, "_plain_jpeg", lambda data, limits: None)
         return decode(data, LIMITS)
 
 
@@ -467,7 +467,8 @@ def assert_same_result(found: Decoded | Rejected, expected: Decoded | Rejected) 
 @pytest.mark.parametrize("size", [(224, 224), (225, 223), (48, 500), (671, 672)])
 def test_the_fast_path_of_jpegs_gives_the_pixels_of_pillow(size: tuple[int, int], options: dict[str, Any]) -> None:
     data = encode(SMEAR.resize(size), "JPEG", **options)
-    assert images._plain_jpeg(Image.open(io.BytesIO(data)), data) is not None
+    assert images._is_jpeg_without_exif(data)
+    assert images._plain_jpeg(data, LIMITS) is not None
     assert_same_result(accepted(data), decoded_by_pillow(data))
 
 
@@ -484,9 +485,36 @@ def test_damaged_jpegs_end_as_with_pillow_alone(noise: bytes, place: float, end:
 def test_rotated_jpegs_take_the_way_through_pillow() -> None:
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = 6
-    data = encode(SMEAR.resize((300, 100)), "JPEG", exif=exif)
-    assert images._plain_jpeg(Image.open(io.BytesIO(data)), data) is None
-    assert (accepted(data).width, accepted(data).height) == (100, 300)
+    xmp = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'><rdf:RDF><rdf:Description tiff:Orientation='6'/></rdf:RDF></x:xmpmeta>"
+    for options in ({"exif": exif}, {"xmp": xmp.replace(b"'", b'"')}):
+        data = encode(SMEAR.resize((300, 100)), "JPEG", **options)
+        assert not images._is_jpeg_without_exif(data)
+        assert (accepted(data).width, accepted(data).height) == (100, 300)
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content
+
+
+def exif_of_orientation(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    return segment(0xE1, exif.tobytes())
+
+
+@given(
+    st.lists(
+        st.builds(segment, st.sampled_from([*range(0xE0, 0xF0), 0xFE]), st.binary(max_size=40))
+        | st.sampled_from([1, 3, 6]).map(exif_of_orientation)
+        | st.sampled_from([b"\xff", b"\xff\xff\xff", b"\0", b"\xff\x01", b"\xff\xd0"]),  # fill, junk, bare markers
+        max_size=4,
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_whatever_stands_before_the_picture_of_a_jpeg_it_ends_as_with_pillow_alone(before: list[bytes]) -> None:
+    sound = encode(SMEAR.resize((60, 40)), "JPEG")
+    data = sound[:2] + b"".join(before) + sound[2:]
+    assert_same_result(decode(data, LIMITS), decoded_by_pillow(data))
 
 
 @pytest.mark.parametrize("size", [(896, 672), (1024, 768), (1280, 960), (2592, 1944), (4000, 1800)])
@@ -495,9 +523,9 @@ def test_large_jpegs_decoded_to_a_fraction_look_the_same(size: tuple[int, int]) 
     noise = np.random.default_rng(0).normal(0, 4, (size[1], size[0], 3))
     noisy = Image.fromarray((np.asarray(smear) + noise).clip(0, 255).astype(np.uint8))
     data = encode(noisy, "JPEG", quality=90)
-    scaled = images._plain_jpeg(Image.open(io.BytesIO(data)), data)
+    scaled = images._plain_jpeg(data, LIMITS)
     assert scaled is not None
-    assert 1.5 * 224 <= min(scaled.shape[:2]) < min(size)
+    assert 1.5 * 224 <= min(scaled[0].shape[:2]) < min(size)
     found, expected = accepted(data), decoded_by_pillow(data)
     assert isinstance(expected, Decoded)
     assert (found.width, found.height) == size
