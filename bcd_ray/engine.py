@@ -31,6 +31,7 @@ class Outputs(NamedTuple):
 
     embeddings: npt.NDArray[np.float32]  # (n, 1280)
     logits: npt.NDArray[np.float32]  # (n, 4)
+    quality: npt.NDArray[np.float32] | None = None  # (n, 4) of `quality.measure`, where an engine measures too
 
 
 class Engine(Protocol):
@@ -188,8 +189,8 @@ class Int8Engine:
         outputs = self._quantized.infer(images)
         doubtful = np.flatnonzero(leads(outputs.logits) <= self._doubt)
         if len(doubtful):
-            for values, full in zip(outputs, self._full.infer([images[row] for row in doubtful.tolist()]), strict=True):
-                values[doubtful] = full
+            full = self._full.infer([images[row] for row in doubtful.tolist()])
+            outputs.embeddings[doubtful], outputs.logits[doubtful] = full.embeddings, full.logits
         return outputs
 
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from bcd_ray.images import SIZE, Pixels
 
 MEASURES = ("focus", "brightness", "clipped", "contrast")
-_NEARLY_WHITE = 253
-_STEP = 4
+NEARLY_WHITE = 253
+STEP = 4
 _AT_A_TIME = 8  # images whose values a core's cache holds: 64 at a time take 1.4 times as long
 _MARGIN = 0.25  # without it 3 % of images tested in blocks are sent to review for nothing, with it 0.3 %
 
@@ -35,10 +35,10 @@ def measure(images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
 
 def _measure_some(images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
     # Every fourth row says as much as all: 56 rows, whose sums in float32 are exact (56 x 255^2 < 2^24).
-    rows = np.stack([image[1:-1:_STEP] for image in images]).reshape(len(images), -1, 3 * SIZE)
+    rows = np.stack([image[1:-1:STEP] for image in images]).reshape(len(images), -1, 3 * SIZE)
     ones, each_colour = np.ones(rows.shape[1], np.float32), np.tile(np.eye(3), (SIZE, 1))
     values = rows.astype(np.float32)
-    white = (rows >= _NEARLY_WHITE).view(np.uint8).sum(axis=1, dtype=np.uint8)
+    white = (rows >= NEARLY_WHITE).view(np.uint8).sum(axis=1, dtype=np.uint8)
     sums = np.stack([ones @ values, ones @ np.square(values), white]).astype(np.float64) @ each_colour
     means, squares, clipped = sums / (rows.shape[1] * SIZE)  # (n, 3)
     deviations = np.sqrt(np.maximum(squares - means**2, 0))
@@ -46,7 +46,7 @@ def _measure_some(images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
     here = rows[..., 1::3].astype(np.int16)
     laplacian = here[..., 2:] + here[..., :-2] - 4 * here[..., 1:-1]
     for first in (0, 2):  # the rows above, and those below
-        laplacian += np.stack([image[first : SIZE - 2 + first : _STEP, 1:-1, 1] for image in images])
+        laplacian += np.stack([image[first : SIZE - 2 + first : STEP, 1:-1, 1] for image in images])
     flat = laplacian.reshape(len(images), -1).astype(np.float32)
     variances = np.square(flat).mean(axis=1) - flat.mean(axis=1) ** 2
     focus = np.log(np.maximum(variances, 1e-3))

@@ -112,8 +112,8 @@ def _run(graph: Int8Graph, images: Sequence[LabelledImage]) -> Outputs:
     def infer(chunk: list[LabelledImage]) -> Outputs:
         return engine.infer([read_pixels(image) for image in chunk])
 
-    chunks = list(EngineThreads(_THREADS).map(infer, in_chunks(images, engine.chunk)))
-    return Outputs(*(np.concatenate(parts) for parts in zip(*chunks, strict=True)))
+    parts = list(EngineThreads(_THREADS).map(infer, in_chunks(images, engine.chunk)))
+    return Outputs(np.concatenate([part.embeddings for part in parts]), np.concatenate([part.logits for part in parts]))
 
 
 def compare(graph: Int8Graph, images: Sequence[LabelledImage], logits: Floats) -> dict[str, Any]:

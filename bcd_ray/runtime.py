@@ -15,7 +15,7 @@ from typing import Any
 
 from bcd_ray.errors import ConfigError, JobError
 
-_ACTOR_ON_GPU_MIB = 1600  # 1.3 GB were measured on an H200
+_ACTOR_ON_GPU_MIB = 1600  # 1.2 GB were measured on an H200
 _MOST_ON_A_GPU = 16
 _LINE_EVERY_S = 10.0  # where output goes to a log file, a line each ten seconds
 LAST_WORDS = (

@@ -175,7 +175,7 @@ class UnitScorer:
         def score_chunk(chunk: list[Entry]) -> tuple[list[_Row], list[_Computed]]:
             described = [_describe(decode_one, self._limits, entry) for entry in chunk]
             pixels = [each for _, each in described if each is not None]
-            return [row for row, _ in described], [(*self._engine.infer(pixels), measure(pixels))] if pixels else []
+            return [row for row, _ in described], [self._compute(pixels)] if pixels else []
 
         rows, computed = list[_Row](), list[_Computed]()
         for some, of_some in self._threads.map(
@@ -184,6 +184,10 @@ class UnitScorer:
             rows += some
             computed += of_some
         return _table(rows, computed, self._triage, self._version)
+
+    def _compute(self, pixels: list[Pixels]) -> _Computed:
+        embeddings, logits, quality = self._engine.infer(pixels)
+        return embeddings, logits, measure(pixels) if quality is None else quality
 
 
 def _bytes_in(entry: Entry) -> int:

@@ -14,11 +14,13 @@ from test_engine import assert_same, with_random_head
 
 from bcd_ray.config import BenchmarkConfig
 from bcd_ray.cuda import CudaEngine, FoldedNetwork
+from bcd_ray.cuda import measure as measure_on_gpu
 from bcd_ray.engine import Outputs, softmax
 from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.images import Pixels
 from bcd_ray.model import Model, pretrained
 from bcd_ray.network import TorchEngine
+from bcd_ray.quality import measure
 from bcd_ray.synthetic import draw_smear
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -85,6 +87,11 @@ def test_padding_and_scaling_of_torchvision_are_folded_too(images: list[Pixels])
     assert_same(fold(other, torch.float32, images), expected)
 
 
+def test_a_gpu_measures_what_quality_measures(images: list[Pixels]) -> None:
+    found = measure_on_gpu(torch.from_numpy(np.stack(images))).numpy()
+    np.testing.assert_allclose(found, measure(images), rtol=1e-6, atol=1e-6)
+
+
 def test_actors_share_a_gpu(tmp_path: Path) -> None:
     """Ray is told of GPUs that are not there, and a stand-in for nvidia-smi tells their memory."""
     expected = {  # CPUs and GPUs of a machine, MiB of each GPU: actors, and threads of each
@@ -149,6 +156,7 @@ class TestOnAGpu:
         order = np.arange(count) % len(images)
         found = engine.infer([images[place] for place in order])
         assert_nearly_same(found, Outputs(expected.embeddings[order], expected.logits[order]))
+        np.testing.assert_allclose(found.quality, measure(images)[order], rtol=1e-6, atol=1e-6)
 
     def test_threads_do_not_mix_their_images(self, engine: CudaEngine, images: list[Pixels], expected: Outputs) -> None:
         random = np.random.default_rng(2)

@@ -8,7 +8,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from itertools import chain, cycle, islice
+from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bcd_ray.threads import in_chunks
 
 Done = tuple[float, int]  # when a batch was done, and how many images it had
 _BATCH, _CORES = 32, len(os.sched_getaffinity(0))
+_PROCESSES_ON_A_GPU = 4  # one computes a batch while others copy theirs: with one an H200 did 0.85 times as many
 
 
 def pytorch(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
@@ -113,21 +115,30 @@ def _decode_shard(path: str) -> list[Done]:
 
 
 def forward(bundle: str, images: str, engine: EngineName) -> Iterator[Done]:
-    """The bare network on so many images of noise, nothing read and nothing decoded."""
+    """The bare network on so many images of noise, nothing read and nothing decoded; on a GPU, in four processes."""
+    if engine != "torch-cuda":
+        yield from _forward(bundle, int(images), engine, _CORES)
+        return
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    shares = [int(images) // _PROCESSES_ON_A_GPU] * _PROCESSES_ON_A_GPU
+    with ProcessPoolExecutor(_PROCESSES_ON_A_GPU, get_context("spawn")) as pool:
+        yield from sorted(chain.from_iterable(pool.map(partial(_forward, bundle, engine=engine, cores=1), shares)))
+
+
+def _forward(bundle: str, images: int, engine: EngineName, cores: int) -> list[Done]:
     from bcd_ray.engine import open_engine
     from bcd_ray.images import SIZE
     from bcd_ray.model import load_bundle
     from bcd_ray.threads import EngineThreads
 
-    loaded = load_bundle(bundle)
-    # On a GPU one engine computes one batch at a time: with four, another is always on its way.
-    networks = [open_engine(engine, loaded, _CORES) for _ in range(4 if engine == "torch-cuda" else 1)]
-    chunk = networks[0].chunk
-    noise = list(np.random.default_rng(0).integers(0, 256, (chunk, SIZE, SIZE, 3), np.uint8))
-    yield time.time(), 0
-    turns = islice(cycle(networks), -(-int(images) // chunk))
-    for outputs in EngineThreads(_CORES).map(lambda network: network.infer(noise), turns):
-        yield time.time(), len(outputs.logits)
+    network = open_engine(engine, load_bundle(bundle), cores)
+    noise = list(np.random.default_rng(0).integers(0, 256, (network.chunk, SIZE, SIZE, 3), np.uint8))
+    done = [(time.time(), 0)]
+    for outputs in EngineThreads(cores).map(network.infer, repeat(noise, -(-images // network.chunk))):
+        done.append((time.time(), len(outputs.logits)))
+    return done
 
 
 def _members(path: str) -> Iterator[bytes]:
