@@ -35,9 +35,10 @@ from bcd_ray.evaluation import evaluate
 from bcd_ray.explaining import explain
 from bcd_ray.images import Limits
 from bcd_ray.labels import CLASSES, class_of_path
+from bcd_ray.ledger import Ledger
 from bcd_ray.model import load_bundle
 from bcd_ray.quality import MEASURES
-from bcd_ray.scoring import Outcome, score
+from bcd_ray.scoring import Outcome, count_tasks, score
 from bcd_ray.synthetic import draw_smear
 from bcd_ray.triage import REASONS
 
@@ -466,6 +467,22 @@ def test_nights_of_one_archive(nightly: ScoreConfig, capfd: pytest.CaptureFixtur
     query = f"SELECT status, count(*) FROM '{output}/predictions/*.parquet' GROUP BY status"
     found = duckdb.connect().execute(query).fetchall()
     assert dict(found) == {"scored": 3, "empty_file": 1}
+
+
+def test_many_small_shards_share_tasks_and_each_has_its_rows(nightly: ScoreConfig) -> None:
+    archive, shards = Path(nightly.input[0]), 45
+    for path in archive.iterdir():
+        path.unlink()
+    for number in range(shards):
+        (archive / f"{number:02d}.tar").write_bytes(tar_of([("1.jpg", b"" if number == 20 else jpeg(number))]))
+    units = Ledger(nightly.output).plan(list(storage.list_objects(str(archive))), {}).units
+    assert count_tasks(units, actors=1) < len(units) == shards
+    assert count_tasks(units, actors=100) == shards
+    manifest = score(nightly).manifest
+    assert manifest is not None
+    assert manifest["statuses"] == {"scored": shards - 1, "empty_file": 1}
+    found = ds.dataset(Path(nightly.output) / "predictions").to_table()["image_uri"].to_pylist()
+    assert found == [f"{archive}/{number:02d}.tar#1.jpg" for number in range(shards)]
 
 
 def test_what_storage_did_not_deliver_is_tried_again(nightly: ScoreConfig) -> None:
