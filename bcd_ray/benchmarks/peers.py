@@ -7,7 +7,7 @@ every batch: the clock in seconds when it was done, and the images so far. With 
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -100,12 +100,7 @@ def ceiling(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
 
 def decoding(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
     """Decoding alone, a process for each core: what no job with a faster network can exceed."""
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    with ProcessPoolExecutor(_CORES, get_context("spawn")) as pool:
-        shards = sorted(map(str, Path(folder).glob("*.tar")))
-        yield from sorted(chain.from_iterable(pool.map(_decode_shard, shards)))
+    return _in_processes(_CORES, _decode_shard, sorted(map(str, Path(folder).glob("*.tar"))))
 
 
 def _decode_shard(path: str) -> list[Done]:
@@ -117,14 +112,9 @@ def _decode_shard(path: str) -> list[Done]:
 def forward(bundle: str, images: str, engine: EngineName) -> Iterator[Done]:
     """The bare network on so many images of noise, nothing read and nothing decoded; on a GPU, in four processes."""
     if engine != "torch-cuda":
-        yield from _forward(bundle, int(images), engine, _CORES)
-        return
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    shares = [int(images) // _PROCESSES_ON_A_GPU] * _PROCESSES_ON_A_GPU
-    with ProcessPoolExecutor(_PROCESSES_ON_A_GPU, get_context("spawn")) as pool:
-        yield from sorted(chain.from_iterable(pool.map(partial(_forward, bundle, engine=engine, cores=1), shares)))
+        return iter(_forward(bundle, int(images), engine, _CORES))
+    share = partial(_forward, bundle, engine=engine, cores=1)
+    return _in_processes(_PROCESSES_ON_A_GPU, share, repeat(int(images) // _PROCESSES_ON_A_GPU, _PROCESSES_ON_A_GPU))
 
 
 def _forward(bundle: str, images: int, engine: EngineName, cores: int) -> list[Done]:
@@ -139,6 +129,15 @@ def _forward(bundle: str, images: int, engine: EngineName, cores: int) -> list[D
     for outputs in EngineThreads(cores).map(network.infer, repeat(noise, -(-images // network.chunk))):
         done.append((time.time(), len(outputs.logits)))
     return done
+
+
+def _in_processes(count: int, work: Callable[[Any], list[Done]], shares: Iterable[Any]) -> Iterator[Done]:
+    """What `work` gives of each share, in order of time."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+        return iter(sorted(chain.from_iterable(pool.map(work, shares))))
 
 
 def _members(path: str) -> Iterator[bytes]:
