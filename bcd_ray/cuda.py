@@ -160,7 +160,7 @@ class FoldedNetwork:
             result = functional.linear(value, weight, bias)
             if clamp:
                 functional.hardtanh_(result, 0.0, 6.0)
-            if padded:
+            if padded:  # where the bias and the clamp made other values of the zeros
                 result[:, -1] = 0
                 result[:, :, -1] = 0
             return result
