@@ -478,6 +478,7 @@ def test_many_small_shards_share_tasks_and_each_has_its_rows(nightly: ScoreConfi
     units = Ledger(nightly.output).plan(list(storage.list_objects(str(archive))), {}).units
     assert count_tasks(units, actors=1) < len(units) == shards
     assert count_tasks(units, actors=100) == shards
+    assert 1 < count_tasks(units, actors=1, on_gpu=True) < count_tasks(units, actors=1)
     manifest = score(nightly).manifest
     assert manifest is not None
     assert manifest["statuses"] == {"scored": shards - 1, "empty_file": 1}
