@@ -1,4 +1,4 @@
-"""Measure what can be claimed of speed: `python jobs/benchmark.py --what speed|growth|startup|training|ledger|plan`."""
+"""Measure what can be claimed: `python jobs/benchmark.py --what speed|turns|growth|startup|training|ledger|plan`."""
 
 import json
 
@@ -13,9 +13,12 @@ def main(config: BenchmarkConfig) -> int:
     from bcd_ray.benchmarks.speed import compare_speed
     from bcd_ray.benchmarks.startup import startup_times
     from bcd_ray.benchmarks.training import training_cost
+    from bcd_ray.benchmarks.turns import compare_in_turns
 
     if config.what == "speed":
         found: object = {name: value for name, value in compare_speed(config).items() if name != "runs"}
+    elif config.what == "turns":
+        found = compare_in_turns(config)
     elif config.what == "growth":
         found = growth(config)
     elif config.what == "startup":

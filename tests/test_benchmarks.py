@@ -12,6 +12,7 @@ from bcd_ray.benchmarks.growth import cost_of_a_million, growth
 from bcd_ray.benchmarks.measure import run_program, steady_rate
 from bcd_ray.benchmarks.speed import bench, stages
 from bcd_ray.benchmarks.training import training_cost
+from bcd_ray.benchmarks.turns import Program, compare_in_turns, ratios, take_turns
 from bcd_ray.config import BenchmarkConfig
 from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.synthetic import write_synthetic_archive
@@ -40,6 +41,83 @@ def test_a_program_is_measured_with_what_it_starts() -> None:
     assert usage.cpu_s > 0.3
     with pytest.raises(JobError, match=r"ended with 3: .*"):
         run_program([sys.executable, "-c", "raise SystemExit(3)"], {})
+
+
+def stamping(stamps: int) -> list[str]:
+    """The command of a program whose child works, and prints the clock again and again."""
+    work = f"import time\nfor _ in range({stamps}):\n    sum(range(100_000))\n    print(time.time(), flush=True)"
+    return [
+        sys.executable,
+        "-c",
+        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {work!r}], check=True)",
+    ]
+
+
+def test_programs_work_in_their_turns_alone(tmp_path: Path) -> None:
+    programs = {
+        "short": Program(stamping(300), tmp_path / "short"),
+        "long": Program(stamping(600), tmp_path / "long", to_its_end=True),
+        "endless": Program(stamping(10**9), tmp_path / "endless"),
+    }
+    turns = take_turns(programs, 0.1, {})
+    assert len({len(of_program) for of_program in turns.values()}) == 1
+    assert len(turns["short"]) > 1
+    first, last = turns["short"][0][0], max(end for of_program in turns.values() for _, end in of_program)
+    for name, program in programs.items():
+        stamps = [float(line) for line in program.stdout.read_text().splitlines()[:-1]]
+        within = [stamp for stamp in stamps if first < stamp < last]
+        assert within
+        assert all(any(start < stamp < end for start, end in turns[name]) for stamp in within)
+        assert program.ended
+    counts = {name: len(program.stdout.read_text().splitlines()) for name, program in programs.items()}
+    assert counts["short"] == 300
+    assert counts["long"] == 600
+
+
+def test_a_program_that_fails_in_its_turns_is_told(tmp_path: Path) -> None:
+    fails = [sys.executable, "-c", "raise SystemExit('no such model')"]
+    programs = {"works": Program(stamping(10**9), tmp_path / "works"), "fails": Program(fails, tmp_path / "fails")}
+    with pytest.raises(JobError, match=r"ended with 1: no such model"):
+        take_turns(programs, 0.1, {})
+    assert programs["works"].ended
+
+
+def test_what_share_of_the_ceiling_the_job_reaches_is_counted_in_their_own_turns() -> None:
+    """The machine is twice as fast in every second round; the job, at 0.8 of the ceiling, goes on when that ended."""
+    turns: dict[str, list[tuple[float, float]]] = {"ceiling": [], "job": []}
+    marks: dict[str, list[tuple[float, int]]] = {"ceiling": [], "job": []}
+    done = {"ceiling": 0, "job": 0}
+    for number in range(12):
+        for name, images in (("ceiling", 10), ("job", 8)):
+            start = 10.0 * number + (5.0 if name == "job" else 0.0)
+            turns[name].append((start, start + 5))
+            for step in range(1, 5):
+                done[name] += images * (1 + number % 2)
+                marks[name].append((start + step, done[name]))
+    marks["job"].append((200.0, 10_000))
+    found = ratios(turns, marks)
+    assert found["rounds"] == 11  # the last, in which one may have ended, is left out
+    assert found["programs"]["job"]["of_ceiling"] == pytest.approx([0.8, 0.8, 0.8])
+    with pytest.raises(JobError, match="measure with more images"):
+        ratios({name: of_program[:3] for name, of_program in turns.items()}, marks)
+
+
+def test_the_job_and_its_ceiling_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_synthetic_archive(tmp_path / "images", 3)
+    monkeypatch.chdir(tmp_path)
+    config = BenchmarkConfig("turns", data="images", images=800, images_per_shard=16)
+    found = compare_in_turns(config, turn_s=0.4)
+    assert found["rounds"] >= 3
+    job, ceiling = found["programs"]["job"], found["programs"]["ceiling"]
+    assert ceiling["of_ceiling"] == [1, 1, 1]
+    share, low, high = job["of_ceiling"]
+    assert 0 < low <= share <= high
+    assert share == pytest.approx(job["images_per_s"] / ceiling["images_per_s"])
+
+
+def test_turns_on_a_gpu_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--what turns is for CPUs"):
+        BenchmarkConfig("turns", engine="torch-cuda")
 
 
 def test_peers_and_ceiling_score_the_same_images(

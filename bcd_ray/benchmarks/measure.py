@@ -62,20 +62,26 @@ def steady_rate(marks: Marks) -> float:
     return float(np.polyfit(when[middle] - when[0], done[middle], 1)[0])
 
 
-def _sample(root: int, known: set[int], usage: Usage) -> None:
-    """Add the processes that descend from `root`, or did when first seen, to `known`; add their time to `usage`."""
-    parents, cpu = dict[int, int](), dict[int, tuple[str, float]]()
+def family(root: int, known: set[int]) -> dict[int, list[str]]:
+    """By process, the fields after its name in /proc/PID/stat, of all that descend from `root` or did: see `known`.
+
+    All that are found are added to `known`, since a process stays one of the program's when its parent ends.
+    """
+    fields = dict[int, list[str]]()
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it ended meanwhile
-            fields = (path / "stat").read_text().rpartition(")")[2].split()
-            pid = int(path.name)
-            parents[pid] = int(fields[1])
-            cpu[pid] = (f"{pid}-{fields[19]}", (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND)
-    found = {root} | (known & parents.keys())
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+            fields[int(path.name)] = (path / "stat").read_text().rpartition(")")[2].split()
+    found = ({root} | known) & fields.keys()
+    while more := {pid for pid, of_pid in fields.items() if int(of_pid[1]) in found} - found:
         found |= more
     known |= found
-    usage.cpu_of.update(cpu[pid] for pid in found if pid in cpu)
+    return {pid: fields[pid] for pid in found}
+
+
+def _sample(root: int, known: set[int], usage: Usage) -> None:
+    """Add the processes of `family` to `known`, and their time to `usage`."""
+    for pid, fields in family(root, known).items():
+        usage.cpu_of[f"{pid}-{fields[19]}"] = (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND
 
 
 def _pss_gb(pid: int) -> float:

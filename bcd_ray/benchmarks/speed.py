@@ -194,26 +194,42 @@ def _peers(made: Bench) -> dict[str, Callable[[], dict[str, float]]]:
 
 
 def _peer(made: Bench, name: str, of: str | int, **environment: str) -> Callable[[], dict[str, float]]:
-    command = [sys.executable, "-m", "bcd_ray.benchmarks.peers", name, made.model, str(of), made.engine]
-
     def run() -> dict[str, float]:
-        output, usage = run_program(command, environment)
-        lines = (line.split() for line in output.splitlines())
-        return _figures([(float(when), int(done)) for when, done in lines], usage)
+        output, usage = run_program(peer_command(made, name, of), environment)
+        return _figures(marks_in(output), usage)
 
     return run
+
+
+def peer_command(made: Bench, name: str, of: str | int) -> list[str]:
+    """The command of a program of `peers`, which prints its `marks_in`."""
+    return [sys.executable, "-m", "bcd_ray.benchmarks.peers", name, made.model, str(of), made.engine]
+
+
+def marks_in(output: str) -> list[tuple[float, int]]:
+    """The clock, and the images done by then, in each line that a program of `peers` printed."""
+    return [(float(when), int(done)) for when, done in (line.split() for line in output.splitlines())]
 
 
 def run_job(made: Bench, shards: str, environment: Mapping[str, str] | None = None) -> dict[str, float]:
     """The figures of one run of jobs/score.py; the time of each unit's rows is in its rows."""
     with tempfile.TemporaryDirectory() as output:
-        options = {"--model": made.model, "--input": shards, "--output": output, "--engine": made.engine}
-        command = [sys.executable, str(_JOB), *chain.from_iterable(options.items())]
-        usage = run_program(command, environment or {})[1]
-        scored_at = pc.value_counts(ds.dataset(f"{output}/predictions").to_table(columns=["scored_at"])["scored_at"])
+        usage = run_program(job_command(made, shards, output), environment or {})[1]
+        return _figures(marks_of_job(output), usage)
+
+
+def job_command(made: Bench, shards: str, output: str) -> list[str]:
+    """The command of jobs/score.py, whose output has its `marks_of_job`."""
+    options = {"--model": made.model, "--input": shards, "--output": output, "--engine": made.engine}
+    return [sys.executable, str(_JOB), *chain.from_iterable(options.items())]
+
+
+def marks_of_job(output: str) -> list[tuple[float, int]]:
+    """The clock at which each unit's rows were there, and the images done by then."""
+    scored_at = pc.value_counts(ds.dataset(f"{output}/predictions").to_table(columns=["scored_at"])["scored_at"])
     counts = sorted((one["values"].timestamp(), one["counts"]) for one in scored_at.to_pylist())
     done = np.cumsum([count for _, count in counts]).tolist()
-    return _figures([(when, total) for (when, _), total in zip(counts, done, strict=True)], usage)
+    return [(when, total) for (when, _), total in zip(counts, done, strict=True)]
 
 
 def _figures(marks: list[tuple[float, int]], usage: Usage) -> dict[str, float]:
