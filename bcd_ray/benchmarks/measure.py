@@ -48,9 +48,14 @@ def run_program(command: Sequence[str], environment: Mapping[str, str]) -> tuple
                 usage.peak_gb = max(usage.peak_gb, sum(map(_pss_gb, known)))
                 memory_due = time.time() + _PAUSE * (time.time() - began)
     usage.wall_s = time.time() - usage.started
-    if process.returncode:
-        raise JobError(f"{' '.join(command)} ended with {process.returncode}: {errors[-500:]}")
+    check_ended(command, process.returncode, errors)
     return output, usage
+
+
+def check_ended(command: Sequence[str], code: int | None, errors: str) -> None:
+    """JobError if a program ended with another code than 0, with the end of what it wrote to standard error."""
+    if code:
+        raise JobError(f"{' '.join(command)} ended with {code}: {errors[-500:]}")
 
 
 def steady_rate(marks: Marks) -> float:

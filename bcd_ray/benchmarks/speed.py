@@ -75,8 +75,7 @@ def compare_speed(config: BenchmarkConfig) -> dict[str, Any]:
     with bench(config) as made:
         programs = _programs(made) | (_peers(made) if config.peers else {})
         if config.s3:
-            on_s3 = storage.join(config.s3, uuid4().hex)
-            pack(PackConfig(made.loose, on_s3, images_per_shard=config.images_per_shard))
+            on_s3 = pack_on_s3(made, config)
             programs["job, shards on S3"] = lambda: run_job(made, on_s3)
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
         for number in range(1, config.rounds + 1):
@@ -93,6 +92,13 @@ def compare_speed(config: BenchmarkConfig) -> dict[str, Any]:
         }
     write_found(config.output, "speed", found, _plot)
     return found
+
+
+def pack_on_s3(made: Bench, config: BenchmarkConfig) -> str:
+    """Pack the images below `config.s3` too, into a folder of their own, and return its URI."""
+    uri = storage.join(config.s3, uuid4().hex)
+    pack(PackConfig(made.loose, uri, images_per_shard=config.images_per_shard))
+    return uri
 
 
 def circumstances(config: BenchmarkConfig) -> dict[str, Any]:

@@ -14,16 +14,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
-from bcd_ray import storage
-from bcd_ray.benchmarks.measure import Marks, family
-from bcd_ray.benchmarks.speed import bench, circumstances, job_command, marks_in, marks_of_job, peer_command
-from bcd_ray.config import BenchmarkConfig, PackConfig
+from bcd_ray.benchmarks.measure import Marks, check_ended, family
+from bcd_ray.benchmarks.speed import bench, circumstances, job_command, marks_in, marks_of_job, pack_on_s3, peer_command
+from bcd_ray.config import BenchmarkConfig
 from bcd_ray.errors import JobError
-from bcd_ray.packing import pack
 from bcd_ray.runtime import say
 
 Turn = tuple[float, float]  # the clock at its start and end
@@ -42,8 +39,7 @@ def compare_in_turns(config: BenchmarkConfig, turn_s: float = _TURN_S) -> dict[s
     with bench(config) as made, tempfile.TemporaryDirectory() as name:
         inputs = {"job": made.shards}
         if config.s3:
-            inputs["job, shards on S3"] = storage.join(config.s3, uuid4().hex)
-            pack(PackConfig(made.loose, inputs["job, shards on S3"], images_per_shard=config.images_per_shard))
+            inputs["job, shards on S3"] = pack_on_s3(made, config)
         folders = {each: Path(name, str(number)) for number, each in enumerate(("ceiling", *inputs))}
         programs = {"ceiling": Program(peer_command(made, "ceiling", made.shards), folders["ceiling"])}
         for each, shards in inputs.items():
@@ -102,13 +98,13 @@ class Program:
             self._check()
             yield
         finally:
-            self._send(signal.SIGKILL)
+            _send(signal.SIGKILL, self._pids())
             self._process.wait()
 
     def run(self, seconds: float | None) -> Turn:
         """Let it run for a turn, or to its end if that comes before. JobError if it failed."""
         start = time.time()
-        self._send(signal.SIGCONT)
+        _send(signal.SIGCONT, self._pids())
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
         self._stop()
@@ -116,20 +112,22 @@ class Program:
         return start, time.time()
 
     def _check(self) -> None:
-        if self._process.returncode:
-            what = f"{' '.join(self.command)} ended with {self._process.returncode}"
-            raise JobError(f"{what}: {self._stderr.read_text()[-500:]}")
+        check_ended(self.command, self._process.returncode, self._stderr.read_text())
 
     def _stop(self) -> None:
         stopped = set[int]()
-        while more := family(self._process.pid, self._known).keys() - stopped:  # it may start one meanwhile
-            self._send(signal.SIGSTOP)
+        while more := self._pids() - stopped:  # it may start one meanwhile
+            _send(signal.SIGSTOP, more)
             stopped |= more
 
-    def _send(self, number: signal.Signals) -> None:
-        for pid in family(self._process.pid, self._known):
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+    def _pids(self) -> set[int]:
+        return set(family(self._process.pid, self._known))
+
+
+def _send(number: signal.Signals, pids: set[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def take_turns(programs: Mapping[str, Program], turn_s: float, environment: Mapping[str, str]) -> dict[str, list[Turn]]:
@@ -171,16 +169,16 @@ def ratios(turns: Mapping[str, Sequence[Turn]], marks: Mapping[str, Marks]) -> d
     for name in turns:
         done_at = _done_at_each_start(np.array(turns[name]), *np.array(marks[name]).T)
         images[name], seconds[name] = np.diff(done_at), np.diff(turns[name])[:-1, 0]
-    drawn = np.random.default_rng(0).integers(0, rounds, (_DRAWS, rounds))
+    each_once, drawn = np.arange(rounds), np.random.default_rng(0).integers(0, rounds, (_DRAWS, rounds))
 
     def rate(name: str, of: Any) -> Any:
         return images[name][of].sum(-1) / seconds[name][of].sum(-1)
 
     programs = {}
     for name in turns:
-        share = float(rate(name, np.arange(rounds)) / rate("ceiling", np.arange(rounds)))
+        speed = float(rate(name, each_once))
+        share = speed / float(rate("ceiling", each_once))
         low, high = np.quantile(rate(name, drawn) / rate("ceiling", drawn), [0.025, 0.975]).tolist()
-        speed = float(rate(name, np.arange(rounds)))
         programs[name] = {"images_per_s": speed, "of_ceiling": [share, low, high]}
         say(f"{name:20} {speed:6.1f} images/s  {share:.3f} of the ceiling ({low:.3f} to {high:.3f})")
     return {"rounds": rounds, "programs": programs}
