@@ -44,7 +44,8 @@ def _measure(config: BenchmarkConfig, images: int, images_per_shard: int, nodes:
     if nodes:
         del figures["peak_gb"], figures["cpu_s_per_1000"]  # of the driver alone: the nodes are no part of it
     asked = {"images": images, "images_per_shard": images_per_shard, "nodes": nodes or 1}
-    say("  ".join(f"{name} {value:,.5g}" for name, value in {**asked, **figures}.items()))
+    sizes = [f"{name} {count:,}" for name, count in asked.items()]
+    say("  ".join([*sizes, *(f"{name} {value:,.5g}" for name, value in figures.items())]))
     return asked | figures
 
 
