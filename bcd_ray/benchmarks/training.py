@@ -3,13 +3,14 @@
 import statistics
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pyarrow import parquet
 
 from bcd_ray.benchmarks.measure import run_program
-from bcd_ray.benchmarks.speed import bench
+from bcd_ray.benchmarks.speed import Bench, bench, marks_in, peer_command
 from bcd_ray.config import BenchmarkConfig
 from bcd_ray.runtime import say
 
@@ -27,11 +28,11 @@ def training_cost(config: BenchmarkConfig) -> dict[str, Any]:
     """
     runs = []
     with bench(config) as made, tempfile.TemporaryDirectory() as name:
-        before = _pass_s(made.model, config.images)
+        before = _pass_s(made)
         for number in range(1, config.rounds + 1):
             folder = Path(name, str(number))
             training_s = _train(made.loose, folder, "first", "0.003")
-            after = _pass_s(made.model, config.images)
+            after = _pass_s(made)
             passes = _passes(folder / "cache")
             forward_s = passes * statistics.mean([before, after])
             again_s = _train(made.loose, folder, "again", "0.002")
@@ -43,11 +44,12 @@ def training_cost(config: BenchmarkConfig) -> dict[str, Any]:
     return medians | {"ratio": [statistics.median(ratios), min(ratios), max(ratios)], "rounds": config.rounds}
 
 
-def _pass_s(model: str, images: int) -> float:
+def _pass_s(made: Bench) -> float:
     """Seconds of one bare forward pass, over twice as many as there are images."""
-    command = [sys.executable, "-m", "bcd_ray.benchmarks.peers", "forward", model, str(2 * images), "openvino"]
-    marks = [float(line.split()[0]) for line in run_program(command, {})[0].splitlines()]
-    return (marks[-1] - marks[0]) / (2 * images)
+    passes = 2 * made.images
+    output, _ = run_program(peer_command(replace(made, engine="openvino"), "forward", passes), {})
+    marks = marks_in(output)
+    return (marks[-1][0] - marks[0][0]) / passes
 
 
 def _train(data: str, folder: Path, name: str, learning_rate: str) -> float:
