@@ -164,6 +164,10 @@ def test_training_is_measured_beside_its_forward_passes(ray_cluster: None, monke
     assert 0 < found["forward_s"] < found["training_s"]
     assert found["again_s"] < found["training_s"]
     assert found["ratio"] == [pytest.approx(found["training_s"] / found["forward_s"])] * 3
+    parts = [found[f"{part}_s"] for part in ("identifying", "embedding", "fitting")]
+    assert min(parts) > 0
+    assert sum(parts) == pytest.approx(found["training_s"])
+    assert found["embedding_ratio"] == [pytest.approx(found["embedding_s"] / found["forward_s"])] * 3
 
 
 def test_a_million_images_cost_what_their_hours_do() -> None:

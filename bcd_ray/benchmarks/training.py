@@ -4,12 +4,13 @@ import statistics
 import sys
 import tempfile
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pyarrow import parquet
 
-from bcd_ray.benchmarks.measure import run_program
+from bcd_ray.benchmarks.measure import Usage, run_program
 from bcd_ray.benchmarks.speed import Bench, bench, marks_in, peer_command
 from bcd_ray.config import BenchmarkConfig
 from bcd_ray.runtime import say
@@ -21,9 +22,11 @@ def training_cost(config: BenchmarkConfig) -> dict[str, Any]:
     """Seconds, as medians over the rounds, and the ratio of each round.
 
     Returns:
-        `training_s`: of jobs/train.py with an empty cache, as a whole. `again_s`: of the next one, with another
-        learning rate. `forward_s`: of the same number of `passes` in one process that does nothing else, its start left
-        out, at the mean of its speeds before and after the training run. `ratio`: median, least and largest of training
+        `training_s`: of jobs/train.py with an empty cache, as a whole: `identifying_s` from the command until images
+        are identified, `embedding_s` from there until their views are embedded, Ray's start included, and `fitting_s`
+        from there to the end. `again_s`: of the next run, with another learning rate. `forward_s`: of the same number
+        of `passes` in one process that does nothing else, its start left out, at the mean of its speeds before and
+        after the training run. `ratio` and `embedding_ratio`: median, least and largest of training, and of embedding,
         over forward.
     """
     runs = []
@@ -31,17 +34,20 @@ def training_cost(config: BenchmarkConfig) -> dict[str, Any]:
         before = _pass_s(made)
         for number in range(1, config.rounds + 1):
             folder = Path(name, str(number))
-            training_s = _train(made.loose, folder, "first", "0.003")
+            usage = _train(made.loose, folder, "first", "0.003")
+            parts = _parts(folder / "cache", usage)
             after = _pass_s(made)
             passes = _passes(folder / "cache")
             forward_s = passes * statistics.mean([before, after])
-            again_s = _train(made.loose, folder, "again", "0.002")
-            runs.append({"training_s": training_s, "again_s": again_s, "forward_s": forward_s, "passes": passes})
+            again_s = _train(made.loose, folder, "again", "0.002").wall_s
+            runs.append(
+                {"training_s": usage.wall_s, **parts, "again_s": again_s, "forward_s": forward_s, "passes": passes}
+            )
             say(f"round {number}  " + "  ".join(f"{key} {value:,.1f}" for key, value in runs[-1].items()))
             before = after
-    ratios = [run["training_s"] / run["forward_s"] for run in runs]
     medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-    return medians | {"ratio": [statistics.median(ratios), min(ratios), max(ratios)], "rounds": config.rounds}
+    ratios = {"ratio": _ratio(runs, "training_s"), "embedding_ratio": _ratio(runs, "embedding_s")}
+    return medians | ratios | {"rounds": config.rounds}
 
 
 def _pass_s(made: Bench) -> float:
@@ -52,11 +58,27 @@ def _pass_s(made: Bench) -> float:
     return (marks[-1][0] - marks[0][0]) / passes
 
 
-def _train(data: str, folder: Path, name: str, learning_rate: str) -> float:
-    """Seconds of a training run as a whole."""
+def _ratio(runs: list[dict[str, float]], part: str) -> list[float]:
+    """Median, least and largest over the runs of a part over the bare passes."""
+    ratios = [run[part] / run["forward_s"] for run in runs]
+    return [statistics.median(ratios), min(ratios), max(ratios)]
+
+
+def _train(data: str, folder: Path, name: str, learning_rate: str) -> Usage:
+    """A training run as a whole."""
     command = [sys.executable, str(_JOB), "--data", data, "--output", str(folder / name)]
     command += ["--cache", str(folder / "cache"), "--learning-rate", learning_rate]
-    return run_program(command, {})[1].wall_s
+    return run_program(command, {})[1]
+
+
+def _parts(cache: Path, usage: Usage) -> dict[str, float]:
+    """Seconds of the parts of a run that filled this cache, by when it wrote the images, and the last of the views."""
+    identified, embedded = (
+        max(path.stat().st_mtime for path in cache.glob(f"*/{kind}/*.parquet")) for kind in ("images", "views")
+    )
+    marks = [usage.started, identified, embedded, usage.started + usage.wall_s]
+    names = ("identifying_s", "embedding_s", "fitting_s")
+    return {name: end - start for name, (start, end) in zip(names, pairwise(marks), strict=True)}
 
 
 def _passes(cache: Path) -> int:
