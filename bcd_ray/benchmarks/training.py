@@ -19,7 +19,7 @@ _JOB = Path(__file__).parents[2] / "jobs" / "train.py"
 
 
 def training_cost(config: BenchmarkConfig) -> dict[str, Any]:
-    """Seconds, as medians over the rounds, and the ratio of each round.
+    """Seconds, as medians over the rounds, and ratios with their spread over them.
 
     Returns:
         `training_s`: of jobs/train.py with an empty cache, as a whole: `identifying_s` from the command until images
@@ -34,16 +34,13 @@ def training_cost(config: BenchmarkConfig) -> dict[str, Any]:
         before = _pass_s(made)
         for number in range(1, config.rounds + 1):
             folder = Path(name, str(number))
-            usage = _train(made.loose, folder, "first", "0.003")
-            parts = _parts(folder / "cache", usage)
+            run = _parts(folder / "cache", _train(made.loose, folder, "first", "0.003"))
             after = _pass_s(made)
-            passes = _passes(folder / "cache")
-            forward_s = passes * statistics.mean([before, after])
-            again_s = _train(made.loose, folder, "again", "0.002").wall_s
-            runs.append(
-                {"training_s": usage.wall_s, **parts, "again_s": again_s, "forward_s": forward_s, "passes": passes}
-            )
-            say(f"round {number}  " + "  ".join(f"{key} {value:,.1f}" for key, value in runs[-1].items()))
+            run["passes"] = _passes(folder / "cache")
+            run["forward_s"] = run["passes"] * statistics.mean([before, after])
+            run["again_s"] = _train(made.loose, folder, "again", "0.002").wall_s
+            runs.append(run)
+            say(f"round {number}  " + "  ".join(f"{key} {value:,.1f}" for key, value in run.items()))
             before = after
     medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
     ratios = {"ratio": _ratio(runs, "training_s"), "embedding_ratio": _ratio(runs, "embedding_s")}
@@ -72,13 +69,14 @@ def _train(data: str, folder: Path, name: str, learning_rate: str) -> Usage:
 
 
 def _parts(cache: Path, usage: Usage) -> dict[str, float]:
-    """Seconds of the parts of a run that filled this cache, by when it wrote the images, and the last of the views."""
+    """Seconds of a run that filled this cache, and of its parts, by when it wrote the images and the last views."""
     identified, embedded = (
         max(path.stat().st_mtime for path in cache.glob(f"*/{kind}/*.parquet")) for kind in ("images", "views")
     )
     marks = [usage.started, identified, embedded, usage.started + usage.wall_s]
     names = ("identifying_s", "embedding_s", "fitting_s")
-    return {name: end - start for name, (start, end) in zip(names, pairwise(marks), strict=True)}
+    parts = {name: end - start for name, (start, end) in zip(names, pairwise(marks), strict=True)}
+    return {"training_s": usage.wall_s, **parts}
 
 
 def _passes(cache: Path) -> int:
