@@ -7,17 +7,19 @@ seed, so that all runs share the embeddings of the views.
 import hashlib
 from functools import cached_property
 
+import cv2
 import numpy as np
-from PIL import Image
 
 from bcd_ray.images import Pixels
 
-AUGMENTATION_VERSION = 1  # raise it when a view, here or in `shortcuts`, would have other pixels
+AUGMENTATION_VERSION = 2  # raise it when a view, here or in `shortcuts`, would have other pixels
 
 # Chosen on validation images (five seeds, five epochs): macro F1 98.2 % with these, 97.8 % with ranges twice as wide.
 BRIGHTNESS = (0.92, 1.08)  # factor on the pixel values
 ZOOM = (0.92, 1.0)  # share of the side that is kept, anchored at one of the four corners
 SHIFT = 0.03  # largest shift, as a share of the side; edge pixels fill what comes into view
+
+cv2.setNumThreads(1)  # the threads that ask for views fill the cores
 
 
 class Augmenter:
@@ -44,19 +46,21 @@ class Augmenter:
         shift = random.uniform(-SHIFT, SHIFT, size=2)
 
         height, width = self._pixels.shape[:2]
+        # Of whole pixels: OpenCV enlarges such a part in 0.2 ms, Pillow any part in 0.9.
+        rows, columns = max(1, round(height * zoom)), max(1, round(width * zoom))
         padded, margin = self._padded
-        left = margin + width * (corner[0] * (1 - zoom) + shift[0])
-        top = margin + height * (corner[1] * (1 - zoom) + shift[1])
-        box = (left, top, left + width * zoom, top + height * zoom)
-        image = padded.resize((width, height), Image.Resampling.BILINEAR, box=box)
+        left = margin + corner[0] * (width - columns) + round(width * shift[0])
+        top = margin + corner[1] * (height - rows) + round(height * shift[1])
+        part = padded[top : top + rows, left : left + columns]
+        view = cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)  # on any processor the same
         if flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            view = cv2.flip(view, 1)
         levels = np.clip(np.arange(256) * brightness, 0, 255).round().astype(np.uint8)
-        # Translated as bytes: half the time of Pillow's `point`, two thirds of numpy's `take`.
-        return np.frombuffer(image.tobytes().translate(levels.tobytes()), np.uint8).reshape(self._pixels.shape)
+        return np.asarray(cv2.LUT(view, levels), np.uint8)
 
     @cached_property
-    def _padded(self) -> tuple[Image.Image, int]:
-        """The image in a margin of its edge pixels, and how wide that is; made anew, a view takes 1.6 ms, not 1.1."""
+    def _padded(self) -> tuple[Pixels, int]:
+        """The image in a margin of its edge pixels, and how wide that is."""
         margin = int(np.ceil(SHIFT * max(self._pixels.shape[:2]))) + 1
-        return Image.fromarray(np.pad(self._pixels, ((margin, margin), (margin, margin), (0, 0)), mode="edge")), margin
+        padded = cv2.copyMakeBorder(self._pixels, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
+        return np.asarray(padded, np.uint8), margin
