@@ -280,5 +280,5 @@ def library_versions() -> dict[str, str]:
 
     from bcd_ray import __version__
 
-    names = ("ray", "torch", "openvino", "numpy", "pillow", "pyarrow", "simplejpeg")
+    names = ("ray", "torch", "openvino", "numpy", "pillow", "opencv-python-headless", "pyarrow", "simplejpeg")
     return {"bcd_ray": __version__, "python": sys.version.split()[0], **{name: version(name) for name in names}}
