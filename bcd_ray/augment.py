@@ -19,8 +19,6 @@ BRIGHTNESS = (0.92, 1.08)  # factor on the pixel values
 ZOOM = (0.92, 1.0)  # share of the side that is kept, anchored at one of the four corners
 SHIFT = 0.03  # largest shift, as a share of the side; edge pixels fill what comes into view
 
-cv2.setNumThreads(1)  # the threads that ask for views fill the cores
-
 
 class Augmenter:
     """The augmented views of one image.

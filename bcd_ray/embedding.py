@@ -10,6 +10,7 @@ from itertools import chain
 from threading import Semaphore
 from typing import Any, Self
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -184,6 +185,7 @@ class _EmbeddingActor:
 
     def __init__(self, model: Model, threads: int) -> None:
         keep_blas_to_its_thread()
+        cv2.setNumThreads(1)  # as BLAS: the actor's own threads fill its cores
         self._engine = OpenVinoEngine(model.tensors, model.preprocessing, threads)
         self._threads = EngineThreads(threads)
 
