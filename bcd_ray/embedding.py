@@ -136,7 +136,7 @@ class Embedder:
         results = ray.data.from_items(rows, override_num_blocks=min(blocks, len(rows))).map_batches(
             _EmbeddingActor,
             batch_size=None,
-            fn_constructor_args=(self._model, pool.threads),
+            fn_constructor_args=(ray.put(self._model), pool.threads),
             **pool.options(calls=_TASKS_AT_A_TIME),
         )
         try:
@@ -183,7 +183,11 @@ def _facts(known: Mapping[str, ImageFacts], data: bytes | StorageError) -> tuple
 class _EmbeddingActor:
     """Ray Data actor: rows of (uri, digest, views) to a row of `cache.VIEWS` for every view."""
 
-    def __init__(self, model: Model, threads: int) -> None:
+    def __init__(self, model_ref: Any, threads: int) -> None:
+        """`model_ref` refers to a `Model`: the arguments themselves are printed by Ray Data, tensors in 2.4 s."""
+        import ray
+
+        model: Model = ray.get(model_ref)
         keep_blas_to_its_thread()
         cv2.setNumThreads(1)  # as BLAS: the actor's own threads fill its cores
         self._engine = OpenVinoEngine(model.tensors, model.preprocessing, threads)

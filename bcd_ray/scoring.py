@@ -122,9 +122,9 @@ def _score_units(units: list[Unit], bundle: Bundle, choice: Choice, ledger: Ledg
     counts = ray.data.from_items(
         [{"unit": unit} for unit in units], override_num_blocks=count_tasks(units, pool.most, choice.on_gpu)
     ).map_batches(
-        UnitScorer,
+        _ScoringActor,
         batch_size=1,
-        fn_constructor_args=(bundle, choice.name, ledger, limits, pool.threads, start_counter()),
+        fn_constructor_args=(ray.put(bundle), choice.name, ledger, limits, pool.threads, start_counter()),
         **pool.options(calls=_UNITS_AT_A_TIME),
     )
     loose = sum(len(unit.shards) for unit in units if kind_of(unit.shards[0].uri) == "image")
@@ -151,7 +151,7 @@ def count_tasks(units: Sequence[Unit], actors: int, on_gpu: bool = False) -> int
 
 
 class UnitScorer:
-    """Ray Data actor: reads, decodes and scores units, and writes their rows; several threads may call it."""
+    """Reads, decodes and scores units, and writes their rows; several threads may call it."""
 
     def __init__(
         self, bundle: Bundle, engine: EngineName, ledger: Ledger, limits: Limits, threads: int, starts: Any
@@ -203,6 +203,16 @@ class UnitScorer:
     def _compute(self, pixels: list[Pixels]) -> _Computed:
         embeddings, logits, quality = self._engine.infer(pixels)
         return embeddings, logits, measure(pixels) if quality is None else quality
+
+
+class _ScoringActor(UnitScorer):
+    """Ray Data actor of a `UnitScorer`."""
+
+    def __init__(self, bundle_ref: Any, *others: Any) -> None:
+        """`bundle_ref` refers to a `Bundle`: the arguments themselves are printed by Ray Data, tensors in 2.4 s."""
+        import ray
+
+        super().__init__(ray.get(bundle_ref), *others)
 
 
 def _bytes_in(entry: Entry) -> int:
