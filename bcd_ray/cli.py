@@ -1,5 +1,6 @@
 """From a command line to a configuration, and from an outcome to an exit code."""
 
+import gc
 import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
@@ -21,3 +22,5 @@ def run(config_type: type[_Config], main: Callable[[_Config], int]) -> NoReturn:
     except KeyboardInterrupt:
         print("error: interrupted; the same command goes on where it was", file=sys.stderr)
         sys.exit(EXIT_FAILED)
+    finally:
+        gc.freeze()  # Python's last collection, through all that Ray and Matplotlib leave, takes a second

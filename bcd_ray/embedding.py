@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from threading import Semaphore
 from typing import Any, Self
 
 import cv2
@@ -32,9 +31,9 @@ from bcd_ray.threads import EngineThreads, in_chunks, keep_blas_to_its_thread, m
 _VIEWS_PER_TASK = 256  # a second of two cores
 _TASKS_AT_A_TIME = 2  # of an actor: while one reads its first images, the other keeps the cores busy
 _READERS = 16  # threads of the driver that read images
-_IMAGES_AT_A_TIME = 16  # that each reads before it decodes them: one by one takes a quarter longer
-_BYTES_AT_A_TIME = 1 << 20  # after which it stops reading, so that large images are one at a time
-_DECODING = Semaphore(2)  # that it decodes at a time: 16 take a quarter longer, waiting for the lock of Python
+_DECODERS = 2  # that decode them: more wait for the lock of Python
+_IMAGES_AT_A_TIME = 16  # that each takes: one by one takes a quarter longer
+_BYTES_AT_A_TIME = 1 << 20  # after which it takes no more, so that large images are one at a time
 _ALTERED = {**SHORTCUT_VIEWS, **SPOILT}
 _MEASURED = {"0", *SPOILT}  # views whose quality somebody asks for
 Embeddings = npt.NDArray[np.float32]
@@ -76,9 +75,10 @@ class Embedder:
 
     def __enter__(self) -> Self:
         known = self._cache.images()
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(_DECODERS) as decoders:
             chunks = in_chunks(self._images, _IMAGES_AT_A_TIME, lambda image: image.stored.size, _BYTES_AT_A_TIME)
-            found = map_ahead(pool, partial(_identify, known), chunks, ahead=2 * _READERS)
+            contents = map_ahead(readers, _read, chunks, ahead=2 * _READERS)
+            found = map_ahead(decoders, partial(_identify, known), contents, ahead=2 * _DECODERS)
             digests, facts = zip(*chain.from_iterable(found), strict=True)
         self._cache.add_images(
             {digest: each for digest, each in zip(digests, facts, strict=True) if digest and digest not in known}
@@ -154,18 +154,22 @@ def _unit(views: Sequence[int | str]) -> str:
     return "views" if len(views) > 1 else "images"
 
 
-def _identify(known: Mapping[str, ImageFacts], images: Sequence[LabelledImage]) -> list[tuple[str, ImageFacts]]:
-    """Of each image the sha256 of its bytes, "" if it could not be read, and what is known of it."""
-    contents = [_read(image.stored.uri) for image in images]
-    with _DECODING:
-        return [_facts(known, content) for content in contents]
+def _read(images: Sequence[LabelledImage]) -> list[bytes | StorageError]:
+    return [_content(image.stored.uri) for image in images]
 
 
-def _read(uri: str) -> bytes | StorageError:
+def _content(uri: str) -> bytes | StorageError:
     try:
         return storage.read_bytes(uri)
     except StorageError as error:
         return error
+
+
+def _identify(
+    known: Mapping[str, ImageFacts], contents: Sequence[bytes | StorageError]
+) -> list[tuple[str, ImageFacts]]:
+    """Of each image the sha256 of its bytes, "" if it could not be read, and what is known of it."""
+    return [_facts(known, content) for content in contents]
 
 
 def _facts(known: Mapping[str, ImageFacts], data: bytes | StorageError) -> tuple[str, ImageFacts]:
