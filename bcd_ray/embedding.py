@@ -77,7 +77,7 @@ class Embedder:
         known = self._cache.images()
         with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(_DECODERS) as decoders:
             chunks = in_chunks(self._images, _IMAGES_AT_A_TIME, lambda image: image.stored.size, _BYTES_AT_A_TIME)
-            contents = map_ahead(readers, _read, chunks, ahead=2 * _READERS)
+            contents = map_ahead(readers, _read, chunks, ahead=_READERS)  # else large images fill memory
             found = map_ahead(decoders, partial(_identify, known), contents, ahead=2 * _DECODERS)
             digests, facts = zip(*chain.from_iterable(found), strict=True)
         self._cache.add_images(
