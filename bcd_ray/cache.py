@@ -39,7 +39,7 @@ IMAGES = pa.schema(
     ]
 )
 # What a view has a row of numbers of: their type, how many, and what stands for none. `quality` is what
-# `quality.measure` says of it, none of augmented views; `background` what `shortcuts.background_colour` says of view 0.
+# `quality.measure` says of it, none of augmented views; `background` what `shortcuts.Reducer` says of view 0.
 NUMBERS = {
     "quality": (np.float32, len(MEASURES), np.nan),
     "background": (np.uint8, 3, 0),
@@ -66,12 +66,12 @@ class ViewTable:
     """Views of u different images, filled from the cache and from what is computed.
 
     Attributes:
-        numbers: (v, u, count) of each of `NUMBERS`.
+        numbers: (v, u + 1, count) of each of `NUMBERS`; the last place is that of an image that could not be read.
         lacking: (v, u) which views are wanted and not there yet; none at first.
     """
 
     def __init__(self, digests: list[str], views: list[str]) -> None:
-        self.numbers = none_of((len(views), len(digests)))
+        self.numbers = none_of((len(views), len(digests) + 1))
         self.lacking = np.zeros((len(views), len(digests)), bool)
         self.place = {digest: place for place, digest in enumerate(digests)}
         self._views = {view: number for number, view in enumerate(views)}
@@ -166,7 +166,11 @@ def _read(folder: str, name: str) -> pa.Table | None:
 
 def none_of(shape: tuple[int, ...]) -> dict[str, npt.NDArray[Any]]:
     """(*shape, count) of each of `NUMBERS`, filled with what stands for none."""
-    return {name: np.full((*shape, count), none, kind) for name, (kind, count, none) in NUMBERS.items()}
+    return {
+        # Zeros cost nothing before they are read: 100 MB of embeddings, written, took 0.2 s of a training run.
+        name: np.full((*shape, count), none, kind) if none else np.zeros((*shape, count), kind)
+        for name, (kind, count, none) in NUMBERS.items()
+    }
 
 
 def to_rows(columns: dict[str, Any]) -> pa.Table:

@@ -1,7 +1,7 @@
 """Labelled images to embeddings: what the cache lacks is read, decoded, augmented and embedded through Ray Data."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from bcd_ray.model import Model
 from bcd_ray.perceptual import perceptual_hash
 from bcd_ray.quality import measure
 from bcd_ray.runtime import Progress, actor_pool, ray_session, say
-from bcd_ray.shortcuts import SHORTCUT_VIEWS, background_colour
+from bcd_ray.shortcuts import SHORTCUT_VIEWS, Reducer
 from bcd_ray.spoiling import SPOILT
 from bcd_ray.threads import EngineThreads, in_chunks, keep_blas_to_its_thread, map_ahead
 
@@ -34,7 +34,6 @@ _READERS = 16  # threads of the driver that read images
 _DECODERS = 2  # that decode them: more wait for the lock of Python
 _IMAGES_AT_A_TIME = 16  # that each takes: one by one takes a quarter longer
 _BYTES_AT_A_TIME = 1 << 20  # after which it takes no more, so that large images are one at a time
-_ALTERED = {**SHORTCUT_VIEWS, **SPOILT}
 _MEASURED = {"0", *SPOILT}  # views whose quality somebody asks for
 Embeddings = npt.NDArray[np.float32]
 
@@ -107,8 +106,10 @@ class Embedder:
         usable = [index for index, error in enumerate(self.identified.errors) if error is None]
         sources = {self.identified.digests[index]: self._images[index] for index in usable}
         table = ViewTable(list(sources), [str(view) for view in views])
-        places = np.array([table.place[self.identified.digests[index]] for index in usable], np.int64)
-        for index, place in zip(usable, places, strict=True):  # some images may have the same content
+        places = np.full(len(self._images), len(sources))
+        for index in usable:
+            place = places[index] = table.place[self.identified.digests[index]]
+            # Some images may have the same content.
             table.lacking[:, place] |= True if wanted is None else wanted[:, index]
         total = int(table.lacking.sum())
         self._cache.fill(table)
@@ -118,9 +119,7 @@ class Embedder:
         if rest:
             self._stack.enter_context(ray_session())
             self._compute(table, sources, Progress("embedding", rest, _unit(views)))
-        found = none_of((len(views), len(self._images)))
-        for name, values in table.numbers.items():
-            found[name][:, usable] = values[:, places]
+        found = {name: values[:, places] for name, values in table.numbers.items()}
         return Embedded(found["embedding"], found["quality"], found["background"])
 
     def _compute(self, table: ViewTable, sources: dict[str, LabelledImage], progress: Progress) -> None:
@@ -204,21 +203,18 @@ class _EmbeddingActor:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _embed(self, sources: list[tuple[str, str, Sequence[str]]]) -> dict[str, Any]:
-        views = [(digest, view) for _, digest, of_image in sources for view in of_image]
-        pixels = [each for uri, digest, of_image in sources for each in _render(uri, digest, of_image)]
+        rendered = chain.from_iterable(_render(*source) for source in sources)
+        digests, views, pixels, backgrounds = zip(*rendered, strict=True)
         numbers = none_of((len(views),))
-        if measured := [row for row, (_, view) in enumerate(views) if view in _MEASURED]:
+        if measured := [row for row, view in enumerate(views) if view in _MEASURED]:
             numbers["quality"][measured] = measure([pixels[row] for row in measured])
-        for row, (_, view) in enumerate(views):
-            if view == "0":
-                numbers["background"][row] = background_colour(pixels[row])
+        numbers["background"][:] = backgrounds
         numbers["embedding"] = self._engine.infer(pixels).embeddings
-        names = {"digest": [digest for digest, _ in views], "view": [view for _, view in views]}
-        return numbers | {name: np.array(values, object) for name, values in names.items()}
+        return numbers | {"digest": np.array(digests, object), "view": np.array(views, object)}
 
 
-def _render(uri: str, digest: str, views: Sequence[str]) -> list[Pixels]:
-    """The views of an image that was identified before."""
+def _render(uri: str, digest: str, views: Sequence[str]) -> Iterator[tuple[str, str, Pixels, tuple[int, ...]]]:
+    """Of each view of an image that was identified before its digest, view and pixels; of view 0 the background too."""
     try:
         data = storage.read_bytes(uri)
     except StorageError as error:
@@ -226,5 +222,12 @@ def _render(uri: str, digest: str, views: Sequence[str]) -> list[Pixels]:
     decoded = decode(data, Limits()) if hashlib.sha256(data).hexdigest() == digest else None
     if not isinstance(decoded, Decoded):
         raise JobError(f"{uri} changed while the job ran (other bytes)")
-    augmenter = Augmenter(decoded.pixels, digest)
-    return [_ALTERED[view](decoded.pixels) if view in _ALTERED else augmenter.view(int(view)) for view in views]
+    augmenter, reducer = Augmenter(decoded.pixels, digest), Reducer(decoded.pixels)
+    for view in views:
+        if view in SHORTCUT_VIEWS:
+            pixels = SHORTCUT_VIEWS[view](reducer)
+        elif view in SPOILT:
+            pixels = SPOILT[view](decoded.pixels)
+        else:
+            pixels = augmenter.view(int(view))
+        yield digest, view, pixels, reducer.background if view == "0" else (0, 0, 0)

@@ -8,6 +8,7 @@ neighbours vote (random split, balanced accuracy 77.1 %; on the backbone's embed
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -23,42 +24,49 @@ _MARGIN = 9  # side in pixels of the square about each stained pixel that is bla
 _NEIGHBOURS = 15
 
 
-def background_colour(pixels: Pixels) -> tuple[int, ...]:
-    """Red, green and blue of an image's background, 0 to 255.
+class Reducer:
+    """The reduced views of one image (H, W, 3) uint8, and the colour of its background."""
 
-    The median colour of the quarter that is brightest in green, which stain takes up most.
-    """
-    image = Image.fromarray(pixels)
-    green = image.getchannel("G")
-    greens = np.cumsum(green.histogram())
-    least = int(np.searchsorted(greens, math.ceil(0.75 * (greens[-1] - 1)), side="right"))
-    brightest = green.point([0] * least + [255] * (256 - least))
-    counts = np.array(image.histogram(brightest)).reshape(3, 256).cumsum(axis=1)
-    total = counts[0, -1]
-    middle = [(counts <= rank).sum(axis=1) for rank in ((total - 1) // 2, total // 2)]
-    return tuple((sum(middle) // 2).tolist())
+    def __init__(self, pixels: Pixels) -> None:
+        self._pixels = pixels
+
+    @cached_property
+    def background(self) -> tuple[int, ...]:
+        """Red, green and blue of the background, 0 to 255.
+
+        The median colour of the quarter that is brightest in green, which stain takes up most.
+        """
+        image = Image.fromarray(self._pixels)
+        green = image.getchannel("G")
+        greens = np.cumsum(green.histogram())
+        least = int(np.searchsorted(greens, math.ceil(0.75 * (greens[-1] - 1)), side="right"))
+        brightest = green.point([0] * least + [255] * (256 - least))
+        counts = np.array(image.histogram(brightest)).reshape(3, 256).cumsum(axis=1)
+        total = counts[0, -1]
+        middle = [(counts <= rank).sum(axis=1) for rank in ((total - 1) // 2, total // 2)]
+        return tuple((sum(middle) // 2).tolist())
+
+    def corners(self) -> Pixels:
+        """The four corners, moved together and enlarged to the image's size."""
+        height, width = self._pixels.shape[:2]
+        down, right = round(_CORNER * height), round(_CORNER * width)
+        halves = self._pixels[:down], self._pixels[-down:]
+        together = np.vstack([np.hstack([rows[:, :right], rows[:, -right:]]) for rows in halves])
+        enlarged = cv2.resize(together, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
+        return np.asarray(enlarged, np.uint8)
+
+    def cells_blanked(self) -> Pixels:
+        """The image with everything stained, white cells, red cells and platelets, in the colour of the background."""
+        stained = (self._pixels[..., 1] < _UNSTAINED * self.background[1]).view(np.uint8)
+        kept = 1 - cv2.dilate(stained, np.ones((_MARGIN, _MARGIN), np.uint8))
+        blank = np.array(Image.new("RGB", self._pixels.shape[1::-1], self.background))
+        return np.asarray(cv2.copyTo(self._pixels, kept, blank), np.uint8)
 
 
-def corners(pixels: Pixels) -> Pixels:
-    """The four corners, moved together and enlarged to the image's size."""
-    height, width = pixels.shape[:2]
-    down, right = round(_CORNER * height), round(_CORNER * width)
-    top, bottom = (np.hstack([rows[:, :right], rows[:, -right:]]) for rows in (pixels[:down], pixels[-down:]))
-    together = np.vstack([top, bottom])
-    enlarged = cv2.resize(together, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
-    return np.asarray(enlarged, np.uint8)
-
-
-def cells_blanked(pixels: Pixels) -> Pixels:
-    """The image with everything stained, white cells, red cells and platelets, in the colour of the background."""
-    background = background_colour(pixels)
-    stained = (pixels[..., 1] < _UNSTAINED * background[1]).view(np.uint8)
-    kept = 1 - cv2.dilate(stained, np.ones((_MARGIN, _MARGIN), np.uint8))
-    blank = np.array(Image.new("RGB", (pixels.shape[1], pixels.shape[0]), background))
-    return np.asarray(cv2.copyTo(pixels, kept, blank), np.uint8)
-
-
-SHORTCUT_VIEWS: dict[str, Callable[[Pixels], Pixels]] = {"corners": corners, "cells_blanked": cells_blanked}
+SHORTCUT_VIEWS: dict[str, Callable[[Reducer], Pixels]] = {
+    "corners": Reducer.corners,
+    "cells_blanked": Reducer.cells_blanked,
+}
 
 
 def neighbours_vote(

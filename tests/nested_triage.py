@@ -25,7 +25,6 @@ from bcd_ray.config import EvaluateConfig
 from bcd_ray.dataset import list_labelled, listed_layout
 from bcd_ray.embedding import Embedder
 from bcd_ray.head import FitConfig, fit
-from bcd_ray.labels import CLASSES
 from bcd_ray.model import pretrained
 from bcd_ray.report import automatic_words
 from bcd_ray.splits import Fold, Layout, Rules, clusters, cross_validate
@@ -80,8 +79,8 @@ def try_on(images: Images, fold: Fold, rules: Rules, config: FitConfig) -> list[
     layout, views = images.layout.of(fold.train), images.views[:, fold.train]
     test, truth = images.views[0, fold.test], images.layout.labels[fold.test]
     logits = fit(views, layout.labels, config).logits(test)
-    distances = triage.fit_distance(views[0], layout.labels, len(CLASSES)).distances(test)
-    held_out, drawn_whole = predict_held_out(views, layout, rules, config), clusters(layout, rules.block)
+    *held_out, model = predict_held_out(views, layout, rules, config)
+    distances, drawn_whole = model.distances(test), clusters(layout, rules.block)
     results = []
     for name, share, margin in CANDIDATES:
         with (

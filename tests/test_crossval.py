@@ -18,7 +18,7 @@ from bcd_ray.errors import ConfigError
 from bcd_ray.label_check import check_labels, disputed
 from bcd_ray.labels import CLASSES
 from bcd_ray.report import NOT_FOR_DIAGNOSIS, SYNTHETIC
-from bcd_ray.shortcuts import SHORTCUT_VIEWS, background_colour, neighbours_vote
+from bcd_ray.shortcuts import SHORTCUT_VIEWS, Reducer, neighbours_vote
 from bcd_ray.spread import point_figures
 from bcd_ray.synthetic import draw_smear
 
@@ -152,7 +152,8 @@ def test_neighbours_vote_the_same_in_any_order() -> None:
 @pytest.mark.parametrize("class_index", range(4))
 def test_shortcuts_show_no_cell(class_index: int) -> None:
     smear = draw_smear(class_index, seed=3)
-    background, corners, blanked = background_colour(smear), *(view(smear) for view in SHORTCUT_VIEWS.values())
+    reducer = Reducer(smear)
+    background, corners, blanked = reducer.background, *(view(reducer) for view in SHORTCUT_VIEWS.values())
     for view in (corners, blanked):
         assert view.shape == smear.shape
         assert view.dtype == np.uint8
@@ -160,8 +161,8 @@ def test_shortcuts_show_no_cell(class_index: int) -> None:
     assert blanked[..., 1].min() > 0.9 * background[1]
     other = smear.copy()
     other[60:164, 60:164] = 0  # the middle is not looked at
-    np.testing.assert_array_equal(SHORTCUT_VIEWS["corners"](other), corners)
-    np.testing.assert_allclose(background_colour(other), background, atol=2)  # of 255
+    np.testing.assert_array_equal(Reducer(other).corners(), corners)
+    np.testing.assert_allclose(Reducer(other).background, background, atol=2)  # of 255
 
 
 @pytest.mark.parametrize(
