@@ -57,11 +57,12 @@ class DistanceModel:
 
 def fit_distance(embeddings: Floats, labels: Labels, classes: int) -> DistanceModel:
     """The distance model of embeddings (n, 1280); a class without images is far from everything."""
-    scaled = _of_length_one(embeddings)
-    means = np.full((classes, scaled.shape[1]), 1e3)
+    within = _of_length_one(embeddings)
+    means = np.full((classes, within.shape[1]), 1e3)
     for label in np.unique(labels):
-        means[label] = scaled[labels == label].mean(axis=0)
-    within = np.subtract(scaled, means[labels], out=scaled)  # of 100,000 images a copy is 1 GB
+        own = labels == label
+        means[label] = within[own].mean(axis=0)
+        within[own] -= means[label]  # in place: of 100,000 images a copy is 1 GB
     # Of fewer images than dimensions, their own products hold the same variances: of 50 images in 3 ms, not 340.
     few = len(within) < within.shape[1]
     variances, directions = np.linalg.eigh((within @ within.T if few else within.T @ within) / len(within))
