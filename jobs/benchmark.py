@@ -2,8 +2,8 @@
 
 import json
 
+from bcd_ray.benchmarks.config import BenchmarkConfig
 from bcd_ray.cli import run
-from bcd_ray.config import BenchmarkConfig
 from bcd_ray.errors import EXIT_OK
 
 

@@ -4,19 +4,19 @@ Or measure the settings: `python jobs/evaluate.py --cross-validate --data URI --
 """
 
 from bcd_ray.cli import run
-from bcd_ray.config import EvaluateConfig
 from bcd_ray.errors import EXIT_OK
+from bcd_ray.evaluation.config import EvaluateConfig
 
 
 def main(config: EvaluateConfig) -> int:
     if config.cross_validate:
-        from bcd_ray.crossval import format_validation, validate
+        from bcd_ray.evaluation.cross_validation import format_validation, validate
 
         metrics = validate(config)
         print(format_validation(metrics))
     else:
-        from bcd_ray.evaluation import evaluate
-        from bcd_ray.metrics import format_metrics
+        from bcd_ray.evaluation.job import evaluate
+        from bcd_ray.metrics.classification import format_metrics
 
         metrics = evaluate(config)
         print(format_metrics(metrics))

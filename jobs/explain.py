@@ -1,12 +1,12 @@
 """Show where the evidence lies: `python jobs/explain.py --model DIR --scores OUTPUT --output DIR`, or `--input URI`."""
 
 from bcd_ray.cli import run
-from bcd_ray.config import ExplainConfig
 from bcd_ray.errors import EXIT_OK
+from bcd_ray.evaluation.config import ExplainConfig
 
 
 def main(config: ExplainConfig) -> int:
-    from bcd_ray.explaining import explain
+    from bcd_ray.evaluation.explaining import explain
 
     result = explain(config)
     print(f"{len(result['images'])} heat maps written to {config.output}, {len(result['left_out'])} images left out")

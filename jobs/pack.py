@@ -1,12 +1,12 @@
 """Pack loose images into shards: `python jobs/pack.py --input URI --output URI --format tar`."""
 
+from bcd_ray.archives.config import PackConfig
 from bcd_ray.cli import run
-from bcd_ray.config import PackConfig
 from bcd_ray.errors import EXIT_OK, EXIT_UNSCORED
 
 
 def main(config: PackConfig) -> int:
-    from bcd_ray.packing import pack
+    from bcd_ray.archives.packing import pack
 
     packed = pack(config)
     print(f"{packed.images:,} images packed into {packed.shards:,} shards in {config.output}")

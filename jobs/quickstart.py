@@ -1,13 +1,32 @@
 """The whole path on drawn, synthetic smears, in some two minutes: `python jobs/quickstart.py`."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
+from bcd_ray.archives.config import PackConfig
 from bcd_ray.cli import run
-from bcd_ray.config import EvaluateConfig, PackConfig, QuickstartConfig, ScoreConfig, TrainConfig
+from bcd_ray.config import at_least, normalize
 from bcd_ray.errors import EXIT_OK, ConfigError
+from bcd_ray.evaluation.config import EvaluateConfig
+from bcd_ray.learning.config import TrainConfig
+from bcd_ray.scoring.config import ScoreConfig
 
 MARK = ".bcd_ray_quickstart"
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """Draw a synthetic archive, train, evaluate, pack, score: the whole path in some two minutes."""
+
+    output: str = "quickstart"
+    """Folder for everything the quickstart writes; emptied at each run."""
+    images_per_class: int = 60
+    """Synthetic smears to draw for each of the four classes."""
+
+    def __post_init__(self) -> None:
+        normalize(self, "output")
+        at_least(self, 10, "images_per_class")
 
 
 def main(config: QuickstartConfig) -> int:
@@ -15,13 +34,14 @@ def main(config: QuickstartConfig) -> int:
     labelled, rest, shards = folder / "synthetic" / "labelled", folder / "synthetic" / "rest", folder / "shards"
     model, evaluation, scores = folder / "model", folder / "evaluation", folder / "scores"
 
-    from bcd_ray.evaluation import evaluate
-    from bcd_ray.metrics import format_metrics
-    from bcd_ray.packing import pack
-    from bcd_ray.runtime import ray_session, say
-    from bcd_ray.scoring import score
-    from bcd_ray.synthetic import write_synthetic_archive
-    from bcd_ray.training import train
+    from bcd_ray.archives.packing import pack
+    from bcd_ray.evaluation.job import evaluate
+    from bcd_ray.learning.job import train
+    from bcd_ray.learning.synthetic import write_synthetic_archive
+    from bcd_ray.metrics.classification import format_metrics
+    from bcd_ray.progress import say
+    from bcd_ray.runtime import ray_session
+    from bcd_ray.scoring.job import score
 
     say("1/5  drawing synthetic smears")
     write_synthetic_archive(labelled, config.images_per_class, seed=0)

@@ -1,13 +1,13 @@
 """Score an archive: `python jobs/score.py --model DIR --input URI [URI ...] --output URI`."""
 
 from bcd_ray.cli import run
-from bcd_ray.config import ScoreConfig
 from bcd_ray.errors import EXIT_OK, EXIT_UNSCORED
+from bcd_ray.scoring.config import ScoreConfig
 
 
 def main(config: ScoreConfig) -> int:
-    from bcd_ray.ledger import unscored
-    from bcd_ray.scoring import score
+    from bcd_ray.scoring.job import score
+    from bcd_ray.scoring.ledger import unscored
 
     outcome = score(config)
     if outcome.manifest is None:

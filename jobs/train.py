@@ -1,14 +1,14 @@
 """Train the classifier on a folder per class: `python jobs/train.py --data URI --output DIR`."""
 
 from bcd_ray.cli import run
-from bcd_ray.config import TrainConfig
 from bcd_ray.errors import EXIT_OK
+from bcd_ray.learning.config import TrainConfig
 
 
 def main(config: TrainConfig) -> int:
-    from bcd_ray.metrics import format_metrics
-    from bcd_ray.report import audit_words
-    from bcd_ray.training import train
+    from bcd_ray.learning.job import train
+    from bcd_ray.metrics.classification import format_metrics
+    from bcd_ray.reports.report import audit_words
 
     metrics = train(config)
     print(format_metrics(metrics))

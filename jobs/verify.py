@@ -1,12 +1,12 @@
 """Check what was published: `python jobs/verify.py --output URI`."""
 
 from bcd_ray.cli import run
-from bcd_ray.config import VerifyConfig
 from bcd_ray.errors import EXIT_FAILED, EXIT_OK
+from bcd_ray.scoring.config import VerifyConfig
 
 
 def main(config: VerifyConfig) -> int:
-    from bcd_ray.verification import clear_leftovers, verify
+    from bcd_ray.scoring.verification import clear_leftovers, verify
 
     problems = verify(config.output)
     for problem in problems:

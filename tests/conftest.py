@@ -126,7 +126,7 @@ def ray_cluster(s3: str) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def synthetic_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder per class with drawn smears; only to be read."""
-    from bcd_ray.synthetic import write_synthetic_archive
+    from bcd_ray.learning.synthetic import write_synthetic_archive
 
     folder = tmp_path_factory.mktemp("synthetic") / "smears"
     write_synthetic_archive(folder, IMAGES_PER_CLASS)
@@ -136,8 +136,8 @@ def synthetic_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bundle(ray_cluster: None, synthetic_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model trained on the synthetic archive; only to be read."""
-    from bcd_ray.config import TrainConfig
-    from bcd_ray.training import train
+    from bcd_ray.learning.config import TrainConfig
+    from bcd_ray.learning.job import train
 
     output = tmp_path_factory.mktemp("models") / "model"
     train(TrainConfig(data=str(synthetic_archive), output=str(output), augmented_views=1, epochs=5))

@@ -19,17 +19,18 @@ from unittest.mock import patch
 import numpy as np
 import tyro
 
-from bcd_ray import calibration, quality, triage
-from bcd_ray.calibration import Mask, risk_interval
-from bcd_ray.config import EvaluateConfig
-from bcd_ray.dataset import list_labelled, listed_layout
-from bcd_ray.embedding import Embedder
-from bcd_ray.head import FitConfig, fit
-from bcd_ray.model import pretrained
-from bcd_ray.report import automatic_words
-from bcd_ray.splits import Fold, Layout, Rules, clusters, cross_validate
-from bcd_ray.thresholds import RISK, choose_limits, inner_folds, predict_held_out
-from bcd_ray.training import lay_out
+from bcd_ray.evaluation.config import EvaluateConfig
+from bcd_ray.learning.dataset import list_labelled, listed_layout
+from bcd_ray.learning.embedding import Embedder
+from bcd_ray.learning.head import FitConfig, fit
+from bcd_ray.learning.layout import lay_out
+from bcd_ray.learning.splits import Fold, Layout, Rules, clusters, cross_validate
+from bcd_ray.learning.thresholds import RISK, choose_limits, inner_folds, predict_held_out
+from bcd_ray.metrics import calibration
+from bcd_ray.metrics.calibration import Mask, risk_interval
+from bcd_ray.model import quality, triage
+from bcd_ray.model.bundle import pretrained
+from bcd_ray.reports.report import automatic_words
 
 CERTAINTIES = {
     "probability": lambda probabilities, _: probabilities.max(axis=1),

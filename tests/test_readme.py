@@ -6,11 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from bcd_ray import config, schema
+from bcd_ray.archives import config as archives
+from bcd_ray.benchmarks import config as benchmarks
+from bcd_ray.evaluation import config as evaluation
+from bcd_ray.learning import config as learning
+from bcd_ray.scoring import config as scoring
+from bcd_ray.scoring import schema
+from jobs import quickstart
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
-    name: each for name, each in vars(config).items() if name.endswith("Config") and dataclasses.is_dataclass(each)
+    name: each
+    for module in (archives, benchmarks, evaluation, learning, scoring, quickstart)
+    for name, each in vars(module).items()
+    if name.endswith("Config") and dataclasses.is_dataclass(each)
 }
 
 

@@ -1,1 +1,4 @@
-"""What can be claimed of speed, each claim measured by one command: `jobs/benchmark.py`."""
+"""What can be claimed, measured side by side.
+
+Public: `speed.compare_speed`, `turns.compare_in_turns`, `growth.growth`, `training.training_cost`.
+"""

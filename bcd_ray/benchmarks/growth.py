@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bcd_ray.benchmarks.config import BenchmarkConfig
 from bcd_ray.benchmarks.speed import bench, circumstances, run_job, write_found
-from bcd_ray.config import BenchmarkConfig
-from bcd_ray.runtime import say
+from bcd_ray.progress import say
 
 _LEAST_IMAGES = 2_000  # of a measurement of shard sizes: fewer are over before the rate is steady
 

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from bcd_ray import storage
-from bcd_ray.config import BenchmarkConfig, PackConfig
-from bcd_ray.images import Limits
-from bcd_ray.isolation import start_counter
-from bcd_ray.ledger import Ledger
-from bcd_ray.model import EMBEDDING_SIZE, Bundle, pretrained
-from bcd_ray.packing import pack
-from bcd_ray.runtime import ray_session, say
-from bcd_ray.scoring import UnitScorer
+from bcd_ray.archives.config import PackConfig
+from bcd_ray.archives.images import Limits
+from bcd_ray.archives.packing import pack
+from bcd_ray.benchmarks.config import BenchmarkConfig
+from bcd_ray.learning.synthetic import write_synthetic_archive
+from bcd_ray.model.bundle import EMBEDDING_SIZE, Bundle, pretrained
+from bcd_ray.model.triage import Triage
+from bcd_ray.progress import say
+from bcd_ray.runtime import ray_session
+from bcd_ray.scoring.attempts import start_counter
+from bcd_ray.scoring.ledger import Ledger
+from bcd_ray.scoring.worker import UnitScorer
 from bcd_ray.storage import StoredObject
-from bcd_ray.synthetic import write_synthetic_archive
-from bcd_ray.triage import Triage
 
 IMAGES_PER_UNIT = 512
 _PLANS = (("loose images", "jpg", 1_000_000), ("tar shards", "tar", 100_000))

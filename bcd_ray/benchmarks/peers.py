@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bcd_ray.engine import EngineName
+from bcd_ray.model.engines.base import EngineName
 from bcd_ray.threads import in_chunks
 
 Done = tuple[float, int]  # when a batch was done, and how many images it had
@@ -83,9 +83,9 @@ def ray_pattern(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
 
 def ceiling(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
     """One process without Ray: the same engine, JPEGs decoded in threads, and nothing else."""
-    from bcd_ray.engine import open_engine
-    from bcd_ray.images import Decoded, Limits, decode
-    from bcd_ray.model import load_bundle
+    from bcd_ray.archives.images import Decoded, Limits, decode
+    from bcd_ray.model.bundle import load_bundle
+    from bcd_ray.model.choice import open_engine
     from bcd_ray.threads import EngineThreads
 
     def score(chunk: list[bytes]) -> int:
@@ -104,7 +104,7 @@ def decoding(bundle: str, folder: str, engine: EngineName) -> Iterator[Done]:
 
 
 def _decode_shard(path: str) -> list[Done]:
-    from bcd_ray.images import Limits, decode
+    from bcd_ray.archives.images import Limits, decode
 
     return [(time.time(), len([decode(data, Limits()) for data in some])) for some in in_chunks(_members(path), _BATCH)]
 
@@ -118,9 +118,9 @@ def forward(bundle: str, images: str, engine: EngineName) -> Iterator[Done]:
 
 
 def _forward(bundle: str, images: int, engine: EngineName, cores: int) -> list[Done]:
-    from bcd_ray.engine import open_engine
-    from bcd_ray.images import SIZE
-    from bcd_ray.model import load_bundle
+    from bcd_ray.archives.images import SIZE
+    from bcd_ray.model.bundle import load_bundle
+    from bcd_ray.model.choice import open_engine
     from bcd_ray.threads import EngineThreads
 
     network = open_engine(engine, load_bundle(bundle), cores)
@@ -156,7 +156,7 @@ def _torch_network(bundle: str) -> Any:
     from torchvision.models import mobilenet_v2
 
     network = mobilenet_v2(num_classes=4)
-    from bcd_ray.model import load_bundle
+    from bcd_ray.model.bundle import load_bundle
 
     tensors = dict(load_bundle(bundle).model.tensors)
     tensors["classifier.1.weight"], tensors["classifier.1.bias"] = tensors.pop("head.weight"), tensors.pop("head.bias")

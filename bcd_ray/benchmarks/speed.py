@@ -22,21 +22,24 @@ import pyarrow.dataset as ds
 from PIL import Image
 
 from bcd_ray import storage
-from bcd_ray.archive import read_shard
+from bcd_ray.archives.config import PackConfig
+from bcd_ray.archives.images import Decoded, Limits, decode
+from bcd_ray.archives.packing import pack
+from bcd_ray.archives.shards import read_shard
+from bcd_ray.benchmarks.config import BenchmarkConfig
 from bcd_ray.benchmarks.measure import Usage, run_program, steady_rate
-from bcd_ray.config import BenchmarkConfig, PackConfig
-from bcd_ray.dataset import LabelledImage, list_labelled, read_pixels
-from bcd_ray.engine import EngineName, OpenVinoEngine, open_engine
 from bcd_ray.errors import ConfigError
-from bcd_ray.head import FitConfig, fit
-from bcd_ray.images import Decoded, Limits, decode
-from bcd_ray.ledger import Ledger
-from bcd_ray.model import EMBEDDING_SIZE, Model, load_bundle, pretrained, save_bundle
-from bcd_ray.packing import pack
-from bcd_ray.runtime import say
-from bcd_ray.scoring import UnitScorer
-from bcd_ray.synthetic import draw_smear
-from bcd_ray.triage import Triage
+from bcd_ray.learning.dataset import LabelledImage, list_labelled, read_pixels
+from bcd_ray.learning.head import FitConfig, fit
+from bcd_ray.learning.synthetic import draw_smear
+from bcd_ray.model.bundle import EMBEDDING_SIZE, Model, load_bundle, pretrained, save_bundle
+from bcd_ray.model.choice import open_engine
+from bcd_ray.model.engines.base import EngineName
+from bcd_ray.model.engines.openvino import OpenVinoEngine
+from bcd_ray.model.triage import Triage
+from bcd_ray.progress import say
+from bcd_ray.scoring.ledger import Ledger
+from bcd_ray.scoring.worker import UnitScorer
 
 # What glibc frees it keeps, so that the next batch finds its pages: 2.5 times the speed of the PyTorch loop.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
@@ -141,7 +144,7 @@ def bench(config: BenchmarkConfig) -> Iterator[Bench]:
         model, logits = _trained(images)
         int8 = None
         if config.engine == "openvino-int8":
-            from bcd_ray.quantization import quantize
+            from bcd_ray.learning.quantization import quantize
 
             int8 = quantize(model, images, logits)
         save_bundle(made.model, model, Triage.without_limits(EMBEDDING_SIZE), {}, {}, int8)

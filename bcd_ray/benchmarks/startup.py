@@ -5,23 +5,23 @@ import sys
 from itertools import pairwise
 from typing import Any
 
+from bcd_ray.benchmarks.config import BenchmarkConfig
 from bcd_ray.benchmarks.measure import run_program
 from bcd_ray.benchmarks.speed import bench, run_job
-from bcd_ray.config import BenchmarkConfig
-from bcd_ray.runtime import say
+from bcd_ray.progress import say
 
 _ENGINE = """
-from bcd_ray.engine import open_engine
-from bcd_ray.model import load_bundle
+from bcd_ray.model.bundle import load_bundle
+from bcd_ray.model.choice import open_engine
 bundle = load_bundle({model!r})
 """
 # Each item is the time of a program less that of the one before it.
 _PROGRAMS = {
     "python": "",
-    "command line": "import bcd_ray.cli, bcd_ray.config",
-    "scoring's imports": "import bcd_ray.cli, bcd_ray.config, bcd_ray.scoring",
-    "Ray's and Ray Data's imports": "import bcd_ray.cli, bcd_ray.config, bcd_ray.scoring, ray.data",
-    "start and end of Ray": "import bcd_ray.scoring, ray.data\nwith bcd_ray.scoring.ray_session(): pass",
+    "command line": "import bcd_ray.cli, bcd_ray.scoring.config",
+    "scoring's imports": "import bcd_ray.cli, bcd_ray.scoring.job",
+    "Ray's and Ray Data's imports": "import bcd_ray.cli, bcd_ray.scoring.job, ray.data",
+    "start and end of Ray": "import bcd_ray.runtime, ray.data\nwith bcd_ray.runtime.ray_session(): pass",
 }
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from pyarrow import parquet
 
+from bcd_ray.benchmarks.config import BenchmarkConfig
 from bcd_ray.benchmarks.measure import Usage, run_program
 from bcd_ray.benchmarks.speed import Bench, bench, marks_in, peer_command
-from bcd_ray.config import BenchmarkConfig
-from bcd_ray.runtime import say
+from bcd_ray.progress import say
 
 _JOB = Path(__file__).parents[2] / "jobs" / "train.py"
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from bcd_ray.benchmarks.config import BenchmarkConfig
 from bcd_ray.benchmarks.measure import Marks, check_ended, family
 from bcd_ray.benchmarks.speed import bench, circumstances, job_command, marks_in, marks_of_job, pack_on_s3, peer_command
-from bcd_ray.config import BenchmarkConfig
 from bcd_ray.errors import JobError
-from bcd_ray.runtime import say
+from bcd_ray.progress import say
 
 Turn = tuple[float, float]  # the clock at its start and end
 _TURN_S = 5.0

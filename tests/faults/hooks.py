@@ -32,27 +32,29 @@ def install() -> None:
     """Make the steps of this process events. Ray runs it in each worker, before anything else is imported."""
     import botocore.config
 
-    from bcd_ray import archive, images, s3, storage
+    from bcd_ray import storage
+    from bcd_ray.archives import images, shards
+    from bcd_ray.scoring import attempts
+    from bcd_ray.storage import local, s3
 
     botocore.config.Config.OPTION_DEFAULTS["read_timeout"] = READ_TIMEOUT_S
     for name in ("create", "create_from_file", "write_bytes"):
         setattr(storage, name, _around(getattr(storage, name), _step_of))
     storage.delete = _around(storage.delete, lambda uri: f"un{_step_of(uri)}")
     storage.open_stream = _around(storage.open_stream, lambda listed: "read")
-    storage._write_beside = _around(storage._write_beside, lambda uri, _: f"{_step_of(uri)} beside")
+    local._write_beside = _around(local._write_beside, lambda uri, _: f"{_step_of(uri)} beside")
     s3._upload_parts = _parts_as_events(s3._upload_parts)
-    archive.read_shards = _start_as_event(archive.read_shards)
+    shards.read_shards = _start_as_event(shards.read_shards)
     _decoders.append(images.decode)
     images.decode = decode
-    from bcd_ray import isolation  # takes the decoder that is there
-
-    isolation._StartCounter.count = _around(isolation._StartCounter.count, lambda *_: "count")  # type: ignore[method-assign]
+    attempts._StartCounter.count = _around(attempts._StartCounter.count, lambda *_: "count")  # type: ignore[method-assign]
 
 
 def install_in_driver() -> None:
     """`install`, and the steps that only the driver makes."""
-    from bcd_ray import ledger, s3
-    from bcd_ray.runtime import Progress
+    from bcd_ray.progress import Progress
+    from bcd_ray.scoring import ledger
+    from bcd_ray.storage import s3
 
     install()
     add = Progress.add
@@ -158,9 +160,9 @@ def _start_as_event(real: Callable[..., Iterator[Any]]) -> Callable[..., Iterato
     """Also notes which shards are read, for tests that want to know what was not."""
 
     def wrapped(shards: Any, *arguments: Any) -> Iterator[Any]:
-        from bcd_ray import scoring
+        from bcd_ray.scoring import worker
 
-        scoring.datetime = _Clock  # type: ignore[misc,assignment]
+        worker.datetime = _Clock  # type: ignore[misc,assignment]
         with open(f"{_plan()['folder']}/started", "a") as started:
             started.write(f"{shards[0].uri}\n")
         _event("start", "before", shards[0].uri)

@@ -22,17 +22,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from bcd_ray import s3, storage
-from bcd_ray.model import EMBEDDING_SIZE, pretrained, save_bundle
-from bcd_ray.synthetic import draw_smear
-from bcd_ray.triage import Triage
+from bcd_ray import storage
+from bcd_ray.learning.synthetic import draw_smear
+from bcd_ray.model.bundle import EMBEDDING_SIZE, pretrained, save_bundle
+from bcd_ray.model.triage import Triage
+from bcd_ray.storage import s3
 from faults import hooks
 from faults.store import BUCKET, KEYS, Proxy, Store, plain_client
 
 ROOT = Path(__file__).parents[2]
 ALWAYS = 1_000_000
 UNITS = 8  # of the base archive
-_PRELOADED = ["ray", "ray.data", "ray.cluster_utils", "boto3", "tyro", "bcd_ray.scoring", "faults.hooks"]
+_PRELOADED = ["ray", "ray.data", "ray.cluster_utils", "boto3", "tyro", "bcd_ray.scoring.job", "faults.hooks"]
 Report = dict[str, Any]
 
 

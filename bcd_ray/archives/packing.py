@@ -1,0 +1,128 @@
+"""Packing loose images into tar (WebDataset naming) or Parquet shards, one Ray Data task a shard."""
+
+import io
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bcd_ray import storage
+from bcd_ray.archives.config import PackConfig
+from bcd_ray.archives.shards import kind_of
+from bcd_ray.errors import ConfigError, NotFoundError, StorageError
+from bcd_ray.labels import CLASSES, class_of_path
+from bcd_ray.progress import Progress
+from bcd_ray.runtime import ray_session, say_if_taken
+from bcd_ray.storage import parquet
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What packing did: shards and images written, and why the others are not in them."""
+
+    shards: int
+    images: int
+    failures: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    name: str  # path below the input: the image's id in a Parquet shard
+    key: str  # the same as a WebDataset key
+    uri: str
+    label: str | None
+
+
+def pack(config: PackConfig) -> Packed:
+    """Pack the loose images below the input; the same input gives the same bytes."""
+    sources = _list_sources(config.input)
+    if storage.list_names(config.output):
+        raise ConfigError(f"--output {config.output} is not empty: choose a new folder")
+    storage.check_writable(config.output)
+    size = config.images_per_shard
+    groups = [
+        {
+            "uri": storage.join(config.output, f"shard-{start // size:06d}.{config.format}"),
+            "sources": sources[start : start + size],
+        }
+        for start in range(0, len(sources), size)
+    ]
+    with ray_session():
+        import ray
+
+        say_if_taken(CPU=1)
+        results = ray.data.from_items(groups, override_num_blocks=len(groups)).map(_write_shard)
+        progress, failures = Progress("packing", len(sources)), []
+        for row in results.iter_rows():
+            progress.add(row["images"])
+            failures += row["failures"]
+        progress.finish()
+    return Packed(len(groups), len(sources) - len(failures), failures)
+
+
+def _list_sources(uri: str) -> list[_Source]:
+    try:
+        names = [listed.uri[len(uri) + 1 :] for listed in storage.list_objects(uri) if kind_of(listed.uri) == "image"]
+    except NotFoundError as error:
+        raise ConfigError(f"--input: {error}") from error
+    if not names or names == [""]:
+        raise ConfigError(f"--input {uri} is no folder of JPEG, PNG, TIFF or BMP files")
+    keys = _unique_keys(names)
+    return [
+        _Source(name, key, storage.join(uri, name), class_of_path(name)) for name, key in zip(names, keys, strict=True)
+    ]
+
+
+def _unique_keys(names: Sequence[str]) -> Iterator[str]:
+    """WebDataset keys: the path up to the first dot of the file's name, so dots inside the stem are replaced."""
+    seen: Counter[str] = Counter()
+    for name in names:
+        folder, slash, file = name.rpartition("/")
+        key = folder + slash + file.rpartition(".")[0].replace(".", "_")
+        seen[key] += 1
+        while seen[key] > 1:
+            key = f"{key}-{seen[key]}"
+            seen[key] += 1
+        yield key
+
+
+def _write_shard(group: dict[str, Any]) -> dict[str, Any]:
+    contents, failures = [], []
+    for source in group["sources"]:
+        try:
+            contents.append((source, storage.read_bytes(source.uri)))
+        except StorageError as error:
+            failures.append(str(error))
+    write = _tar if group["uri"].endswith(".tar") else _parquet
+    storage.write_bytes(group["uri"], write(contents))
+    return {"images": len(contents), "failures": failures}
+
+
+def _tar(contents: list[tuple[_Source, bytes]]) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for source, data in contents:
+            members = {source.name.rpartition(".")[2].lower(): data}
+            if source.label is not None:
+                members["cls"] = str(CLASSES.index(source.label)).encode()
+            for suffix, content in members.items():
+                # Owner and time stay 0: equal input gives equal bytes.
+                member = tarfile.TarInfo(f"{source.key}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return sink.getvalue()
+
+
+def _parquet(contents: list[tuple[_Source, bytes]]) -> bytes:
+    import pyarrow as pa
+
+    table = pa.table(
+        {
+            "image_id": pa.array([storage.printable(source.name) for source, _ in contents], pa.string()),
+            "image": pa.array([data for _, data in contents], pa.binary()),
+            "label": pa.array([source.label for source, _ in contents], pa.string()),
+        }
+    )
+    # Encoded images do not compress, and small row groups let a reader hold few of them at a time.
+    return parquet.bytes_of(table, row_group_size=64, compression="none")

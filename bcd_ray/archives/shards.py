@@ -1,0 +1,236 @@
+"""What a shard is (tar, Parquet, or a loose image), and the images inside it, one entry each, whatever is wrong.
+
+Nothing is ever extracted to disk. An entry that cannot be scored carries its status from here on; a shard that cannot
+be read to its end adds one entry that stands for the part that is missing.
+"""
+
+import gzip
+import hashlib
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Literal
+
+from bcd_ray import storage
+from bcd_ray.archives.images import Limits, Rejected, too_large
+from bcd_ray.errors import ChangedError, NotFoundError, StorageError
+from bcd_ray.storage import StoredObject
+from bcd_ray.threads import map_ahead
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+PARQUET_COLUMNS = {"image_id": "string", "image": "binary"}  # what a Parquet shard must have
+
+Kind = Literal["tar", "parquet", "image"]
+_HEADERS_OF_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_CONCURRENT_READS = 16  # of loose images: a GET takes some 30 ms, and the cores must not wait for it
+_MAX_HEADER_BYTES = 1 << 20  # tarfile reads these whole; names are at most some kB
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One image of an archive: its bytes, or why there are none.
+
+    `image_id` is 32 hexadecimal digits made from the shard's uri, the name inside it and, where a shard repeats a
+    name, the number of the occurrence: the same image in the same shard always gets the same.
+    """
+
+    image_id: str
+    image_uri: str
+    shard_uri: str
+    shard_etag: str
+    content: bytes | Rejected
+
+
+def kind_of(name: str) -> Kind | None:
+    """What kind of shard a name promises, or None for a file that is none."""
+    lower = name.lower()
+    if lower.endswith(IMAGE_SUFFIXES):
+        return "image"
+    if lower.endswith(TAR_SUFFIXES):
+        return "tar"
+    return "parquet" if lower.endswith(".parquet") else None
+
+
+def read_shards(shards: Iterable[StoredObject], limits: Limits) -> Iterator[Entry]:
+    """The entries of several shards in order; loose images are read many at a time."""
+
+    def fetch(shard: StoredObject) -> Iterator[Entry]:
+        return iter([_read_loose(shard, limits)]) if kind_of(shard.uri) == "image" else read_shard(shard, limits)
+
+    with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
+        for entries in map_ahead(pool, fetch, shards, ahead=_CONCURRENT_READS):
+            yield from entries
+
+
+def image_id(shard_uri: str, name: str, occurrence: int) -> str:
+    """The id of an image: 32 hexadecimal digits; a loose image has an empty name, and an occurrence counts from 1."""
+    return hashlib.sha256(json.dumps([shard_uri, name, occurrence]).encode()).hexdigest()[:32]
+
+
+def given_up(shards: Iterable[StoredObject]) -> Iterator[Entry]:
+    """One entry for each shard of a unit that killed its worker at every attempt."""
+    for shard in shards:
+        error = "reading it, or one that was read with it, killed the process at every attempt"
+        yield _entry(shard, "", 1, Rejected("crashed", error))
+
+
+def read_shard(shard: StoredObject, limits: Limits) -> Iterator[Entry]:
+    """The entries of one tar or Parquet shard, in memory bounded by one image or one row group of a Parquet file."""
+    occurrences: Counter[str] = Counter()
+    try:
+        with storage.open_stream(shard) as stream:
+            read = _read_parquet if kind_of(shard.uri) == "parquet" else _read_tar
+            for name, content in read(stream, limits):
+                occurrences[name] += 1
+                yield _entry(shard, name, occurrences[name], content)
+        if not occurrences:
+            yield _entry(shard, "", 1, Rejected("empty_shard", "holds no image: members need an image's suffix"))
+    except StorageError as error:
+        yield _entry(shard, "", 1, _not_delivered(error))
+    except _UnreadableError as error:
+        count = occurrences.total()
+        text = f"{error}; {count} images were read before that: write the shard again"
+        yield _entry(shard, "", 1, Rejected("unreadable_shard", text))
+
+
+class _UnreadableError(Exception):
+    """The rest of a shard cannot be read."""
+
+
+def _read_loose(shard: StoredObject, limits: Limits) -> Entry:
+    content: bytes | Rejected
+    if shard.size > limits.max_bytes:
+        content = too_large(shard.size, limits)
+    else:
+        try:
+            with storage.open_stream(shard) as stream:
+                content = stream.read(shard.size)
+        except StorageError as error:
+            content = _not_delivered(error)
+    return _entry(shard, "", 1, content)
+
+
+class _MarkedTarInfo(tarfile.TarInfo):
+    """Remembers whether the end-of-archive marker was seen: tarfile stops in silence at bad headers too."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_MarkedTarInfo":
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _HEADERS_OF_HEADERS and member.size > _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
+        return member
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "_MarkedTarInfo":
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            tar.end_marker_seen = True  # type: ignore[attr-defined]
+            raise
+
+
+def _read_tar(stream: BinaryIO, limits: Limits) -> Iterator[tuple[str, bytes | Rejected]]:
+    try:
+        compressed = stream.read(2) == b"\x1f\x8b"  # whatever the name says
+        stream.seek(0)
+        plain = gzip.GzipFile(fileobj=stream) if compressed else stream  # tarfile's own gzip checks no checksum
+        with tarfile.open(fileobj=plain, mode="r|", tarinfo=_MarkedTarInfo) as tar:
+            for member in tar:
+                if _is_image_name(member.name) and not member.isdir():
+                    yield member.name, _read_member(tar, member, limits)
+            if not getattr(tar, "end_marker_seen", False):
+                raise _UnreadableError("the tar ends early or is damaged in the middle")
+            while rest := tar.fileobj.read(1 << 20):
+                if rest.strip(b"\0"):
+                    raise _UnreadableError("the tar goes on after zeros that mark its end: damaged, or two in one")
+    except (StorageError, _UnreadableError):
+        raise
+    except Exception as error:  # tarfile raises many types on hostile headers; each is this shard's fault
+        _raise_if_of_the_disk(error)
+        raise _UnreadableError(f"the tar cannot be read ({error})") from error
+
+
+def _is_image_name(name: str) -> bool:
+    """Whether a tar member is an image: `._NAME` beside it is macOS' own record of its attributes."""
+    return kind_of(name) == "image" and not name.rpartition("/")[2].startswith("._")
+
+
+def _raise_if_of_the_disk(error: Exception) -> None:
+    """A number of the system's means that reading failed, not that what was read is wrong."""
+    if isinstance(error, OSError) and error.errno:
+        raise StorageError(str(error)) from error
+
+
+def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, limits: Limits) -> bytes | Rejected:
+    if not member.isreg():
+        kind = "link" if member.issym() or member.islnk() else "device"
+        return Rejected("unsafe_member", f"is a {kind}, not a file: pack the image itself")
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return Rejected("unsafe_member", "has an absolute name or one with '..': pack with relative names")
+    if member.size > limits.max_bytes:
+        return too_large(member.size, limits)
+    reader = tar.extractfile(member)
+    data = reader.read() if reader else b""
+    if len(data) != member.size:
+        raise _UnreadableError(f"the tar ends inside {member.name!r}")
+    return data
+
+
+def _read_parquet(stream: BinaryIO, limits: Limits) -> Iterator[tuple[str, bytes | Rejected]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        parquet = pq.ParquetFile(stream)
+        schema = parquet.schema_arrow
+        for name, wanted in PARQUET_COLUMNS.items():
+            index = schema.get_field_index(name)
+            if index < 0 or not _holds(schema.field(index).type, wanted):
+                found = ", ".join(f"{field.name} ({field.type})" for field in schema)
+                raise _UnreadableError(f"no column {name} ({wanted}) in it, but {found}")
+        row = 0
+        for batch in parquet.iter_batches(batch_size=16, columns=list(PARQUET_COLUMNS)):
+            for name, image in zip(batch["image_id"], batch["image"], strict=True):
+                row += 1
+                data = image.as_py() or b""
+                over = too_large(len(data), limits) if len(data) > limits.max_bytes else None
+                yield name.as_py() or f"row-{row}", over or data
+    except (pa.ArrowException, OSError, ValueError) as error:
+        _raise_if_of_the_disk(error)
+        raise _UnreadableError(f"the Parquet file cannot be read ({' '.join(str(error).split())[:200]})") from error
+
+
+def _holds(column_type: Any, wanted: str) -> bool:
+    """Whether a column is of the wanted type in any of Arrow's layouts; a struct or list of it is not."""
+    import pyarrow as pa
+
+    plain = column_type.value_type if pa.types.is_dictionary(column_type) else column_type
+    return str(plain) in (wanted, f"large_{wanted}", f"{wanted}_view")
+
+
+def _entry(shard: StoredObject, name: str, occurrence: int, content: bytes | Rejected) -> Entry:
+    image_uri = f"{shard.uri}#{name}" if name else shard.uri
+    return Entry(
+        image_id(shard.uri, name, occurrence),
+        storage.printable(image_uri),
+        storage.printable(shard.uri),
+        shard.etag,
+        content,
+    )
+
+
+def _not_delivered(error: StorageError) -> Rejected:
+    """Failures of storage, which the next run tries again."""
+    if isinstance(error, NotFoundError):
+        return Rejected("missing", "was listed but is gone")
+    return Rejected("changed" if isinstance(error, ChangedError) else "read_error", str(error))

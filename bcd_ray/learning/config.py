@@ -1,0 +1,103 @@
+"""What training can be told; how heads are fitted and images split is told alike in cross-validation."""
+
+import os
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bcd_ray.config import at_least, normalize
+from bcd_ray.errors import ConfigError
+
+Protocol = Literal["random", "blocked", "forward", "grouped"]
+
+
+def _default_cache() -> str:
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "bcd_ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How heads are fitted and the images split, in training and in cross-validation."""
+
+    epochs: int = 5
+    """Passes over the training images and their augmented views."""
+    learning_rate: float = 0.003
+    """Step size of Adam."""
+    label_smoothing: float = 0.1
+    """Share of the target spread over all classes; 0 for the paper's plain cross-entropy."""
+    batch_size: int = 32
+    """Images a step, over all workers together."""
+    augmented_views: int = 4
+    """Augmented views of each training image; an epoch goes through the image itself and all of them."""
+    weights: Literal["keras", "torchvision"] = "keras"
+    """ImageNet weights: the paper's, which come with the package, or torchvision's own, which it downloads."""
+    test_fraction: float = 0.3
+    """Share of each class that is kept for the test; cross-validation uses it for `forward` alone."""
+    block: int = 100
+    """Images in a block of capture order, at most: what `blocked` keeps whole, and what the intervals draw."""
+    embargo: int = 40
+    """Images left out of training on each side of a test block in capture order, with `blocked` and `forward`."""
+    group_pattern: str = ""
+    """For `grouped`: regular expression that finds the patient or slide in an image's path; its first group, if any."""
+    group_table: str = ""
+    """For `grouped`: CSV or Parquet with the columns `image` (path below --data) and `group`: a path or s3://."""
+    cache: str = field(default_factory=_default_cache)
+    """Folder that keeps embeddings, so that the next run on the same images starts at once: a path or s3://; empty
+    for none."""
+
+    def __post_init__(self) -> None:
+        normalize(self, *(name for name in ("cache", "group_table") if getattr(self, name)))
+        at_least(self, 1, "epochs", "batch_size", "block")
+        at_least(self, 0, "augmented_views", "embargo")
+        if not self.learning_rate > 0:
+            raise ConfigError("--learning-rate must be above 0")
+        if not 0 < self.test_fraction < 1:
+            raise ConfigError("--test-fraction must be between 0 and 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError("--label-smoothing must be at least 0 and below 1")
+        if self.group_pattern and self.group_table:
+            raise ConfigError("--group-pattern and --group-table exclude each other: give one")
+        try:
+            re.compile(self.group_pattern)
+        except re.error as error:
+            raise ConfigError(f"--group-pattern {self.group_pattern!r} is no regular expression: {error}") from error
+
+    def _check_groups(self, protocols: Collection[str]) -> None:
+        if "grouped" in protocols and not (self.group_pattern or self.group_table):
+            raise ConfigError(
+                "--split grouped needs --group-pattern or --group-table: the images do not say which patient they are "
+                "of; without such ids use --split blocked"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig(FitOptions):
+    """Fit the classifier on a folder per class and write a model bundle."""
+
+    data: str
+    """Folder of labelled images, one folder per class (names of both public releases): a path or s3://."""
+    output: str
+    """Where the model bundle goes: an empty or new folder, a path or s3://."""
+    split: Protocol = "random"
+    """Which images are the test: `random`, the paper's; `blocked`, runs of the capture order; `forward`, the first
+    share of the capture order; `grouped`, whole patients or slides."""
+    holdout: Literal["test", "validation"] = "test"
+    """Part to evaluate on. `validation` sets the test images aside, unseen, and evaluates on a fifth of the training
+    images: choose settings with it."""
+    workers: int = 0
+    """Ray Train workers that fit the head, at most two a core; 0 fits in the driver and saves some 20 s of start-up."""
+    seed: int = 0
+    """Of the split and the fit: the same seed gives the same metrics."""
+    audit: bool = True
+    """Measure what background, corners and blanked cells give away, for the report and the model card. `--no-audit`
+    saves two views of each image to embed."""
+    int8: bool = False
+    """Put the network in 8-bit integers into the bundle too, calibrated on training images: for `jobs/score.py
+    --engine openvino-int8`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        normalize(self, "data", "output")
+        at_least(self, 0, "workers", "seed")
+        self._check_groups((self.split,))

@@ -1,0 +1,134 @@
+"""Labelled images: a folder per class becomes a list, in capture order, with groups where they are known."""
+
+import io
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bcd_ray import storage
+from bcd_ray.archives.images import Decoded, Limits, Pixels, decode
+from bcd_ray.archives.shards import kind_of
+from bcd_ray.errors import ConfigError, JobError, NotFoundError
+from bcd_ray.labels import CLASSES, class_of_path
+from bcd_ray.learning.splits import Labels, Layout
+from bcd_ray.storage import StoredObject
+
+SYNTHETIC_MARK = "SYNTHETIC.txt"  # a file of this name in a data folder says that its images are drawn
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """An image file and its class; `name` is its path below the data folder."""
+
+    name: str
+    label: int
+    stored: StoredObject
+
+
+def list_labelled(uri: str) -> list[LabelledImage]:
+    """The images below a normalized URI whose folders name a class, sorted by name.
+
+    Raises:
+        ConfigError: there is nothing, or images of fewer than two classes.
+    """
+    found = []
+    try:
+        for stored in storage.list_objects(uri):
+            name = stored.uri[len(uri) + 1 :]
+            label = class_of_path(name)
+            if label is not None and kind_of(name) == "image":
+                found.append(LabelledImage(name, CLASSES.index(label), stored))
+    except NotFoundError as error:
+        raise ConfigError(f"--data: {error}") from error
+    if len({image.label for image in found}) < 2:
+        raise ConfigError(
+            f"--data {uri} holds {len(found)} labelled images of fewer than two classes: it needs a folder per class, "
+            "such as Benign, Early, Pre and Pro, with JPEG, PNG, TIFF or BMP files"
+        )
+    return found
+
+
+def capture_order(images: Sequence[LabelledImage]) -> Labels:
+    """(n,) position of each image among those of its class, in the natural order of names: the files' numbers count."""
+    order = np.zeros(len(images), np.int64)
+    position = Counter[int]()
+    for index in sorted(range(len(images)), key=lambda index: _natural(images[index].name)):
+        order[index] = position[images[index].label]
+        position[images[index].label] += 1
+    return order
+
+
+def listed_layout(images: Sequence[LabelledImage], groups: Labels | None) -> Layout:
+    """What splits go by as far as a listing tells: as if every image could be read, and none were another's copy."""
+    labels = np.array([image.label for image in images])
+    return Layout(labels, capture_order(images), np.arange(len(images)), groups)
+
+
+def group_numbers(images: Sequence[LabelledImage], pattern: str, table: str) -> Labels | None:
+    """(n,) number of each image's patient or slide, or None where neither a pattern nor a table says.
+
+    Args:
+        pattern: regular expression searched in an image's name; its first group, or else all it matches, is the id.
+        table: CSV or Parquet file with the columns `image` (name below the data folder) and `group`.
+
+    Raises:
+        ConfigError: the table cannot be used, or an image gets no group.
+    """
+    if not pattern and not table:
+        return None
+    if pattern:
+        matches = [re.search(pattern, image.name) for image in images]
+        groups = [match and match[1 if match.re.groups else 0] for match in matches]
+    else:
+        known = _read_groups(table)
+        groups = [known.get(image.name) for image in images]
+    lacking = [image.name for image, group in zip(images, groups, strict=True) if not group]
+    if lacking:
+        said = f"--group-pattern {pattern!r}" if pattern else f"--group-table {table}"
+        raise ConfigError(
+            f"{said} gives no group for {len(lacking)} images, such as {lacking[0]}: every image needs one"
+        )
+    return np.unique(np.array(groups, str), return_inverse=True)[1].astype(np.int64)
+
+
+def _read_groups(table: str) -> dict[str, str]:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    from bcd_ray.storage import parquet
+
+    try:
+        data = storage.read_bytes(table)
+        # As text: a patient 007 is not the patient 7. Without threads: see `parquet.table_of`.
+        texts = csv.ConvertOptions(column_types={"image": pa.string(), "group": pa.string()})
+        options = {"convert_options": texts, "read_options": csv.ReadOptions(use_threads=False)}
+        rows = parquet.table_of(data) if table.endswith(".parquet") else csv.read_csv(io.BytesIO(data), **options)
+        names, groups = (rows[column].cast(pa.string()).to_pylist() for column in ("image", "group"))
+    except (pa.ArrowException, KeyError, NotFoundError) as error:
+        raise ConfigError(
+            f"--group-table {table} cannot be used ({' '.join(str(error).split())[:200]}): give a CSV or Parquet file "
+            "with the columns image and group"
+        ) from error
+    return dict(zip(names, groups, strict=True))
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """A sort key in which numbers count as such: 9 before 10."""
+    parts = re.split(r"(\d+)", name)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+
+
+def says_synthetic(uri: str) -> bool:
+    """Whether a data folder says that its images are drawn (see `synthetic.write_synthetic_archive`)."""
+    return storage.exists(storage.join(uri, SYNTHETIC_MARK))
+
+
+def read_pixels(image: LabelledImage) -> Pixels:
+    """The pixels of an image that could be read before; JobError if it no longer can."""
+    decoded = decode(storage.read_bytes(image.stored.uri), Limits())
+    if not isinstance(decoded, Decoded):
+        raise JobError(f"{image.name} changed while the job ran ({decoded.error}): run the same command again")
+    return decoded.pixels

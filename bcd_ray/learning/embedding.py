@@ -1,0 +1,234 @@
+"""Labelled images to embeddings: what the cache lacks is read, decoded, augmented and embedded through Ray Data."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any, Self
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from bcd_ray import storage
+from bcd_ray.archives.images import Decoded, Limits, Pixels, Rejected, decode
+from bcd_ray.errors import JobError, StorageError
+from bcd_ray.learning.augmentation import Augmenter
+from bcd_ray.learning.cache import EmbeddingCache, ImageFacts, ViewTable, none_of, to_rows
+from bcd_ray.learning.dataset import LabelledImage
+from bcd_ray.learning.near_duplicates import perceptual_hash
+from bcd_ray.learning.shortcuts import SHORTCUT_VIEWS, Reducer
+from bcd_ray.learning.spoiling import SPOILT
+from bcd_ray.model.bundle import Model
+from bcd_ray.model.engines.openvino import BATCH, OpenVinoEngine
+from bcd_ray.model.quality import measure
+from bcd_ray.progress import Progress, say
+from bcd_ray.runtime import actor_pool, ray_session
+from bcd_ray.threads import EngineThreads, in_chunks, keep_blas_to_its_thread, map_ahead
+
+_VIEWS_PER_TASK = 256  # a second of two cores
+_TASKS_AT_A_TIME = 2  # of an actor: while one reads its first images, the other keeps the cores busy
+_READERS = 16  # threads of the driver that read images
+_DECODERS = 2  # that decode them: more wait for the lock of Python
+_IMAGES_AT_A_TIME = 16  # that each takes: one by one takes a quarter longer
+_BYTES_AT_A_TIME = 1 << 20  # after which it takes no more, so that large images are one at a time
+_MEASURED = {"0", *SPOILT}  # views whose quality somebody asks for
+Embeddings = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Identified:
+    """What is known of n images before they are embedded."""
+
+    digests: list[str]  # sha256 of each image's bytes, "" where it could not be read
+    hashes: npt.NDArray[np.uint64]  # (n,) perceptual hashes
+    errors: list[str | None]  # why an image could not be read or decoded, else None
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Of n images in v views: zeros and NaN of images with an error, nothing to go by where a view was not wanted."""
+
+    embeddings: Embeddings  # (v, n, 1280)
+    quality: npt.NDArray[np.float32]  # (v, n, 4) see `quality.measure`; NaN of augmented views
+    backgrounds: npt.NDArray[np.uint8]  # (v, n, 3) red, green and blue of the background; of view 0 alone
+
+
+class Embedder:
+    """Embeds views of images, each view of each content once: `cache` is a folder that the next run finds them in.
+
+    To be used in a `with` block, which begins with reading and identifying the images. Ray starts with the first view
+    that has to be computed, and ends with the block.
+
+    Attributes:
+        identified: what is known of the images.
+    """
+
+    identified: Identified
+
+    def __init__(self, images: Sequence[LabelledImage], model: Model, cache: str) -> None:
+        self._images, self._model, self._cache = images, model, EmbeddingCache(cache, model)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        known = self._cache.images()
+        with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(_DECODERS) as decoders:
+            chunks = in_chunks(self._images, _IMAGES_AT_A_TIME, lambda image: image.stored.size, _BYTES_AT_A_TIME)
+            contents = map_ahead(readers, _read, chunks, ahead=_READERS)  # else large images fill memory
+            found = map_ahead(decoders, partial(_identify, known), contents, ahead=2 * _DECODERS)
+            digests, facts = zip(*chain.from_iterable(found), strict=True)
+        self._cache.add_images(
+            {digest: each for digest, each in zip(digests, facts, strict=True) if digest and digest not in known}
+        )
+        self.identified = Identified(
+            list(digests),
+            np.array([each.hash for each in facts], np.uint64),
+            [each.error or None for each in facts],
+        )
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._stack.__exit__(*error)
+
+    def embed(self, views: Sequence[int | str], wanted: npt.NDArray[np.bool_] | None = None) -> Embedded:
+        """Embed views of the images.
+
+        Args:
+            views: numbers of the views, 0 for the image itself (see `augmentation.Augmenter`), or names in
+                `SHORTCUT_VIEWS` or `SPOILT`.
+            wanted: (v, n) which views of which images; all if None.
+
+        Raises:
+            JobError: an image is no longer what it was when the `with` block began.
+        """
+        usable = [index for index, error in enumerate(self.identified.errors) if error is None]
+        sources = {self.identified.digests[index]: self._images[index] for index in usable}
+        table = ViewTable(list(sources), [str(view) for view in views])
+        places = np.full(len(self._images), len(sources))
+        for index in usable:
+            place = places[index] = table.place[self.identified.digests[index]]
+            # Some images may have the same content.
+            table.lacking[:, place] |= True if wanted is None else wanted[:, index]
+        total = int(table.lacking.sum())
+        self._cache.fill(table)
+        rest = int(table.lacking.sum())
+        if rest < total:
+            say(f"embedding  {total - rest:,} of {total:,} {_unit(views)} are in the cache")
+        if rest:
+            self._stack.enter_context(ray_session())
+            self._compute(table, sources, Progress("embedding", rest, _unit(views)))
+        found = {name: values[:, places] for name, values in table.numbers.items()}
+        return Embedded(found["embedding"], found["quality"], found["background"])
+
+    def _compute(self, table: ViewTable, sources: dict[str, LabelledImage], progress: Progress) -> None:
+        """Embed the views that are lacking, distributed over the cluster."""
+        import ray
+
+        pool = actor_pool()
+        rows = [
+            {"uri": sources[digest].stored.uri, "digest": digest, "views": views}
+            for digest, views in table.views_lacking().items()
+        ]
+        blocks = -(-int(table.lacking.sum()) // _VIEWS_PER_TASK)
+        results = ray.data.from_items(rows, override_num_blocks=min(blocks, len(rows))).map_batches(
+            _EmbeddingActor,
+            batch_size=None,
+            fn_constructor_args=(ray.put(self._model), pool.threads),
+            **pool.options(calls=_TASKS_AT_A_TIME),
+        )
+        try:
+            for batch in results.iter_batches(batch_size=None):
+                computed = to_rows(batch)
+                table.put(computed)
+                self._cache.add(computed)
+                progress.add(len(computed))
+        finally:
+            self._cache.flush()
+        progress.finish()
+
+
+def _unit(views: Sequence[int | str]) -> str:
+    return "views" if len(views) > 1 else "images"
+
+
+def _read(images: Sequence[LabelledImage]) -> list[bytes | StorageError]:
+    return [_content(image.stored.uri) for image in images]
+
+
+def _content(uri: str) -> bytes | StorageError:
+    try:
+        return storage.read_bytes(uri)
+    except StorageError as error:
+        return error
+
+
+def _identify(
+    known: Mapping[str, ImageFacts], contents: Sequence[bytes | StorageError]
+) -> list[tuple[str, ImageFacts]]:
+    """Of each image the sha256 of its bytes, "" if it could not be read, and what is known of it."""
+    return [_facts(known, content) for content in contents]
+
+
+def _facts(known: Mapping[str, ImageFacts], data: bytes | StorageError) -> tuple[str, ImageFacts]:
+    if isinstance(data, StorageError):
+        return "", ImageFacts(error=str(data))
+    digest = hashlib.sha256(data).hexdigest()
+    if digest in known:
+        return digest, known[digest]
+    decoded = decode(data, Limits())
+    if isinstance(decoded, Rejected):
+        return digest, ImageFacts(error=f"{decoded.status}: {decoded.error}")
+    return digest, ImageFacts(perceptual_hash(decoded.pixels))
+
+
+class _EmbeddingActor:
+    """Ray Data actor: rows of (uri, digest, views) to a row of `cache.VIEWS` for every view."""
+
+    def __init__(self, model_ref: Any, threads: int) -> None:
+        """`model_ref` refers to a `Model`: the arguments themselves are printed by Ray Data, tensors in 2.4 s."""
+        import ray
+
+        model: Model = ray.get(model_ref)
+        keep_blas_to_its_thread()
+        cv2.setNumThreads(1)  # as BLAS: the actor's own threads fill its cores
+        self._engine = OpenVinoEngine(model.tensors, model.preprocessing, threads)
+        self._threads = EngineThreads(threads)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        sources = zip(batch["uri"], batch["digest"], batch["views"], strict=True)
+        # Of an even number of images, whatever their number of views, no request is left half full.
+        parts = list(self._threads.map(self._embed, in_chunks(sources, BATCH)))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _embed(self, sources: list[tuple[str, str, Sequence[str]]]) -> dict[str, Any]:
+        rendered = chain.from_iterable(_render(*source) for source in sources)
+        digests, views, pixels, backgrounds = zip(*rendered, strict=True)
+        numbers = none_of((len(views),))
+        if measured := [row for row, view in enumerate(views) if view in _MEASURED]:
+            numbers["quality"][measured] = measure([pixels[row] for row in measured])
+        numbers["background"][:] = backgrounds
+        numbers["embedding"] = self._engine.infer(pixels).embeddings
+        return numbers | {"digest": np.array(digests, object), "view": np.array(views, object)}
+
+
+def _render(uri: str, digest: str, views: Sequence[str]) -> Iterator[tuple[str, str, Pixels, tuple[int, ...]]]:
+    """Of each view of an image that was identified before its digest, view and pixels; of view 0 the background too."""
+    try:
+        data = storage.read_bytes(uri)
+    except StorageError as error:
+        raise JobError(f"{uri} changed while the job ran ({error})") from error
+    decoded = decode(data, Limits()) if hashlib.sha256(data).hexdigest() == digest else None
+    if not isinstance(decoded, Decoded):
+        raise JobError(f"{uri} changed while the job ran (other bytes)")
+    augmenter, reducer = Augmenter(decoded.pixels, digest), Reducer(decoded.pixels)
+    for view in views:
+        if view in SHORTCUT_VIEWS:
+            pixels = SHORTCUT_VIEWS[view](reducer)
+        elif view in SPOILT:
+            pixels = SPOILT[view](decoded.pixels)
+        else:
+            pixels = augmenter.view(int(view))
+        yield digest, view, pixels, reducer.background if view == "0" else (0, 0, 0)

@@ -1,0 +1,194 @@
+"""The dense softmax head, fitted on embeddings with Adam and cross-entropy, by Ray Train or in one process.
+
+Every worker takes its share of every batch, and the gradients are summed over the batch: the number of workers
+changes the order of additions and nothing else. No row is dropped (Ray Train's own split of a dataset drops the
+remainder).
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bcd_ray.labels import CLASSES
+from bcd_ray.learning.embedding import Embeddings
+from bcd_ray.learning.splits import Labels
+from bcd_ray.model.bundle import EMBEDDING_SIZE
+from bcd_ray.model.network import softmax
+from bcd_ray.progress import say
+from bcd_ray.runtime import ray_session, say_if_taken
+
+Floats = npt.NDArray[np.floating[Any]]
+_CPUS = 0.5  # of a Ray Train worker
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How the head is fitted; `workers` 0 fits in this process."""
+
+    epochs: int
+    learning_rate: float
+    label_smoothing: float
+    batch_size: int
+    workers: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a head is fitted on and measured on.
+
+    Attributes:
+        train: (v, n, 1280), the n training images in v views; an epoch goes once through every view of every image.
+        train_labels: (n,).
+        held_out: (m, 1280), measured after each epoch, never trained on.
+        held_out_labels: (m,).
+    """
+
+    train: Embeddings
+    train_labels: Labels
+    held_out: Embeddings
+    held_out_labels: Labels
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """Weight (4, 1280), bias (4,), and a row per epoch: its number, loss and accuracy of both parts; none by `fit`."""
+
+    weight: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+    history: list[dict[str, float]]
+
+    def logits(self, embeddings: Embeddings) -> npt.NDArray[np.float32]:
+        """(n, 4) of embeddings (n, 1280)."""
+        return embeddings @ self.weight.T + self.bias
+
+
+def fit_head(parts: Parts, config: FitConfig) -> FittedHead:
+    """Fit the head with Ray Train, or in this process, with the same result, where `workers` is 0."""
+    if not config.workers:
+        return fit_measured(parts, config)
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    # Ray Train keeps its bookkeeping here and resumes a run of the same name: a fresh folder for each.
+    with ray_session(), tempfile.TemporaryDirectory(prefix="bcd_ray_train_", ignore_cleanup_errors=True) as scratch:
+        workers = min(config.workers, max(1, int(ray.cluster_resources().get("CPU", 0) / _CPUS)))
+        if workers < config.workers:  # Ray Train would wait for more cores, for ever and without a word
+            say(f"the cluster has cores for {workers} of {config.workers} workers: they fit the same head alone")
+        say_if_taken(CPU=workers * _CPUS)
+        trainer = TorchTrainer(
+            _fit_worker,
+            train_loop_config={"parts": ray.put(parts), "config": config},
+            scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": _CPUS}),
+            run_config=RunConfig(name=Path(scratch).name, storage_path=scratch),
+        )
+        fitted: FittedHead = trainer.fit().return_value
+    return fitted
+
+
+def _fit_worker(given: dict[str, Any]) -> FittedHead:
+    """What each Ray Train worker runs."""
+    import ray
+    import torch
+    import torch.distributed
+    from ray.train import get_context
+
+    def over_workers(values: Floats) -> Floats:
+        total = torch.from_numpy(values)
+        torch.distributed.all_reduce(total)
+        return np.asarray(total.numpy())
+
+    context = get_context()
+    workers = Workers(context.get_world_rank(), context.get_world_size(), over_workers)
+    return fit_measured(ray.get(given["parts"]), given["config"], workers)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This worker's rank among `count`, and how to add an array up over all of them."""
+
+    rank: int = 0
+    count: int = 1
+    total: Callable[[Floats], Floats] = lambda values: values
+
+
+_ALONE = Workers()
+
+
+def fit(views: Embeddings, labels: Labels, config: FitConfig) -> FittedHead:
+    """Fit the head in this process on n images in v views (v, n, 1280) of labels (n,), measuring nothing."""
+    *_, layer = _epochs(views.reshape(-1, EMBEDDING_SIZE), np.tile(labels, len(views)), config, _ALONE)
+    return _fitted(layer, [])
+
+
+def fit_measured(parts: Parts, config: FitConfig, workers: Workers = _ALONE) -> FittedHead:
+    """Fit the head in this process, as one of the workers, and measure it after each epoch."""
+    train, train_labels = parts.train.reshape(-1, EMBEDDING_SIZE), np.tile(parts.train_labels, len(parts.train))
+    history = []
+    for epoch, layer in enumerate(_epochs(train, train_labels, config, workers), start=1):
+        of_train = _measured("train", layer, train, train_labels, workers)
+        of_held_out = _measured("held_out", layer, parts.held_out, parts.held_out_labels, workers)
+        history.append({"epoch": epoch, **of_train, **of_held_out})
+    return _fitted(layer, history)
+
+
+def _fitted(layer: Floats, history: list[dict[str, float]]) -> FittedHead:
+    return FittedHead(layer[:, :-1].copy(), layer[:, -1].copy(), history)
+
+
+def _epochs(train: Embeddings, labels: Labels, config: FitConfig, workers: Workers) -> Iterator[Floats]:
+    """After each epoch over rows (n, 1280) of labels (n,) the layer (4, 1281), one array, its bias in the last column.
+
+    In numpy: the gradient of a softmax layer is a line, and torch takes 3 s to import and twice as long for a step.
+    """
+    targets = np.eye(len(CLASSES)) * (1 - config.label_smoothing) + config.label_smoothing / len(CLASSES)
+    # From zero, not at random: what the training images do not span stays out of the answer for others.
+    layer = np.zeros((len(CLASSES), EMBEDDING_SIZE + 1), np.float32)
+    adam = _Adam(layer.shape, config.learning_rate)
+    for epoch in range(config.epochs):
+        order = np.random.default_rng([config.seed, epoch]).permutation(len(train))
+        for start in range(0, len(order), config.batch_size):
+            batch = order[start : start + config.batch_size]
+            own = batch[workers.rank :: workers.count]
+            images = train[own]
+            error = (softmax(_logits(layer, images)) - targets[labels[own]]).astype(np.float32)
+            gradient = np.concatenate([error.T @ images, error.sum(axis=0)[:, None]], axis=1)
+            layer -= adam.step(workers.total(gradient) / len(batch))
+        yield layer
+
+
+def _measured(part: str, layer: Floats, images: Embeddings, labels: Labels, workers: Workers) -> dict[str, float]:
+    """Mean loss and accuracy over all workers' shares of a part."""
+    own = slice(workers.rank, None, workers.count)
+    logits, own_labels = _logits(layer, images[own]).astype(np.float64), labels[own]
+    logits -= logits.max(axis=1, keepdims=True)
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), own_labels]
+    sums = np.array([losses.sum(), (logits.argmax(axis=1) == own_labels).sum()], np.float64)
+    loss, accuracy = (workers.total(sums) / len(labels)).tolist()
+    return {f"{part}_loss": loss, f"{part}_accuracy": accuracy}
+
+
+def _logits(layer: Floats, images: Embeddings) -> Floats:
+    return np.asarray(images @ layer[:, :-1].T + layer[:, -1])
+
+
+class _Adam:
+    """Adam with its authors' settings (D. Kingma and J. Ba, ICLR 2015, algorithm 1)."""
+
+    def __init__(self, shape: tuple[int, ...], learning_rate: float) -> None:
+        self._rate, self._steps = learning_rate, 0
+        self._mean, self._square = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+
+    def step(self, gradient: Floats) -> Floats:
+        """What to subtract from the parameters."""
+        self._steps += 1
+        self._mean += (1 - 0.9) * (gradient - self._mean)
+        self._square += (1 - 0.999) * (gradient * gradient - self._square)
+        mean, square = self._mean / (1 - 0.9**self._steps), self._square / (1 - 0.999**self._steps)
+        return np.asarray(self._rate * mean / (np.sqrt(square) + 1e-8))

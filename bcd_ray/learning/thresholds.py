@@ -1,0 +1,143 @@
+"""Where the limits of triage come from: predictions for training images by heads that had not seen them.
+
+The training part is cut into folds under the split's own protocol. Each fold's images are predicted by a head, and held
+against a distance model, fitted on the others (cross-conformal prediction: Vovk, Annals of Mathematics and Artificial
+Intelligence 74, 2015). The limits then go with a head fitted on all of them, a slightly better one: no exact guarantee,
+and none at all for images of another source than those trained on.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bcd_ray.errors import ConfigError, JobError
+from bcd_ray.labels import CLASSES
+from bcd_ray.learning.embedding import Embeddings
+from bcd_ray.learning.head import FitConfig, fit
+from bcd_ray.learning.splits import Fold, Layout, Rules, clusters, cross_validate
+from bcd_ray.metrics.calibration import (
+    Floats,
+    Labels,
+    calibration_figures,
+    fit_temperature,
+    least_for_risk,
+    risk_coverage,
+    risk_interval,
+)
+from bcd_ray.model.network import softmax
+from bcd_ray.model.quality import limits
+from bcd_ray.model.triage import REASONS, Decisions, DistanceModel, Triage, decide, fit_distance
+from bcd_ray.threads import keep_blas_to_its_thread
+
+RISK = 0.01  # errors among the predictions that are not sent to review
+OOD_RATE = 0.01  # share of training images, each held out, beyond the limit of the distance
+QUALITY_RATE = 0.002  # share of training images beyond the values that each limit of a quality measure comes from
+_FOLDS = (5, 4, 3, 2)  # the first that the smallest class has blocks or groups for
+
+
+def fit_triage(
+    views: Embeddings, quality: Floats, layout: Layout, rules: Rules, config: FitConfig
+) -> tuple[Triage, dict[str, Any]]:
+    """Fit triage on the training part alone.
+
+    Args:
+        views: (v, n, 1280), the training images in v views, the first of them the images themselves.
+        quality: (n, 4), see `quality.measure`.
+        layout: of the n images.
+        rules: of the split; see `inner_folds`.
+        config: of the bundle's head.
+
+    Returns:
+        What the bundle holds, and `triage_figures` of the n images, each held out.
+    """
+    labels = layout.labels
+    logits, distances, model = predict_held_out(views, layout, rules, config)
+    drawn_whole = clusters(layout, rules.block)
+    settings = choose_limits(logits, distances, quality, labels, drawn_whole) | {"precision": model.precision}
+    figures = triage_figures(decide(settings, distances, logits, quality), logits, labels, drawn_whole)
+    return Triage(model, settings), figures
+
+
+def predict_held_out(
+    views: Embeddings, layout: Layout, rules: Rules, config: FitConfig
+) -> tuple[npt.NDArray[np.float32], Floats, DistanceModel]:
+    """Of n training images, logits (n, 4) by a head, and distances (n, 4), that did not see the image in question.
+
+    The third is the distance model of all n.
+    """
+    labels, folds = layout.labels, inner_folds(layout, rules, config.seed)
+    logits, distances = np.zeros((len(labels), len(CLASSES)), np.float32), np.zeros((len(labels), len(CLASSES)))
+
+    def model_of(part: Labels | slice) -> DistanceModel:
+        return fit_distance(views[0, part], labels[part], len(CLASSES))
+
+    # Side by side, each in a thread: two threads of BLAS take half as long again for one after the other.
+    with keep_blas_to_its_thread(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        models = pool.map(model_of, [*(fold.train for fold in folds), slice(None)])
+        for fold in folds:
+            head = fit(views[:, fold.train], labels[fold.train], config)
+            logits[fold.test] = head.logits(views[0, fold.test])
+        for fold in folds:
+            distances[fold.test] = next(models).distances(views[0, fold.test])
+        return logits, distances, next(models)
+
+
+def choose_limits(
+    logits: npt.NDArray[np.float32], distances: Floats, quality: Floats, labels: Labels, drawn_whole: Labels
+) -> dict[str, Any]:
+    """`Triage.settings`, but for the distance model's, from what was held out of n images; arguments (n, 4) or (n,)."""
+    settings: dict[str, Any] = {
+        "temperature": fit_temperature(logits, labels),
+        "certainty": 0.0,
+        "distance": float(np.quantile(distances.min(axis=1), 1 - OOD_RATE)),
+        "quality": limits(quality, QUALITY_RATE),
+    }
+    others = decide(settings, distances, logits, quality)
+    certainty = np.where(others.reasons.any(axis=1), -np.inf, others.certainty)
+    settings["certainty"] = least_for_risk(certainty, logits.argmax(axis=1) == labels, drawn_whole, RISK)
+    return settings | {"risk": RISK, "ood_rate": OOD_RATE, "quality_rate": QUALITY_RATE, "images": len(labels)}
+
+
+def triage_figures(decisions: Decisions, logits: Floats, labels: Labels, drawn_whole: Labels) -> dict[str, Any]:
+    """How triage does on n labelled images, JSON-ready.
+
+    `drawn_whole` (n,) numbers the blocks or groups that the intervals are drawn over (`splits.clusters`).
+
+    Returns:
+        `calibration`: `before` and `after` the temperature, see `calibration_figures`; `automatic`: see
+        `risk_interval`; `reasons`: images by reason; `risk_coverage`: see `risk_coverage`.
+    """
+    correct = logits.argmax(axis=1) == labels
+    decided = np.asarray(~decisions.reasons.any(axis=1))
+    others = decisions.reasons[:, 1:].any(axis=1)
+    return {
+        "calibration": {
+            "before": calibration_figures(softmax(logits), labels),
+            "after": calibration_figures(decisions.probabilities, labels),
+        },
+        "automatic": risk_interval(decided, correct, drawn_whole),
+        "reasons": dict(zip(REASONS, decisions.reasons.sum(axis=0).tolist(), strict=False)),
+        "risk_coverage": risk_coverage(np.where(others, -np.inf, decisions.certainty), correct),
+    }
+
+
+def inner_folds(layout: Layout, rules: Rules, seed: int) -> Sequence[Fold]:
+    """Folds of a training part under the split's protocol; of `forward`, blocks, which can test every part of it.
+
+    Blocks and embargo are half as long as the split's: the training part has gaps already, and whole ones would leave
+    the heads so few images that they say little about the head fitted on all.
+    """
+    if rules.protocol in ("blocked", "forward"):
+        smallest = int(np.bincount(layout.labels)[np.unique(layout.labels)].min())
+        block = max(1, min(rules.block // 2, smallest // _FOLDS[0]))
+        rules = Rules("blocked", block, min(rules.embargo // 2, block // 2))
+    for count in _FOLDS:
+        try:
+            return cross_validate(layout, rules, count, 0.0, seed)
+        except ConfigError:
+            continue
+    raise JobError("a class has too few training images, blocks or groups to set the limits of triage: add images")

@@ -1,0 +1,161 @@
+"""A model as tensors and facts, and its bundle on disk.
+
+A bundle is a folder: `model.safetensors` (backbone, head and the distance model of triage), `model.json` (what they
+are, how they were made, and the limits of triage), `model.sha256` (the digests of the two, for `sha256sum -c`), and for
+people `MODEL_CARD.md`, `report.html`, `metrics.json` and `figures/`. One that was trained with `--int8` holds the
+quantised network too: `model.int8.xml` and `model.int8.bin`, whose digests stand in `model.json`. Nothing in it is a
+pickle.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load, save
+
+from bcd_ray import storage
+from bcd_ray.errors import ConfigError, NotFoundError
+from bcd_ray.labels import CLASSES
+from bcd_ray.model.engines.int8 import Int8Graph
+from bcd_ray.model.network import Tensors
+from bcd_ray.model.triage import Triage
+
+EMBEDDING_SIZE = 1280
+WeightsName = Literal["keras", "torchvision"]
+
+# Input scaling, on values 0..255, and padding: those with which each set of weights was trained.
+PREPROCESSING: dict[WeightsName, dict[str, Any]] = {
+    "keras": {"size": 224, "mean": [127.5] * 3, "std": [127.5] * 3, "padding": "same"},
+    "torchvision": {
+        "size": 224,
+        "mean": [123.675, 116.28, 103.53],
+        "std": [58.395, 57.12, 57.375],
+        "padding": "symmetric",
+    },
+}
+_BUNDLE_FORMAT = 3  # 2 came with triage, 3 with its certainty
+_DIGESTED = ("model.safetensors", "model.json")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network as its tensors, under torchvision's names, and the scaling and padding they were trained with."""
+
+    tensors: Tensors
+    preprocessing: dict[str, Any]
+
+    def with_head(self, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> "Model":
+        """The same backbone under a head of weight (4, 1280) and bias (4,)."""
+        return Model({**self.tensors, "head.weight": weight, "head.bias": bias}, self.preprocessing)
+
+    def logits(self, embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What the head says, (n, 4), of embeddings (n, 1280)."""
+        said: npt.NDArray[np.float32] = embeddings @ self.tensors["head.weight"].T + self.tensors["head.bias"]
+        return said
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained model as read from disk: `info` is `model.json`, `version` the digest that names the model."""
+
+    model: Model
+    triage: Triage
+    info: dict[str, Any]
+    version: str
+    int8: Int8Graph | None = None
+
+
+def pretrained(weights: WeightsName) -> Model:
+    """MobileNetV2 with ImageNet weights under a zero head.
+
+    `keras`, the paper's, come with this package; `torchvision` downloads its own.
+    """
+    if weights == "keras":
+        path = resources.files("bcd_ray.model") / "weights" / "mobilenet_v2_imagenet_keras.safetensors"
+        backbone = load(path.read_bytes())
+    else:
+        from bcd_ray.model.engines.torch import torchvision_backbone
+
+        backbone = torchvision_backbone()
+    backbone = {name: value for name, value in backbone.items() if not name.endswith("num_batches_tracked")}
+    head = np.zeros((len(CLASSES), EMBEDDING_SIZE), np.float32)
+    return Model(backbone, PREPROCESSING[weights]).with_head(head, head[:, 0].copy())
+
+
+def save_bundle(
+    uri: str,
+    model: Model,
+    triage: Triage,
+    info: dict[str, Any],
+    extras: dict[str, bytes],
+    int8: Int8Graph | None = None,
+) -> str:
+    """Write a bundle and return its version; the digests go last, so a bundle that has them is whole.
+
+    Args:
+        info: the facts for `model.json`, JSON-ready.
+        extras: further files by their names in the bundle.
+    """
+    facts = {"format": _BUNDLE_FORMAT, "architecture": "mobilenet_v2", "classes": list(CLASSES)}
+    facts |= {"preprocessing": model.preprocessing, "triage": triage.settings, **info}
+    tensors = {**model.tensors, **triage.tensors}
+    graph = {"model.int8.xml": int8.xml, "model.int8.bin": int8.weights} if int8 else {}
+    if int8:
+        facts["int8_doubt"] = int8.doubt
+        facts["int8_sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in graph.items()}
+    contents = {
+        "model.safetensors": save({name: np.ascontiguousarray(value) for name, value in tensors.items()}),
+        "model.json": (json.dumps(facts, indent=2) + "\n").encode(),
+    }
+    for name, data in {**extras, **graph, **contents}.items():
+        storage.write_bytes(storage.join(uri, name), data)
+    digests = "".join(f"{hashlib.sha256(contents[name]).hexdigest()}  {name}\n" for name in _DIGESTED)
+    storage.write_bytes(storage.join(uri, "model.sha256"), digests.encode())
+    return _version(contents)
+
+
+def load_bundle(uri: str) -> Bundle:
+    """Read a bundle and check it; ConfigError, naming the remedy, where it is not whole or not what was written."""
+    try:
+        digests = storage.read_bytes(storage.join(uri, "model.sha256")).decode(errors="replace")
+        contents = {name: storage.read_bytes(storage.join(uri, name)) for name in _DIGESTED}
+    except NotFoundError as error:
+        raise ConfigError(f"{uri} is no model bundle ({error}): give the --output of jobs/train.py") from error
+    for name in _DIGESTED:
+        if f"{hashlib.sha256(contents[name]).hexdigest()}  {name}" not in digests.splitlines():
+            raise _changed(uri, name, "model.sha256")
+    info = json.loads(contents["model.json"])
+    if info.get("format") != _BUNDLE_FORMAT or info.get("classes") != list(CLASSES):
+        raise ConfigError(f"{uri}: written by another release of bcd_ray: train anew, or use that release")
+    tensors = load(contents["model.safetensors"])
+    triage = Triage.of(tensors, info["triage"])
+    network = {name: value for name, value in tensors.items() if name not in triage.tensors}
+    return Bundle(Model(network, info["preprocessing"]), triage, info, _version(contents), _load_int8(uri, info))
+
+
+def _load_int8(uri: str, info: dict[str, Any]) -> Int8Graph | None:
+    digests = info.get("int8_sha256", {})
+    found = {}
+    for name, digest in digests.items():
+        try:
+            found[name] = storage.read_bytes(storage.join(uri, name))
+        except NotFoundError as error:
+            raise _changed(uri, name, "model.json") from error
+        if hashlib.sha256(found[name]).hexdigest() != digest:
+            raise _changed(uri, name, "model.json")
+    doubt = info.get("int8_doubt", 0.0)
+    return Int8Graph(found["model.int8.xml"], found["model.int8.bin"], doubt) if found else None
+
+
+def _changed(uri: str, name: str, digests: str) -> ConfigError:
+    return ConfigError(
+        f"{uri}: {name} does not match {digests}: it was changed or copied in part; copy the bundle again"
+    )
+
+
+def _version(contents: dict[str, bytes]) -> str:
+    return hashlib.sha256(b"".join(contents[name] for name in _DIGESTED)).hexdigest()

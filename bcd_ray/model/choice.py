@@ -1,0 +1,75 @@
+"""Which engine a run gets, and why. A new engine is a file in `engines`, a name in `engines.base` and a line here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bcd_ray.errors import ConfigError
+from bcd_ray.model.bundle import Bundle
+from bcd_ray.model.engines.base import Engine, EngineName
+from bcd_ray.model.engines.int8 import Int8Engine
+from bcd_ray.model.engines.openvino import OpenVinoEngine
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine of a run, and why it is the one."""
+
+    name: EngineName
+    reason: str
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether an actor of it takes a share of a GPU."""
+        return self.name == "torch-cuda"
+
+    def __str__(self) -> str:
+        return f"engine {self.name}: {self.reason}"
+
+
+def precision(wanted: EngineName | Literal["auto"], bundle: Bundle) -> str:
+    """What of an engine changes the rows.
+
+    Half precision on a GPU counts as float: were it another, an archive would be scored anew whenever `auto` finds a
+    GPU, or finds none any more.
+
+    Raises:
+        ConfigError: the bundle lacks what the engine needs.
+    """
+    if wanted == "openvino-int8" and bundle.int8 is None:
+        raise ConfigError("--engine openvino-int8: this bundle holds no int8 network: train it with --int8")
+    return "int8" if wanted == "openvino-int8" else "float"
+
+
+def choose_engine(wanted: EngineName | Literal["auto"], gpus: int) -> Choice:
+    """The engine that was asked for, or, for `auto`, the best for a cluster with this many GPUs.
+
+    Raises:
+        ConfigError: the cluster lacks what the engine needs.
+    """
+    if wanted == "torch-cuda" and not gpus:
+        raise ConfigError(
+            "--engine torch-cuda: the cluster has no GPU now: add one (min_workers, on a cluster that grows), "
+            "or use --engine openvino"
+        )
+    if wanted != "auto":
+        return Choice(wanted, "as --engine says")
+    if gpus:
+        return Choice("torch-cuda", f"the cluster has {gpus} GPU{'s' if gpus > 1 else ''}")
+    return Choice("openvino", "the cluster has no GPU")
+
+
+def open_engine(name: EngineName, bundle: Bundle, threads: int) -> Engine:
+    """Compile the bundle's network for `threads` cores, or for the GPU that this process was given."""
+    model = bundle.model
+    if name == "openvino-int8":
+        assert bundle.int8 is not None, "choose_engine sees to it"
+        return Int8Engine(bundle.int8, model.tensors, model.preprocessing, threads)
+    if name == "openvino":
+        return OpenVinoEngine(model.tensors, model.preprocessing, threads)
+    if name == "torch-cuda":
+        from bcd_ray.model.engines.cuda import CudaEngine
+
+        return CudaEngine(model.tensors, model.preprocessing)
+    from bcd_ray.model.engines.torch import TorchEngine
+
+    return TorchEngine(model.tensors, model.preprocessing)

@@ -1,0 +1,94 @@
+"""The classifier in torch: the reference for `engine`, and where torchvision's weights come from."""
+
+from collections.abc import Mapping, Sequence
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
+
+from bcd_ray.archives.images import Pixels
+from bcd_ray.errors import ConfigError
+from bcd_ray.labels import CLASSES
+from bcd_ray.model.engines.base import Outputs
+from bcd_ray.model.network import Tensors
+
+
+class SmearClassifier(nn.Module):
+    """MobileNetV2 (Sandler et al., CVPR 2018) up to its pooled features, and a linear head over them.
+
+    `forward` takes (N, 224, 224, 3) uint8 RGB and returns the embeddings (N, 1280) and the logits (N, 4), float32.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, tensors: Tensors, preprocessing: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.features = mobilenet_v2().features
+        self.head = nn.Linear(1280, len(CLASSES))
+        missing, unexpected = self.load_state_dict(
+            {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, strict=False
+        )
+        if unexpected or any(not name.endswith("num_batches_tracked") for name in missing):
+            raise ConfigError("these weights are not those of a MobileNetV2: train anew")
+        if preprocessing["padding"] == "same":
+            _pad_like_tensorflow(self.features)
+        self.register_buffer("mean", torch.tensor(preprocessing["mean"]))
+        self.register_buffer("std", torch.tensor(preprocessing["std"]))
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scaled = (images.to(self.mean.dtype) - self.mean) / self.std
+        # Channels stand last in memory already, the layout that convolutions are fastest in.
+        embeddings = self.features(scaled.permute(0, 3, 1, 2)).mean((2, 3))
+        return embeddings, self.head(embeddings)
+
+
+class TorchEngine:
+    """`base.Engine` in torch on CPUs, in float32: the reference."""
+
+    chunk = 8
+
+    def __init__(self, tensors: Tensors, preprocessing: Mapping[str, Any]) -> None:
+        self._network = SmearClassifier(tensors, preprocessing).to(memory_format=torch.channels_last)
+
+    def infer(self, images: Sequence[Pixels]) -> Outputs:
+        """As `Engine.infer`."""
+        with torch.inference_mode():
+            return Outputs(*(output.numpy() for output in self._network(torch.from_numpy(np.stack(images)))))
+
+
+def torchvision_backbone() -> dict[str, npt.NDArray[np.float32]]:
+    """The tensors of torchvision's own ImageNet weights, downloaded by torchvision or found in its cache."""
+    try:
+        state = MobileNet_V2_Weights.IMAGENET1K_V2.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError, UnpicklingError) as error:
+        raise ConfigError(
+            f"torchvision's weights could not be downloaded or read ({error}): "
+            "use --weights keras, which needs no network"
+        ) from error
+    wanted = {name: value.numpy() for name, value in state.items() if name.startswith("features.")}
+    return {name: value for name, value in wanted.items() if not name.endswith("num_batches_tracked")}
+
+
+class _PaddedBelowRight(nn.Module):
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        padded: torch.Tensor = self.convolution(nn.functional.pad(images, (0, 1, 0, 1)))
+        return padded
+
+
+def _pad_like_tensorflow(features: nn.Module) -> None:
+    """TensorFlow's SAME padding of a stride-2 3x3 convolution on an even size: one row below, one column right."""
+    for parent in list(features.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d) and child.stride == (2, 2):
+                child.padding = (0, 0)
+                setattr(parent, name, _PaddedBelowRight(child))

@@ -1,0 +1,80 @@
+"""Where in an image the evidence for a class lies: class activation maps, and a check that they depend on the weights.
+
+Under pooled features and a linear head the map is exact: Zhou et al., "Learning Deep Features for Discriminative
+Localization", CVPR 2016. A map shows what the model used, never why a cell is malignant.
+"""
+
+import io
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from PIL import Image, ImageDraw
+
+from bcd_ray.archives.images import Pixels
+from bcd_ray.model.bundle import Model
+
+Maps = npt.NDArray[np.float32]
+
+_GAP, _CAPTION = 8, 34  # pixels
+_OPACITY = 0.45  # of the map over the image: the cells stay visible
+
+
+def class_activation(model: Model, batches: Iterable[Pixels]) -> Iterator[Maps]:
+    """The evidence (n, 4, 7, 7) for each class at each place of each batch of images (n, 224, 224, 3).
+
+    The mean of a map over its places, plus the bias of its class, is the logit.
+    """
+    import torch
+
+    from bcd_ray.model.engines.torch import SmearClassifier
+
+    network = SmearClassifier(model.tensors, model.preprocessing)
+    for images in batches:
+        with torch.inference_mode():  # not around the yield: it would hold for the caller too
+            scaled = (torch.from_numpy(images).float() - network.mean) / network.std
+            features = network.features(scaled.permute(0, 3, 1, 2))
+            maps: Maps = torch.einsum("nfyx,cf->ncyx", features, network.head.weight).numpy()
+        yield maps
+
+
+def randomised(model: Model, seed: int = 0) -> dict[str, Model]:
+    """The model with its head, or its last convolution, put in random order: the values stay, what was learned goes.
+
+    The check of Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018: a map that such a model gives as well
+    says nothing about the trained one.
+    """
+    random = np.random.default_rng(seed)
+
+    def shuffled(name: str) -> Model:
+        values = model.tensors[name]
+        mixed = random.permutation(values.ravel()).reshape(values.shape)
+        return Model({**model.tensors, name: mixed}, model.preprocessing)
+
+    return {"head": shuffled("head.weight"), "last_convolution": shuffled("features.18.0.weight")}
+
+
+def similarity(one: Maps, other: Maps) -> npt.NDArray[np.float64]:
+    """(n,) correlation of ranks (Spearman) between maps (n, 7, 7), from -1 to 1."""
+    first, second = (each.reshape(len(each), -1).argsort(axis=1).argsort(axis=1) for each in (one, other))
+    centred = first - first.mean(axis=1, keepdims=True), second - second.mean(axis=1, keepdims=True)
+    lengths = [np.linalg.norm(each, axis=1) for each in centred]
+    return np.asarray((centred[0] * centred[1]).sum(axis=1) / (lengths[0] * lengths[1]))
+
+
+def draw(pixels: Pixels, class_map: Maps, caption: str) -> bytes:
+    """PNG of an image (224, 224, 3) beside itself under a class's map (7, 7): red speaks for it, blue against."""
+    largest = float(np.abs(class_map).max()) or 1.0
+    smooth = Image.fromarray(class_map / largest).resize(pixels.shape[1::-1], Image.Resampling.BICUBIC)
+    colours: Any = colormaps["RdBu_r"](np.clip(np.asarray(smooth) / 2 + 0.5, 0, 1))[..., :3] * 255
+    height, width = pixels.shape[:2]
+    sheet = Image.new("RGB", (2 * width + _GAP, height + _CAPTION), "white")
+    sheet.paste(Image.fromarray(pixels), (0, 0))
+    blended = (1 - _OPACITY) * pixels + _OPACITY * colours
+    sheet.paste(Image.fromarray(blended.round().astype(np.uint8)), (width + _GAP, 0))
+    ImageDraw.Draw(sheet).text((2, height + 4), caption.encode("ascii", "replace").decode(), fill="black")
+    sink = io.BytesIO()
+    sheet.save(sink, "PNG")
+    return sink.getvalue()

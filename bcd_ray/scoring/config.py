@@ -1,0 +1,53 @@
+"""What scoring and its verification can be told."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bcd_ray import uris
+from bcd_ray.config import at_least, normalize
+from bcd_ray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Score every image of an archive and publish the predictions as Parquet."""
+
+    model: str
+    """Model bundle, written by jobs/train.py: a path or s3://."""
+    input: tuple[str, ...]
+    """Archives: folders or single shards (tar, Parquet, loose JPEG, PNG, TIFF, BMP), paths or s3://."""
+    output: str
+    """Where predictions/, manifests/ and the working state go: a path or s3://."""
+    max_unscored: int = 0
+    """Images that may fail before the exit code says so (3)."""
+    max_image_bytes: int = 64 << 20
+    """Larger images are refused unread."""
+    max_pixels: int = 100_000_000
+    """Images of more pixels are refused undecoded."""
+    max_actors: int = 0
+    """Most scoring actors; 0: as many as the cluster's cores allow when the job starts. Set it on a cluster that
+    grows on demand."""
+    engine: Literal["auto", "openvino", "openvino-int8", "torch", "torch-cuda"] = "auto"
+    """What the network runs on: `openvino`, CPUs in fp32; `openvino-int8`, about twice as fast; `torch-cuda`, GPUs in
+    half precision; `torch`, the reference in fp32 on CPUs. `auto`: GPUs where the cluster has them, else `openvino`."""
+
+    def __post_init__(self) -> None:
+        if not self.input:
+            raise ConfigError("--input names no archive")
+        object.__setattr__(self, "input", tuple(uris.normalize(uri) for uri in self.input))
+        normalize(self, "model", "output")
+        at_least(self, 0, "max_unscored", "max_actors")
+        at_least(self, 1, "max_image_bytes", "max_pixels")
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Check published predictions against their manifests."""
+
+    output: str
+    """Output of jobs/score.py: a path or s3://."""
+    clear_leftovers: bool = False
+    """Delete the working state of finished and abandoned runs, after the check; not while a run is under way."""
+
+    def __post_init__(self) -> None:
+        normalize(self, "output")

@@ -1,0 +1,137 @@
+"""The columns of the published Parquet and the statuses of a row: one place for code, tests and documentation."""
+
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from bcd_ray.labels import CLASSES
+from bcd_ray.model.triage import REASONS
+
+SCHEMA_VERSION = 3
+
+
+class Column(NamedTuple):
+    """A published column; a null is only found where the description says so."""
+
+    name: str
+    type: pa.DataType
+    unit: str
+    description: str
+
+
+_TEXT = pa.string()
+
+COLUMNS = (
+    Column("image_id", _TEXT, "-", "Stable id: the same image in the same shard always gets the same"),
+    Column("image_uri", _TEXT, "-", "Where the image is: SHARD#NAME, or the file itself"),
+    Column("shard_uri", _TEXT, "-", "The tar, the Parquet file or the loose image that was read"),
+    Column(
+        "shard_etag", _TEXT, "-", "Version of the shard that was read: the store's etag, or size and time of a file"
+    ),
+    Column("image_sha256", _TEXT, "hex", "Digest of the encoded image; null where there were no bytes to read"),
+    Column("width", pa.int32(), "pixels", "Width of the original, upright if scored; null if unknown"),
+    Column("height", pa.int32(), "pixels", "Height of the original, upright if scored; null if unknown"),
+    Column("status", _TEXT, "-", "`scored`, or the kind of failure (table below)"),
+    Column("error", _TEXT, "-", "What was wrong, in one line; null if scored"),
+    Column("predicted_class", _TEXT, "-", "A suggestion for an expert: the most probable class; null if not scored"),
+    Column("confidence", pa.float32(), "0..1", "Calibrated probability of the predicted class; null if not scored"),
+    *(
+        Column(f"p_{name}", pa.float32(), "0..1", f"Calibrated probability of {name}; null if not scored")
+        for name in CLASSES
+    ),
+    Column("p_malignant", pa.float32(), "0..1", "Sum of the three malignant classes; null if not scored"),
+    Column("review", pa.bool_(), "-", "Whether an expert must look at it before anything else; true if not scored"),
+    Column(
+        "review_reasons",
+        pa.list_(pa.field("element", _TEXT)),
+        "-",
+        "Why (table below); an empty list where `review` is false",
+    ),
+    Column(
+        "ood_score",
+        pa.float32(),
+        "-",
+        "Distance of the embedding from the nearest class; above 1 is out of distribution; null if not scored",
+    ),
+    Column(
+        "certainty",
+        pa.float32(),
+        "0..1",
+        "Confidence, times how clearly the suggested class is the nearest: 1 less the distance to it over that to the "
+        "next, 0 where another is nearer; null if not scored",
+    ),
+    Column("focus", pa.float32(), "log", "Variance of the Laplacian, low if blurred; null if not scored"),
+    Column("brightness", pa.float32(), "0..255", "Mean value of the pixels; null if not scored"),
+    Column("clipped", pa.float32(), "0..1", "Share of nearly white values in the lightest colour; null if not scored"),
+    Column(
+        "contrast",
+        pa.float32(),
+        "0..255",
+        "Largest standard deviation of a colour, low if unstained or empty; null if not scored",
+    ),
+    Column("model_version", _TEXT, "hex", "Digest of the model bundle"),
+    Column("run_id", _TEXT, "-", "The run that published the row; names its manifest"),
+    Column("run_number", pa.int32(), "-", "Runs of one output count up; of a shard's rows, those of its last run hold"),
+    Column("scored_at", pa.timestamp("us", "UTC"), "UTC", "When the row was made"),
+)
+
+STATUSES = {
+    "scored": "The image was scored",
+    "empty_file": "The file has no bytes",
+    "not_an_image": "The bytes are no JPEG, PNG, TIFF or BMP, whatever the name says",
+    "corrupt_image": "The image is truncated or damaged",
+    "too_large": "More bytes than `--max-image-bytes`; not read",
+    "too_many_pixels": "More pixels than `--max-pixels`; not decoded",
+    "multiple_pictures": "A multi-page or animated file",
+    "unsupported_mode": "Pixels whose range is not defined: 12, 32 or floating-point bits, or inverted 16-bit grey",
+    "unsafe_member": "A link, a device, or an absolute or `..` name in a tar",
+    "unreadable_shard": "One row for the part of a shard that cannot be read",
+    "empty_shard": "One row for a tar or Parquet file without images",
+    "crashed": "Reading or decoding it killed the process that did it, time and again",
+    "missing": "Listed, but gone when it was read",
+    "changed": "Replaced by other content between listing and reading",
+    "read_error": "The storage did not deliver it, after retries",
+}
+# Failures of the moment, not of the image: the next run tries these shards again.
+PASSING_STATUSES = ("missing", "changed", "read_error")
+
+PREDICTIONS = pa.schema(
+    [
+        pa.field(column.name, column.type, metadata={"description": column.description, "unit": column.unit})
+        for column in COLUMNS
+    ],
+    metadata={"bcd_ray.schema_version": str(SCHEMA_VERSION)},
+)
+
+MANIFEST_VERSION = 2
+MANIFEST = {
+    "manifest_version": "Version of this table",
+    "run_id": "Names the run's files; made from its inputs, its model and its number",
+    "run_number": "Runs of one output count up from 1",
+    "started_at": "When the run was planned, UTC",
+    "published_at": "When the rows were published, UTC",
+    "identity": "Everything besides the shards that changes the rows: model, schema, decoder, limits",
+    "engine": "What the network ran on, and why that",
+    "versions": "Versions of this package, Python and the libraries that compute",
+    "configuration": "The job's options",
+    "statuses": "Rows by status",
+    "predicted_classes": "Scored rows by suggested class",
+    "review": "Rows that an expert must look at: `rows`, and by reason (a row can have several)",
+    "superseded_shards": "Shards that were published before with other content or another identity",
+    "outputs": "The published Parquet: `uri`, `rows`, `bytes`, `sha256`",
+    "inputs": "A Parquet file with a row for each shard read, described in the same way; its columns are `uri`, "
+    "`size` in bytes, `etag`, `unit_id`, `rows`, and `passing_failure` where the next run is to try again",
+}
+
+
+def markdown() -> str:
+    """The tables of columns, statuses, review reasons and the manifest as the README shows them."""
+    lines = ["| column | type | unit | meaning |", "| --- | --- | --- | --- |"]
+    lines += [f"| `{name}` | {kind} | {unit} | {text} |" for name, kind, unit, text in COLUMNS]
+    lines += ["", "| status | meaning |", "| --- | --- |"]
+    lines += [f"| `{status}` | {text} |" for status, text in STATUSES.items()]
+    lines += ["", "| review reason | meaning |", "| --- | --- |"]
+    lines += [f"| `{name}` | {text} |" for name, text in REASONS.items()]
+    lines += ["", "| in the manifest | meaning |", "| --- | --- |"]
+    lines += [f"| `{name}` | {text} |" for name, text in MANIFEST.items()]
+    return "\n".join(lines)

@@ -1,0 +1,156 @@
+"""What an actor does: read, decode, compute and decide the images of a unit, and write its rows."""
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from bcd_ray.archives.images import Decoded, Limits, Pixels, Rejected, decode
+from bcd_ray.archives.isolation import Decoder, decode_apart, die_at_once
+from bcd_ray.archives.shards import Entry, given_up, read_shards
+from bcd_ray.errors import StorageError
+from bcd_ray.labels import CLASSES
+from bcd_ray.model.bundle import Bundle
+from bcd_ray.model.choice import open_engine
+from bcd_ray.model.engines.base import EngineName
+from bcd_ray.model.quality import MEASURES, measure
+from bcd_ray.model.triage import Triage
+from bcd_ray.scoring import schema
+from bcd_ray.scoring.attempts import MAX_ATTEMPTS, Turns
+from bcd_ray.scoring.ledger import Ledger, Unit
+from bcd_ray.threads import EngineThreads, in_chunks, keep_blas_to_its_thread
+
+_CHUNK_BYTES = 16 << 20  # 8 JPEGs of 5 megapixels; a TIFF of 20 MB goes alone
+_Floats = npt.NDArray[np.float32]
+_Computed = tuple[_Floats, _Floats, _Floats]  # embeddings, logits and quality measures of some images
+UNITS_AT_A_TIME = 2  # of an actor: while one opens its shard or writes its rows, the other keeps the cores busy
+
+
+class UnitScorer:
+    """Reads, decodes and scores units, and writes their rows; several threads may call it."""
+
+    def __init__(
+        self, bundle: Bundle, engine: EngineName, ledger: Ledger, limits: Limits, threads: int, starts: Any
+    ) -> None:
+        keep_blas_to_its_thread()
+        self._engine = open_engine(engine, bundle, threads)
+        self._version, self._triage, self._ledger, self._limits = bundle.version, bundle.triage, ledger, limits
+        self._threads = EngineThreads(threads)
+        self._starts, self._turns = starts, Turns(UNITS_AT_A_TIME)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        import ray
+
+        (unit,) = batch["unit"]
+        die_at_once()  # here, not when it is made: only in an actor does somebody start it again
+        with self._turns.turn(alone=ray.get(self._starts.known.remote(unit.unit_id)) > 0):
+            attempt = ray.get(self._starts.count.remote(unit.unit_id))
+            try:
+                if attempt > 1 and self._ledger.is_finished(unit):  # it died after this unit, in another
+                    return _written(0)
+                rows = self.rows(unit, attempt)
+                self._ledger.write_unit(unit, rows)
+            except StorageError as error:  # the other units may do better: the driver tells at the end
+                return _written(0, str(error))
+            return _written(len(rows))
+
+    def rows(self, unit: Unit, attempt: int) -> pa.Table:
+        """One row for each image of the unit, of all columns but the run's.
+
+        Ray starts a unit again, without end, when it killed its worker. So the second attempt decodes each image in a
+        process of its own, and what even then kills the worker is given up after `MAX_ATTEMPTS`.
+        """
+        decode_one = decode if attempt == 1 else decode_apart
+        entries = given_up(unit.shards) if attempt > MAX_ATTEMPTS else read_shards(unit.shards, self._limits)
+
+        def score_chunk(chunk: list[Entry]) -> tuple[list[_Row], list[_Computed]]:
+            described = [_describe(decode_one, self._limits, entry) for entry in chunk]
+            pixels = [each for _, each in described if each is not None]
+            return [row for row, _ in described], [self._compute(pixels)] if pixels else []
+
+        rows, computed = list[_Row](), list[_Computed]()
+        for some, of_some in self._threads.map(
+            score_chunk, in_chunks(entries, self._engine.chunk, _bytes_in, _CHUNK_BYTES)
+        ):
+            rows += some
+            computed += of_some
+        return _table(rows, computed, self._triage, self._version)
+
+    def _compute(self, pixels: list[Pixels]) -> _Computed:
+        embeddings, logits, quality = self._engine.infer(pixels)
+        return embeddings, logits, measure(pixels) if quality is None else quality
+
+
+class ScoringActor(UnitScorer):
+    """Ray Data actor of a `UnitScorer`."""
+
+    def __init__(self, bundle_ref: Any, *others: Any) -> None:
+        """`bundle_ref` refers to a `Bundle`: the arguments themselves are printed by Ray Data, tensors in 2.4 s."""
+        import ray
+
+        super().__init__(ray.get(bundle_ref), *others)
+
+
+def _bytes_in(entry: Entry) -> int:
+    return 0 if isinstance(entry.content, Rejected) else len(entry.content)
+
+
+def _written(rows: int, error: str = "") -> dict[str, Any]:
+    """What comes back of a unit: a batch of one row."""
+    return {"rows": np.array([rows]), "error": np.array([error], object)}
+
+
+def _describe(decode_one: Decoder, limits: Limits, entry: Entry) -> "tuple[_Row, Pixels | None]":
+    if isinstance(entry.content, Rejected):
+        return _Row(entry, None, entry.content), None
+    decoded = decode_one(entry.content, limits)
+    row = _Row(entry, hashlib.sha256(entry.content).hexdigest(), decoded)
+    return row, None if isinstance(decoded, Rejected) else decoded.pixels
+
+
+class _Row:
+    """What is known of an image before it is scored; it keeps neither bytes nor pixels."""
+
+    def __init__(self, entry: Entry, digest: str | None, result: Decoded | Rejected) -> None:
+        self.image_id, self.image_uri = entry.image_id, entry.image_uri
+        self.shard_uri, self.shard_etag = entry.shard_uri, entry.shard_etag
+        self.image_sha256, self.width, self.height = digest, result.width, result.height
+        self.status = result.status if isinstance(result, Rejected) else "scored"
+        self.error = result.error if isinstance(result, Rejected) else None
+
+
+def _table(rows: list[_Row], computed: list[_Computed], triage: Triage, model_version: str) -> pa.Table:
+    scored = np.array([row.status == "scored" for row in rows], bool)
+    quality = np.full((len(rows), len(MEASURES)), np.nan, np.float32)
+    probabilities = np.full((len(rows), len(CLASSES)), np.nan)
+    ood_score, certainty = np.full((2, len(rows)), np.nan)
+    reasons = [["not_scored"]] * len(rows)
+    if computed:
+        embeddings, logits, quality[scored] = (np.concatenate(parts) for parts in zip(*computed, strict=True))
+        decisions = triage.decide(embeddings, logits, quality[scored])
+        probabilities[scored], ood_score[scored] = decisions.probabilities, decisions.ood_score
+        certainty[scored] = decisions.certainty
+        for index, given in zip(np.flatnonzero(scored), decisions.reason_names(), strict=True):
+            reasons[index] = given
+    predicted = [CLASSES[index] if ok else None for index, ok in zip(probabilities.argmax(1), scored, strict=True)]
+
+    def measured(values: Any) -> pa.Array:
+        return pa.array(values, pa.float32(), mask=~scored)
+
+    names = ("image_id", "image_uri", "shard_uri", "shard_etag", "image_sha256", "width", "height", "status", "error")
+    columns: dict[str, Any] = {
+        name: pa.array([getattr(row, name) for row in rows], schema.PREDICTIONS.field(name).type) for name in names
+    }
+    columns |= {"predicted_class": pa.array(predicted, pa.string()), "confidence": measured(probabilities.max(axis=1))}
+    columns |= {f"p_{name}": measured(probabilities[:, index]) for index, name in enumerate(CLASSES)}
+    columns["p_malignant"] = measured(probabilities[:, 1:].sum(axis=1))
+    columns["review"] = pa.array([bool(given) for given in reasons], pa.bool_())
+    columns["review_reasons"] = pa.array(reasons, schema.PREDICTIONS.field("review_reasons").type)
+    columns |= {"ood_score": measured(ood_score), "certainty": measured(certainty)}
+    columns |= {name: measured(quality[:, index]) for index, name in enumerate(MEASURES)}
+    columns["model_version"] = pa.array([model_version] * len(rows), pa.string())
+    columns["scored_at"] = pa.array([datetime.now(UTC)] * len(rows), pa.timestamp("us", "UTC"))
+    return pa.table(columns)

@@ -1,0 +1,147 @@
+"""Local paths and `s3://` behind one small surface: list, read, open, write whole, create if absent.
+
+A URI is `s3://bucket/key` or a local path; local ones are kept as absolute paths. On a cluster a local path must be
+on a file system that every node mounts. S3 takes its endpoint, region and credentials from the standard AWS settings
+(environment, profile or instance role; `AWS_ENDPOINT_URL` for another store than Amazon's).
+"""
+
+import io
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from bcd_ray.errors import ConfigError, NotFoundError, StorageError
+from bcd_ray.storage import local, s3
+from bcd_ray.storage.objects import StoredObject
+from bcd_ray.uris import is_s3, join, normalize, printable
+
+__all__ = [
+    "READ_AHEAD_BYTES",
+    "StoredObject",
+    "check_writable",
+    "create",
+    "create_from_file",
+    "delete",
+    "delete_broken_off",
+    "exists",
+    "is_s3",
+    "join",
+    "list_names",
+    "list_objects",
+    "normalize",
+    "open_stream",
+    "printable",
+    "read_bytes",
+    "write_bytes",
+]
+
+READ_AHEAD_BYTES = 8 << 20  # one ranged GET; 8 MiB keeps 200 images of 40 kB per round trip
+
+
+def list_objects(uri: str) -> Iterator[StoredObject]:
+    """Every object at or below a normalized URI, sorted by URI; NotFoundError if there is nothing there.
+
+    Names that begin with a dot are left out, as every reader of data sets does.
+    """
+    # Not every store lists in byte order as Amazon's does: SeaweedFS gives a/x before a-b.
+    found = sorted(_list_s3(uri) if is_s3(uri) else local.list_objects(uri), key=lambda listed: listed.uri)
+    if not found:
+        raise NotFoundError(f"nothing found at {uri}: check the path")
+    yield from found
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole object."""
+    if is_s3(uri):
+        return s3.get(uri)
+    return local.get(uri)
+
+
+@contextmanager
+def open_stream(listed: StoredObject) -> Iterator[BinaryIO]:
+    """A seekable reader of an object in bounded memory; ChangedError if it is not the listed version."""
+    if is_s3(listed.uri):
+        yield io.BufferedReader(s3.Reader(listed.uri, listed.size, listed.etag), READ_AHEAD_BYTES)
+        return
+    with local.open_stream(listed) as stream:
+        yield stream
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write an object whole: a reader sees the old one or all of the new one."""
+    if is_s3(uri):
+        s3.put(uri, data)
+    else:
+        local.put(uri, data)
+
+
+def create(uri: str, data: bytes) -> bool:
+    """Write an object whole unless it exists; False, and nothing changed, if it does."""
+    return s3.create(uri, data) if is_s3(uri) else local.create(uri, io.BytesIO(data))
+
+
+def create_from_file(uri: str, path: Path) -> bool:
+    """`create` from a local file of any size, in bounded memory; it appears as one object at the end."""
+    if is_s3(uri):
+        return s3.create_from_file(uri, path)
+    with path.open("rb") as source:
+        return local.create(uri, source)
+
+
+def exists(uri: str) -> bool:
+    """Whether there is an object of exactly this URI."""
+    return s3.exists(uri) if is_s3(uri) else os.path.isfile(uri)
+
+
+def delete(uri: str) -> None:
+    """Delete an object; nothing happens if it is not there."""
+    if is_s3(uri):
+        s3.delete(uri)
+    else:
+        local.delete(uri)
+
+
+def list_names(uri: str) -> list[str]:
+    """Names of the objects below a folder, relative to it; empty if there is none."""
+    try:
+        return [listed.uri[len(uri) + 1 :] for listed in list_objects(uri)]
+    except NotFoundError:
+        return []
+
+
+def delete_broken_off(uri: str) -> int:
+    """Delete what writers that were killed left below a URI, and return how many pieces; none may be at work.
+
+    No listing shows them: hidden files on disk, parts of uploads that never ended on S3; and probes on both.
+    """
+    if is_s3(uri):
+        bucket = "/".join(uri.split("/", 3)[:3])
+        found = [join(bucket, item["Key"]) for item in s3.list_keys(join(uri, local.PROBE))]
+    else:
+        found = local.broken_off(uri)
+    for piece in found:
+        delete(piece)
+    return len(found) + (s3.abort_uploads(f"{uri}/") if is_s3(uri) else 0)
+
+
+def check_writable(uri: str) -> None:
+    """ConfigError, in one line, if nothing can be written below this URI."""
+    probe = join(uri, f"{local.PROBE}{uuid.uuid4().hex}")
+    try:
+        write_bytes(probe, b"")
+        delete(probe)
+    except StorageError as error:
+        raise ConfigError(f"cannot write to the output: {error}") from error
+
+
+def _list_s3(uri: str) -> Iterator[StoredObject]:
+    prefix = f"{uri}/".split("/", 3)[3]  # of the keys below the URI
+    for item in s3.list_keys(uri):
+        name: str = item["Key"]
+        inside = name == prefix.rstrip("/") or name.startswith(prefix)
+        hidden = any(part.startswith(".") for part in name.removeprefix(prefix).split("/"))
+        if inside and not hidden and not name.endswith("/"):
+            yield StoredObject(f"{'/'.join(uri.split('/', 3)[:3])}/{name}", item["Size"], item["ETag"].strip('"'))

@@ -1,0 +1,126 @@
+"""The local side of `storage`: files that appear whole or not at all, and are never written over by accident."""
+
+import io
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+from bcd_ray.errors import ChangedError, NotFoundError, StorageError
+from bcd_ray.storage.objects import StoredObject
+
+PROBE = ".write-check-"
+_BROKEN_OFF = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|" + re.escape(PROBE) + "[0-9a-f]{32}")
+
+
+def list_objects(uri: str) -> Iterator[StoredObject]:
+    """Every file at or below a path, in any order; names that begin with a dot are left out."""
+    with _translated(uri):
+        if os.path.isfile(uri):
+            stat = os.stat(uri)
+            yield StoredObject(uri, stat.st_size, _etag(stat))
+            return
+        paths, seen = [], set()
+        for folder, folders, files in os.walk(uri, onerror=_refuse, followlinks=True):
+            place = os.path.realpath(folder)
+            folders[:] = [name for name in folders if not name.startswith(".") and place not in seen]
+            if place in seen:  # a link back: without this one loop lists an image 40 times
+                continue
+            seen.add(place)
+            paths += [os.path.join(folder, name) for name in files if not name.startswith(".")]
+        for path in paths:
+            try:
+                stat = os.stat(path)
+            except OSError:  # a dangling link, or gone since: a row says so when it is read
+                yield StoredObject(path, 0, "missing")
+            else:
+                yield StoredObject(path, stat.st_size, _etag(stat))
+
+
+def get(uri: str) -> bytes:
+    """The file's bytes."""
+    with _translated(uri):
+        return Path(uri).read_bytes()
+
+
+@contextmanager
+def open_stream(listed: StoredObject) -> Iterator[BinaryIO]:
+    """A reader of a file; ChangedError if it is not the listed version."""
+    with _translated(listed.uri), open(listed.uri, "rb", buffering=1 << 20) as stream:
+        if _etag(os.fstat(stream.fileno())) != listed.etag:
+            raise ChangedError(f"{listed.uri} changed since it was listed: run the same command again")
+        yield stream
+
+
+def put(uri: str, data: bytes) -> None:
+    """Write a file whole: a reader sees the old one or all of the new one."""
+    with _translated(uri):
+        os.replace(_write_beside(uri, io.BytesIO(data)), uri)
+
+
+def create(uri: str, source: BinaryIO) -> bool:
+    """Write a file whole unless it exists; False if it does."""
+    with _translated(uri):
+        beside = _write_beside(uri, source)
+        try:
+            os.link(beside, uri)  # fails if the name exists, where a rename would replace it
+        except FileExistsError:
+            return False
+        finally:
+            os.unlink(beside)
+        return True
+
+
+def delete(uri: str) -> None:
+    """Delete a file; nothing happens if it is not there."""
+    with _translated(uri):
+        Path(uri).unlink(missing_ok=True)
+
+
+def broken_off(uri: str) -> list[str]:
+    """Paths of what writers that were killed left below a folder."""
+    paths = [os.path.join(folder, name) for folder, _, names in os.walk(uri) for name in names]
+    return [path for path in paths if _BROKEN_OFF.fullmatch(os.path.basename(path))]
+
+
+def _refuse(error: OSError) -> NoReturn:
+    """Without this, os.walk leaves a folder that it cannot list out in silence, with every image in it."""
+    if isinstance(error, PermissionError):
+        raise StorageError(f"{error.filename}: {error.strerror}: make every folder readable") from error
+    raise error
+
+
+def _etag(stat: os.stat_result) -> str:
+    return f"{stat.st_size:x}-{stat.st_mtime_ns:x}"
+
+
+def _write_beside(uri: str, source: BinaryIO) -> str:
+    """Write to a hidden file in the folder of `uri` and return its path."""
+    folder, name = os.path.split(uri)
+    os.makedirs(folder, exist_ok=True)
+    beside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(beside, "xb") as stream:
+            shutil.copyfileobj(source, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        if os.path.exists(beside):
+            os.unlink(beside)
+        raise
+    return beside
+
+
+@contextmanager
+def _translated(uri: str) -> Iterator[None]:
+    """Errors of the system as StorageErrors that name the remedy."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFoundError(f"nothing found at {uri}: check the path") from error
+    except OSError as error:
+        raise StorageError(f"{uri}: {error.strerror or error}") from error

@@ -1,0 +1,172 @@
+"""`ray job submit` to a cluster that wants a token, as `cluster.yaml` makes one: what comes back, and what is left."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bcd_ray.errors import EXIT_CONFIG
+from bcd_ray.learning.synthetic import write_synthetic_archive
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent  # where `ray` and the `python` of the jobs are
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster of one node that these tests started."""
+
+    url: str
+    token: str
+    environment: dict[str, str]
+
+    def submit(self, name: str, *command: object) -> subprocess.CompletedProcess[str]:
+        """`ray job submit` as the README has it; waits for the end of the job."""
+        words = [BIN / "ray", "job", "submit", "--submission-id", name, "--working-dir", ".", "--", "python", *command]
+        return subprocess.run(
+            [str(word) for word in words],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    def job(self, name: str) -> dict[str, Any]:
+        """What the cluster knows of a submitted job (as `JobSubmissionClient.get_job_info` would say)."""
+        request = urllib.request.Request(
+            f"{self.url}/api/jobs/{name}", headers={"Authorization": f"Bearer {self.token}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            info: dict[str, Any] = json.load(response)
+        return info
+
+
+@pytest.fixture(scope="module")
+def cluster(free_ports: Callable[[int], list[int]]) -> Iterator[Cluster]:
+    """`ray start --head` in a temporary folder of its own, on ports of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="bcd", dir="/tmp"))  # pytest's are too long for the sockets in it
+    names = ["port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port"]
+    names += ["ray-client-server-port", "runtime-env-agent-port", "metrics-export-port"]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    token = secrets.token_hex(32)
+    (folder / "token").write_text(token)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
+    environment = inherited | {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_worker_niceness": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder / 'ray'}"]
+    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--object-store-memory={300 << 20}"]
+    command += [f"--{name}={port}" for name, port in ports.items()]
+    url = f"http://127.0.0.1:{ports['dashboard-port']}"
+    with (folder / "log").open("wb") as log:
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        started = Cluster(url, token, environment | {"RAY_API_SERVER_ADDRESS": url})
+        wait_until_jobs_are_taken(started, head, folder / "log")
+        yield started
+    finally:
+        end(head, folder)
+
+
+def wait_until_jobs_are_taken(cluster: Cluster, head: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(300):
+        try:
+            cluster.job("")  # the list of all jobs
+            return
+        except (OSError, ValueError):
+            pass
+        try:
+            head.wait(0.2)
+        except subprocess.TimeoutExpired:
+            continue
+        break
+    raise RuntimeError(f"the cluster did not start: {log.read_text(errors='replace')[-2000:]}")
+
+
+def processes_of(folder: Path) -> list[int]:
+    """The processes that have this cluster's folder in their command line or environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            known = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+        except OSError:  # ended, or another user's
+            continue
+        if os.fsencode(folder) in known and int(process.name) != os.getpid():
+            found.append(int(process.name))
+    return found
+
+
+def end(head: subprocess.Popen[bytes], folder: Path) -> None:
+    """End the cluster's own processes, which all name its folder, and no others (`ray stop` would end every Ray)."""
+    head.kill()  # it takes more than 30 s to end when asked to, and nothing of it is kept
+    head.wait()
+    while left := processes_of(folder):
+        for process in left:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def model(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Smears, and a model that a submitted job trained on them."""
+    folder = tmp_path_factory.mktemp("submitted")
+    write_synthetic_archive(folder / "smears", images_per_class=6)
+    options = ("--data", folder / "smears", "--output", folder / "model", "--epochs", 1, "--augmented-views", 0)
+    done = cluster.submit("train", "jobs/train.py", *options)
+    assert done.returncode == 0, done.stdout
+    assert f"model bundle written to {folder / 'model'}" in done.stdout
+    return folder / "smears", folder / "model"
+
+
+def test_a_submitted_training_writes_a_model(cluster: Cluster, model: tuple[Path, Path]) -> None:
+    info = cluster.job("train")
+    assert (info["status"], info["driver_exit_code"]) == ("SUCCEEDED", 0)
+    assert (model[1] / "model.sha256").exists()
+
+
+def test_a_submitted_scoring_publishes(cluster: Cluster, model: tuple[Path, Path], tmp_path: Path) -> None:
+    smears, bundle = model
+    options = ("--model", bundle, "--input", smears, "--output", tmp_path / "scores")
+    done = cluster.submit("score", "jobs/score.py", *options)
+    assert done.returncode == 0, done.stdout
+    assert "24 images scored, 0 could not be scored" in done.stdout
+    info = cluster.job("score")
+    assert (info["status"], info["driver_exit_code"]) == ("SUCCEEDED", 0)
+    assert len(list((tmp_path / "scores/predictions").iterdir())) == 1
+    assert len(list((tmp_path / "scores/manifests").glob("*.json"))) == 1
+
+
+def test_a_mistake_fails_the_job_with_the_drivers_exit_code(cluster: Cluster, tmp_path: Path) -> None:
+    options = ("--model", tmp_path / "none", "--input", tmp_path, "--output", tmp_path / "scores")
+    done = cluster.submit("mistake", "jobs/score.py", *options)
+    assert done.returncode != 0
+    assert "is no model bundle" in done.stdout
+    info = cluster.job("mistake")
+    assert (info["status"], info["driver_exit_code"]) == ("FAILED", EXIT_CONFIG)
+
+
+def test_without_the_token_nothing_is_run(cluster: Cluster) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{cluster.url}/api/jobs/", timeout=30)
+    assert refused.value.code in (401, 403)

@@ -1,0 +1,188 @@
+"""Each view of each content is embedded once: what is kept, what is not, and what damage costs."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import pytest
+
+from bcd_ray import storage
+from bcd_ray.errors import JobError
+from bcd_ray.learning import cache
+from bcd_ray.learning.config import TrainConfig
+from bcd_ray.learning.dataset import list_labelled
+from bcd_ray.learning.embedding import Embedded, Embedder, Identified
+from bcd_ray.learning.job import train
+from bcd_ray.model.bundle import pretrained
+
+MODEL = pretrained("keras")
+
+
+@dataclass(frozen=True)
+class Found:
+    identified: Identified
+    embedded: Embedded
+
+
+def embed(data: Path, kept: str, views: Sequence[int] = (0,)) -> Found:
+    with Embedder(list_labelled(str(data)), MODEL, kept) as embedder:
+        return Found(embedder.identified, embedder.embed(views))
+
+
+def assert_same(one: Found, other: Found) -> None:
+    np.testing.assert_allclose(one.embedded.embeddings, other.embedded.embeddings, atol=1e-5)
+    assert one.embedded.embeddings.any(axis=2).all()
+    np.testing.assert_array_equal(one.identified.hashes, other.identified.hashes)
+    assert one.identified.hashes.all()
+    np.testing.assert_array_equal(one.embedded.backgrounds, other.embedded.backgrounds)
+    assert one.embedded.backgrounds[0].min() > 128  # smears are drawn on a light ground
+    np.testing.assert_array_equal(one.embedded.quality, other.embedded.quality)
+    assert not np.isnan(one.embedded.quality[0]).any()
+    assert one.identified.digests == other.identified.digests
+    assert one.identified.errors == other.identified.errors
+
+
+@pytest.fixture
+def smears(synthetic_archive: Path, tmp_path: Path) -> Path:
+    """Three smears of each class."""
+    for source in sorted(synthetic_archive.glob("*/synthetic-000[1-3].jpg")):
+        (tmp_path / "smears" / source.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, tmp_path / "smears" / source.parent.name)
+    return tmp_path / "smears"
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where anything is computed."""
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("computed what the cache holds")
+
+    monkeypatch.setattr(Embedder, "_compute", refuse)
+
+
+@pytest.mark.parametrize("store", ["disk", "s3"])
+def test_views_are_computed_once(
+    ray_cluster: None, s3: str, smears: Path, tmp_path: Path, store: str, request: pytest.FixtureRequest
+) -> None:
+    kept = str(tmp_path / "cache") if store == "disk" else storage.join(s3, uuid4().hex)
+    fresh = embed(smears, "", (0, 1))
+    assert_same(embed(smears, kept, (0, 1)), fresh)
+    request.getfixturevalue("no_ray")
+    assert_same(embed(smears, kept, (0, 1)), fresh)
+    later = embed(smears, kept, (1,))
+    np.testing.assert_allclose(later.embedded.embeddings, fresh.embedded.embeddings[1:], atol=1e-5)
+
+
+def test_what_lacks_alone_is_computed(
+    ray_cluster: None, smears: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kept = str(tmp_path / "cache")
+    embed(smears, kept)
+    (smears / "Pro/synthetic-0001.jpg").rename(smears / "Pro/renamed.jpg")  # the content counts, not the name
+    (smears / "Pre/synthetic-0001.jpg").write_bytes((smears / "Pre/synthetic-0002.jpg").read_bytes() + b"\0")
+    capfd.readouterr()
+    assert_same(embed(smears, kept, (0, 3)), embed(smears, "", (0, 3)))
+    assert "embedding  11 of 24 views are in the cache" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["images", "views"])
+def test_a_damaged_object_is_computed_again(
+    ray_cluster: None, smears: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
+) -> None:
+    fresh = embed(smears, str(tmp_path / "cache"))
+    (kept,) = (tmp_path / "cache").rglob(f"{kind}/*.parquet")
+    damaged = bytearray(kept.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    kept.write_bytes(damaged)
+    (kept.parent / "other.parquet").write_bytes(b"PAR1")
+    capfd.readouterr()
+    assert_same(embed(smears, str(tmp_path / "cache")), fresh)
+    said = capfd.readouterr().err
+    assert f"{kept} is damaged: what it held is computed again" in said
+    assert ("are in the cache" in said) == (kind == "images")
+
+
+def test_views_that_are_not_wanted_are_not_computed(
+    ray_cluster: None, smears: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images, whole = list_labelled(str(smears)), embed(smears, "", (0, 1)).embedded
+    shutil.copy(images[3].stored.uri, tmp_path / "copy.jpg")
+    images.append(replace(images[3], name="copy.jpg", stored=replace(images[3].stored, uri=f"{tmp_path}/copy.jpg")))
+    wanted = np.ones((2, len(images)), bool)
+    wanted[1] = np.arange(len(images)) == 12  # the copy alone
+    with Embedder(images, MODEL, str(tmp_path / "cache")) as embedder:
+        found = embedder.embed([0, 1], wanted)
+    np.testing.assert_allclose(found.embeddings[0, :12], whole.embeddings[0], atol=1e-5)
+    np.testing.assert_allclose(found.embeddings[1, 12], whole.embeddings[1, 3], atol=1e-5)
+    capfd.readouterr()
+    embed(smears, str(tmp_path / "cache"), (0, 1))
+    assert "embedding  13 of 24 views are in the cache" in capfd.readouterr().err
+
+
+def test_a_cache_that_cannot_be_used_costs_time_alone(
+    ray_cluster: None, smears: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert_same(embed(smears, str(tmp_path / "file/below")), embed(smears, ""))
+    assert "the cache cannot be written" in capfd.readouterr().err
+
+
+def test_another_backbone_shares_nothing(tmp_path: Path) -> None:
+    other = pretrained("keras")
+    changed = {name: np.array(value) for name, value in other.tensors.items()}
+    changed["features.0.0.weight"][0] += 1e-3
+    keys = {cache._key(MODEL), cache._key(other), cache._key(type(other)(changed, other.preprocessing))}
+    assert len(keys) == 2
+    assert cache._key(MODEL.with_head(np.ones((4, 1280), np.float32), np.ones(4, np.float32))) in keys
+
+
+def test_images_that_cannot_be_decoded_are_kept_too(
+    ray_cluster: None, smears: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    (smears / "Pre/text.jpg").write_text("no image")
+    (smears / "Pro/gone.jpg").symlink_to(tmp_path / "elsewhere")
+    first = embed(smears, str(tmp_path / "cache"))
+    request.getfixturevalue("no_ray")
+    again = embed(smears, str(tmp_path / "cache"))
+    errors = first.identified.errors
+    assert again.identified.errors == errors
+    failed = {image.name: error for image, error in zip(list_labelled(str(smears)), errors, strict=True) if error}
+    assert failed.keys() == {"Pre/text.jpg", "Pro/gone.jpg"}
+    assert failed["Pre/text.jpg"].startswith("not_an_image")
+    assert again.identified.digests.count("") == 1
+
+
+def test_images_that_all_fail_ask_nothing_of_the_cache(
+    ray_cluster: None, smears: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    embed(smears, str(tmp_path / "cache"))
+    for path in smears.glob("*/*.jpg"):
+        path.write_text("no image")
+    request.getfixturevalue("no_ray")
+    found = embed(smears, str(tmp_path / "cache"))
+    assert all(error and error.startswith("not_an_image") for error in found.identified.errors)
+    assert not found.embedded.embeddings.any()
+
+
+def test_an_image_that_changes_under_way_ends_the_job(ray_cluster: None, smears: Path) -> None:
+    images = list_labelled(str(smears))
+    changed = pytest.raises(JobError, match=r"Pre/synthetic-0001\.jpg changed while the job ran \(other bytes\)")
+    with changed, Embedder(images, MODEL, "") as embedder:
+        (smears / "Pre/synthetic-0001.jpg").write_bytes(b"other")
+        embedder.embed([0])
+
+
+def test_a_second_training_run_computes_nothing(
+    bundle: Path, synthetic_archive: Path, tmp_path: Path, no_ray: None
+) -> None:
+    """Whatever the settings of the head and the seed of the split: other images may be in the training part."""
+    options = {"data": str(synthetic_archive), "augmented_views": 0}
+    train(TrainConfig(output=str(tmp_path / "first"), **options, learning_rate=0.01, epochs=2))
+    train(TrainConfig(output=str(tmp_path / "second"), **options, seed=5))
+    first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("first", "second"))
+    assert first["split"] != second["split"]

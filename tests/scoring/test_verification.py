@@ -1,0 +1,253 @@
+"""What `jobs/verify.py` finds wrong with a published output, and that it finds nothing where nothing is."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bcd_ray.archives.shards import image_id
+from bcd_ray.errors import JobError
+from bcd_ray.scoring import schema
+from bcd_ray.scoring.ledger import Ledger, Unit
+from bcd_ray.scoring.verification import clear_leftovers, verify
+from bcd_ray.storage import StoredObject
+
+JOB = Path(__file__).parents[2] / "jobs" / "verify.py"
+NIGHTS = (("/lab/a.jpg", "/lab/b.jpg", "/lab/c.tar"), ("/lab/d.jpg",), ("/lab/e.tar",))
+
+
+def rows_of(unit: Unit) -> pa.Table:
+    """Rows as scoring writes them, one for a loose image and three for a tar, the last of them not scored."""
+    images = [
+        (shard, name)
+        for shard in unit.shards
+        for name in (("1.jpg", "2.jpg", "3.jpg") if shard.uri.endswith(".tar") else ("",))
+    ]
+    rows = []
+    for shard, name in images:
+        scored = name != "3.jpg"
+        row: dict[str, Any] = dict.fromkeys(schema.PREDICTIONS.names)
+        row |= {"image_id": image_id(shard.uri, name, 1), "image_uri": f"{shard.uri}#{name}", "shard_uri": shard.uri}
+        row |= {
+            "shard_etag": shard.etag,
+            "status": "scored" if scored else "corrupt_image",
+            "scored_at": datetime.now(UTC),
+        }
+        row |= {"predicted_class": "pre_b" if scored else None, "review": not scored}
+        row |= {"review_reasons": [] if scored else ["not_scored"], "model_version": "0" * 64}
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=schema.PREDICTIONS)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """Three nights of one archive, published by the ledger."""
+    folder = tmp_path / "output"
+    ledger = Ledger(str(folder))
+    for night in range(len(NIGHTS)):
+        shards = [StoredObject(uri, 1, "etag") for uris in NIGHTS[: night + 1] for uri in uris]
+        plan = ledger.plan(shards, {"model_version": "0" * 64})
+        ledger.begin(plan, {"engine": {}, "versions": {}, "configuration": {}})
+        for unit in plan.units:
+            ledger.write_unit(unit, rows_of(unit))
+        ledger.publish(plan)
+    return folder
+
+
+def manifest_of(output: Path, run_number: int) -> Path:
+    for path in (output / "manifests").glob("*.json"):
+        if json.loads(path.read_text())["run_number"] == run_number:
+            return path
+    raise AssertionError(f"no run {run_number}")
+
+
+def changed_manifest(output: Path, run_number: int, change: Callable[[dict[str, Any]], None]) -> None:
+    path = manifest_of(output, run_number)
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def other_rows(output: Path, run_number: int, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Other rows in a run's file, and in the manifest what follows from its bytes."""
+
+    def describe(manifest: dict[str, Any]) -> None:
+        path = Path(manifest["outputs"][0]["uri"])
+        pq.write_table(change(pq.read_table(path)), path)
+        data = path.read_bytes()
+        manifest["outputs"][0] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    changed_manifest(output, run_number, describe)
+
+
+def test_a_whole_output_is_found_whole_also_where_it_was_copied(output: Path, tmp_path: Path) -> None:
+    assert verify(str(output)) == []
+    copy = tmp_path / "elsewhere"
+    shutil.move(output, copy)
+    assert verify(str(copy)) == []
+    assert clear_leftovers(str(copy)) == 3 + 4  # plans and units
+    assert verify(str(copy)) == []
+
+
+def first_row_of_another_shard(rows: pa.Table) -> pa.Table:
+    uris = rows["shard_uri"].to_pylist()
+    return rows.set_column(
+        rows.schema.get_field_index("shard_uri"), rows.schema.field("shard_uri"), [uris[:1] * len(uris)]
+    )
+
+
+def first_row_twice(rows: pa.Table) -> pa.Table:
+    return pa.concat_tables([rows.slice(0, 1), rows.slice(0, 1), rows.slice(2)])
+
+
+def without_first_row(rows: pa.Table) -> pa.Table:
+    return rows.slice(1)
+
+
+def of_another_run(rows: pa.Table) -> pa.Table:
+    names = pa.array(["0" * 16] * len(rows), pa.string())
+    return rows.set_column(rows.schema.get_field_index("run_id"), rows.schema.field("run_id"), names)
+
+
+def all_benign(rows: pa.Table) -> pa.Table:
+    classes = pc.if_else(pc.is_valid(rows["predicted_class"]), "benign", rows["predicted_class"])
+    return rows.set_column(
+        rows.schema.get_field_index("predicted_class"), rows.schema.field("predicted_class"), classes
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (first_row_of_another_shard, ["the rows per shard are not those of its inputs"]),
+        (first_row_twice, ["1 image ids stand twice", "the rows per shard", "1 planned images have no row"]),
+        (without_first_row, ["the numbers of rows", "the counts of status", "the rows per shard", "1 planned images"]),
+        (of_another_run, ["rows of another run stand in it"]),
+        (all_benign, ["the counts of predicted_class are not those of the manifest"]),
+        (lambda rows: rows.drop_columns(["certainty"]), ["the columns are not those of schema version"]),
+    ],
+)
+def test_rows_that_do_not_fit_are_told(output: Path, change: Callable[[pa.Table], pa.Table], found: list[str]) -> None:
+    other_rows(output, 1, change)
+    problems = verify(str(output))
+    run = json.loads(manifest_of(output, 1).read_text())["run_id"]
+    assert all(problem.startswith(f"run {run}: ") for problem in problems)
+    assert all(any(text in problem for problem in problems) for text in found), problems
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"statuses": {"scored": 5}}, "the counts of status are not those of the manifest"),
+        ({"review": {"rows": 1}}, "the counts of review are not those of the manifest"),
+        ({"manifest_version": 0}, "its manifest is not of version"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_told(output: Path, change: dict[str, Any], found: str) -> None:
+    changed_manifest(output, 1, lambda manifest: manifest.update(change))
+    (problem,) = verify(str(output))
+    assert found in problem
+
+
+def test_files_that_are_gone_or_unknown_are_told(output: Path) -> None:
+    rows = output / "predictions" / f"{manifest_of(output, 1).stem}.parquet"
+    shutil.copy(rows, rows.with_name("copy.parquet"))
+    assert verify(str(output)) == ["predictions/copy.parquet: no manifest names it; run the scoring command again"]
+    rows.rename(rows.with_name("copy.parquet"))
+    gone, unknown = verify(str(output))
+    assert f"nothing found at {rows}" in gone
+    assert "predictions/copy.parquet" in unknown
+
+
+def test_a_run_that_is_gone_with_its_manifest_is_told(output: Path) -> None:
+    manifest = manifest_of(output, 2)
+    for path in (manifest, output / "predictions" / f"{manifest.stem}.parquet"):
+        path.unlink()
+    assert verify(str(output)) == ["after run 1 comes run 3: restore the files of those between from a copy"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_published_byte_can_change_unseen(output: Path, data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(sorted(output.glob("*/*.parquet"))))
+    before = path.read_bytes()
+    place, flipped = data.draw(st.integers(0, len(before) - 1)), data.draw(st.integers(1, 255))
+    path.write_bytes(before[:place] + bytes([before[place] ^ flipped]) + before[place + 1 :])
+    try:
+        (problem,) = verify(str(output))
+        assert f"{path} is not the file that was published" in problem
+    finally:
+        path.write_bytes(before)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_manifest_is_told_in_a_line(output: Path, data: st.DataObject) -> None:
+    path = manifest_of(output, 2)
+    before = path.read_bytes()
+    place, flipped = data.draw(st.integers(0, len(before) - 3)), data.draw(st.integers(0, 255))
+    path.write_bytes(before[:place] + (bytes([before[place] ^ flipped]) + before[place + 1 :] if flipped else b""))
+    try:
+        problems = verify(str(output))
+    except JobError as error:
+        problems = [str(error)]
+        assert "restore it from a copy" in problems[0]
+    finally:
+        path.write_bytes(before)
+    assert problems or flipped  # a manifest holds no digest of its own: another engine in it, say, is not seen
+    assert all("\n" not in problem for problem in problems)
+
+
+def test_damaged_state_is_told_with_what_to_do(output: Path) -> None:
+    ledger = Ledger(str(output))
+    shards = [StoredObject("/lab/f.jpg", 1, "etag")]
+    plan = ledger.plan(shards, {"model_version": "0" * 64})
+    ledger.begin(plan, {"engine": {}, "versions": {}, "configuration": {}})
+    unit = output / "_work" / "units" / f"{plan.units[0].unit_id}.parquet"
+    unit.write_bytes(b"PAR1, cut off")
+    with pytest.raises(JobError, match=r"units/.* is damaged .*: delete it"):
+        ledger.publish(plan)
+    unit.unlink()
+    assert ledger.unfinished(plan) == list(plan.units)
+    inputs = manifest_of(output, 1).with_suffix(".inputs.parquet")
+    inputs.write_bytes(inputs.read_bytes()[:-1])
+    with pytest.raises(JobError, match=r"inputs.parquet is damaged .*: restore it from a copy"):
+        ledger.plan(shards, {"model_version": "0" * 64})
+
+
+def test_what_the_command_says_and_returns(output: Path) -> None:
+    def run(*options: str) -> tuple[int, str]:
+        command = [sys.executable, str(JOB), "--output", str(output), *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    assert run() == (0, f"all that is published in {output} is as its manifests say\n")
+    manifest = manifest_of(output, 3)
+    kept = manifest.read_bytes()
+    manifest.unlink()
+    code, said = run("--clear-leftovers")
+    assert code == 1
+    assert "no manifest names it; run the scoring command again" in said
+    with pytest.raises(JobError, match="died just before its manifest"):
+        clear_leftovers(str(output))
+    assert len(list(output.glob("_work/*/*.parquet"))) == 3 + 4  # nothing was cleared
+    manifest.write_bytes(kept)
+    code, said = run("--clear-leftovers")
+    assert (code, said.splitlines()[-1]) == (0, "7 leftovers deleted")
+
+
+def test_an_output_without_runs_is_told(tmp_path: Path) -> None:
+    told = f"{tmp_path / 'nothing'}: no run is published here: give the --output of a scoring job that ended"
+    assert verify(str(tmp_path / "nothing")) == [told]

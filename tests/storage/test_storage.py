@@ -1,0 +1,466 @@
+"""Storage: the same promises for local folders and for a real S3 store."""
+
+import io
+import os
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import boto3
+import pytest
+from conftest import READER
+
+from bcd_ray import storage
+from bcd_ray.errors import ChangedError, ConfigError, NotFoundError, StorageError
+from bcd_ray.storage import s3 as s3_side
+
+WRITERS = 16
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place of its own for a test."""
+    if request.param == "local":
+        return str(tmp_path / "data")
+    return storage.join(request.getfixturevalue("s3"), uuid4().hex)
+
+
+@pytest.fixture
+def s3_environment(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """For tests that change AWS_*: the client, kept for a whole process, is made anew before and after."""
+    s3_side.client.cache_clear()
+    yield monkeypatch
+    s3_side.client.cache_clear()
+
+
+def fill(folder: str, *names: str) -> None:
+    for name in names:
+        storage.write_bytes(storage.join(folder, name), name.encode())
+
+
+def listed(uri: str) -> storage.StoredObject:
+    (found,) = storage.list_objects(uri)
+    return found
+
+
+def test_lists_everything_below_sorted_by_uri(folder: str) -> None:
+    names = ["a/x.jpg", "a-b.jpg", "a.jpg", "A.jpg", "a/deep/er/y.tar", "b c/ü é.jpg", "50%/#1.jpg"]
+    fill(folder, *names)
+    found = list(storage.list_objects(folder))
+    assert [each.uri for each in found] == sorted(storage.join(folder, name) for name in names)
+    for each in found:
+        assert storage.read_bytes(each.uri) == each.uri[len(folder) + 1 :].encode()
+        assert each.size == len(storage.read_bytes(each.uri))
+    assert storage.list_names(folder) == sorted(names)
+
+
+def test_leaves_names_with_a_dot_in_front_out(folder: str) -> None:
+    fill(folder, "seen.jpg", "with.dots.in/it.jpg", ".hidden.jpg", ".folder/x.jpg", "a/.b/c/x.jpg", "a/.x.jpg")
+    assert storage.list_names(folder) == ["seen.jpg", "with.dots.in/it.jpg"]
+
+
+def test_a_uri_of_one_object_lists_that_object(folder: str) -> None:
+    fill(folder, "a/b.jpg", "a/b.jpg.bak")
+    uri = storage.join(folder, "a/b.jpg")
+    assert [each.uri for each in storage.list_objects(uri)] == [uri]
+
+
+def test_a_folder_is_no_mere_prefix(folder: str) -> None:
+    fill(folder, "a/b/1.jpg", "a/bc/2.jpg", "a/b.jpg", "a/b-c/3.jpg")
+    assert storage.list_names(storage.join(folder, "a/b")) == ["1.jpg"]
+
+
+def test_folder_markers_of_s3_consoles_are_no_objects(s3: str, s3_client: Any) -> None:
+    prefix = uuid4().hex
+    s3_client.put_object(Bucket="archive", Key=f"{prefix}/", Body=b"")
+    s3_client.put_object(Bucket="archive", Key=f"{prefix}/empty/", Body=b"")
+    with pytest.raises(NotFoundError):
+        list(storage.list_objects(f"{s3}/{prefix}"))
+    s3_client.put_object(Bucket="archive", Key=f"{prefix}/x.jpg", Body=b"x")
+    assert storage.list_names(f"{s3}/{prefix}") == ["x.jpg"]
+
+
+def test_lists_more_than_one_page_of_s3(s3: str) -> None:
+    folder = storage.join(s3, uuid4().hex)
+    names = [f"{number:04d}.jpg" for number in range(1050)]  # a page holds 1,000
+    with ThreadPoolExecutor(WRITERS) as pool:
+        list(pool.map(lambda name: fill(folder, name), names))
+    assert storage.list_names(folder) == names
+
+
+def test_what_is_not_there_is_said_to_be_missing(folder: str) -> None:
+    fill(folder, "x.jpg")
+    for absent in (storage.join(folder, "none"), storage.join(folder, "x.jpg/below"), storage.join(folder, "x.jp")):
+        with pytest.raises(NotFoundError, match=r"nothing found at .*check"):
+            list(storage.list_objects(absent))
+        with pytest.raises(NotFoundError, match=r"nothing found at .*check"):
+            storage.read_bytes(absent)
+        assert storage.list_names(absent) == []
+        assert not storage.exists(absent)
+    assert storage.exists(storage.join(folder, "x.jpg"))
+    assert not storage.exists(folder)  # a folder is no object
+
+
+def test_delete(folder: str) -> None:
+    fill(folder, "x.jpg", "y.jpg")
+    storage.delete(storage.join(folder, "x.jpg"))
+    assert storage.list_names(folder) == ["y.jpg"]
+
+
+def test_the_tag_changes_with_the_content(folder: str) -> None:
+    uri = storage.join(folder, "x.jpg")
+    storage.write_bytes(uri, b"first")
+    before = listed(uri)
+    assert listed(uri) == before
+    storage.write_bytes(uri, b"other")
+    assert listed(uri).size == before.size
+    assert listed(uri).etag != before.etag
+
+
+def test_a_reader_never_sees_part_of_a_write(folder: str) -> None:
+    uri, contents = storage.join(folder, "deep/x.bin"), [bytes([digit]) * 300_000 for digit in range(2)]
+    storage.write_bytes(uri, contents[0])
+
+    def alternate() -> None:
+        for turn in range(40):
+            storage.write_bytes(uri, contents[turn % 2])
+
+    with ThreadPoolExecutor(2) as pool:
+        writing = pool.submit(alternate)
+        while not writing.done():
+            assert storage.read_bytes(uri) in contents
+        writing.result()
+    assert storage.read_bytes(uri) == contents[1]
+    assert_holds_only(folder, "deep/x.bin")
+
+
+def assert_holds_only(folder: str, *names: str) -> None:
+    """Nothing else lies in the folder, hidden names and unfinished uploads included."""
+    if storage.is_s3(folder):
+        bucket, prefix = folder.removeprefix("s3://").split("/")
+        objects = boto3.client("s3").list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", [])
+        found = [each["Key"].removeprefix(f"{prefix}/") for each in objects]
+        assert not boto3.client("s3").list_multipart_uploads(Bucket=bucket).get("Uploads")
+    else:
+        found = [str(path.relative_to(folder)) for path in Path(folder).rglob("*") if not path.is_dir()]
+    assert sorted(found) == sorted(names)
+
+
+@pytest.fixture(params=["create", "create_from_file"])
+def create(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str, bytes], bool]:
+    """Both ways to write an object that must not exist."""
+    if request.param == "create":
+        return storage.create
+
+    def from_file(uri: str, data: bytes) -> bool:
+        path = tmp_path / uuid4().hex
+        path.write_bytes(data)
+        return storage.create_from_file(uri, path)
+
+    return from_file
+
+
+def test_create_keeps_what_is_there(folder: str, create: Callable[[str, bytes], bool]) -> None:
+    uri = storage.join(folder, "deep/x.json")
+    assert create(uri, b"first")
+    before = listed(uri)
+    assert not create(uri, b"second")
+    assert listed(uri) == before
+    assert storage.read_bytes(uri) == b"first"
+    assert_holds_only(folder, "deep/x.json")
+
+
+def test_of_many_creators_one_wins(folder: str, create: Callable[[str, bytes], bool]) -> None:
+    contents = [f"writer {number}".encode() * 1000 for number in range(WRITERS)]
+    for turn in range(5):
+        uri = storage.join(folder, f"{turn}.json")
+        with ThreadPoolExecutor(WRITERS) as pool:
+            won = list(pool.map(lambda content, uri=uri: create(uri, content), contents))
+        assert sum(won) == 1
+        assert storage.read_bytes(uri) == contents[won.index(True)]
+    assert_holds_only(folder, *(f"{turn}.json" for turn in range(5)))
+
+
+def test_create_from_a_file_larger_than_a_part(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_side, "_PART_BYTES", 5 << 20)  # the least S3 takes; the real size would be slow here
+    large, small, uri = tmp_path / "large", tmp_path / "small", storage.join(folder, "x.parquet")
+    large.write_bytes(random.Random(0).randbytes((11 << 20) + 1))
+    small.write_bytes(b"small")
+    assert storage.create_from_file(uri, large)
+    before = listed(uri)
+    assert storage.read_bytes(uri) == large.read_bytes()
+    assert not storage.create_from_file(uri, large)
+    assert not storage.create_from_file(uri, small)
+    monkeypatch.setattr(s3_side, "exists", lambda uri: False)  # as for a writer that looked before another was done
+    assert not storage.create_from_file(uri, large)
+    assert listed(uri) == before
+    assert_holds_only(folder, "x.parquet")
+
+
+def test_a_failed_upload_in_parts_is_a_storage_error_that_leaves_nothing(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_side, "_PART_BYTES", 5 << 20)
+    path = tmp_path / "large"
+    path.write_bytes(bytes(6 << 20))
+    with pytest.raises(NotFoundError, match="check bucket and key"):
+        storage.create_from_file("s3://no-such-bucket/x.parquet", path)
+    monkeypatch.setattr(s3_side, "_PART_BYTES", 1 << 20)  # S3 refuses smaller parts than 5 MiB at the end
+    folder = storage.join(s3, uuid4().hex)
+    with pytest.raises(StorageError):
+        storage.create_from_file(storage.join(folder, "x.parquet"), path)
+    assert_holds_only(folder)
+
+
+def test_open_stream_seeks_and_reads_anywhere(folder: str) -> None:
+    data = random.Random(1).randbytes((9 << 20) + 7)  # more than is read ahead
+    uri = storage.join(folder, "x.tar")
+    storage.write_bytes(uri, data)
+    with storage.open_stream(listed(uri)) as stream:
+        assert stream.seekable()
+        assert stream.read(10) == data[:10]
+        assert stream.tell() == 10
+        assert stream.seek(-5, io.SEEK_END) == len(data) - 5
+        assert stream.read() == data[-5:]
+        assert stream.read(1) == b""
+        stream.seek(8 << 20)
+        stream.seek(3, io.SEEK_CUR)
+        assert stream.read(100) == data[(8 << 20) + 3 :][:100]
+        stream.seek(0)
+        assert stream.read(len(data) + 1) == data
+        stream.seek(len(data) + 10)
+        assert stream.read(1) == b""
+
+
+def test_reading_a_whole_object_takes_one_request(s3: str) -> None:
+    uri, data = storage.join(s3, uuid4().hex), random.Random(2).randbytes(9 << 20)
+    storage.write_bytes(uri, data)
+    requests: list[object] = []
+    events = s3_side.client().meta.events
+    events.register("before-send.s3.GetObject", lambda **sent: requests.append(sent), unique_id="count")
+    with storage.open_stream(listed(uri)) as stream:
+        assert stream.read() == data
+    events.unregister("before-send.s3.GetObject", unique_id="count")
+    assert len(requests) == 1
+
+
+def test_open_stream_of_an_empty_object(folder: str) -> None:
+    uri = storage.join(folder, "x.tar")
+    storage.write_bytes(uri, b"")
+    with storage.open_stream(listed(uri)) as stream:
+        assert stream.read() == b""
+
+
+def test_an_object_replaced_since_it_was_listed_is_not_read(folder: str) -> None:
+    uri = storage.join(folder, "x.tar")
+    storage.write_bytes(uri, b"first")
+    before = listed(uri)
+    storage.write_bytes(uri, b"other")
+
+    def read() -> bytes:
+        with storage.open_stream(before) as stream:
+            return stream.read()
+
+    with pytest.raises(ChangedError, match="run the same command again"):
+        read()
+
+
+def test_an_object_replaced_while_it_is_read_gives_no_mixture(folder: str) -> None:
+    uri, old, new = storage.join(folder, "x.tar"), b"o" * (20 << 20), b"n" * (20 << 20)
+    storage.write_bytes(uri, old)
+    with storage.open_stream(listed(uri)) as stream:
+        begin = stream.read(100)
+        storage.write_bytes(uri, new)
+        try:
+            rest = stream.read()
+        except ChangedError:
+            assert storage.is_s3(uri)
+        else:  # an open local file stays the one it was
+            assert begin + rest == old
+
+
+def test_an_object_gone_since_it_was_listed(folder: str) -> None:
+    uri = storage.join(folder, "x.tar")
+    storage.write_bytes(uri, b"first")
+    before = listed(uri)
+    storage.delete(uri)
+
+    def read() -> bytes:
+        with storage.open_stream(before) as stream:
+            return stream.read()
+
+    with pytest.raises(NotFoundError):
+        read()
+
+
+OPERATIONS: dict[str, Callable[[str, Path], object]] = {
+    "list": lambda uri, path: list(storage.list_objects(uri)),
+    "read": lambda uri, path: storage.read_bytes(uri),
+    "open": lambda uri, path: _read_stream(uri),
+    "exists": lambda uri, path: storage.exists(uri),
+    "write": lambda uri, path: storage.write_bytes(uri, b"x"),
+    "create": lambda uri, path: storage.create(uri, b"x"),
+    "create from file": lambda uri, path: storage.create_from_file(uri, path),
+    "delete": lambda uri, path: storage.delete(uri),
+}
+
+
+def _read_stream(uri: str) -> bytes:
+    with storage.open_stream(storage.StoredObject(uri, 1, "0123")) as stream:
+        return stream.read()
+
+
+@pytest.fixture
+def any_file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    return path
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_wrong_credentials(
+    s3: str, s3_environment: pytest.MonkeyPatch, any_file: Path, operation: str, name: str
+) -> None:
+    s3_environment.setenv(name, "wrong")
+    with pytest.raises(StorageError, match=r"the store refuses .*check credentials"):
+        OPERATIONS[operation](storage.join(s3, "x"), any_file)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_unreachable_endpoint(
+    s3_environment: pytest.MonkeyPatch,
+    any_file: Path,
+    operation: str,
+    free_ports: Callable[[int], list[int]],
+) -> None:
+    (port,) = free_ports(1)
+    s3_environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    s3_environment.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(StorageError, match="AWS_ENDPOINT_URL"):
+        OPERATIONS[operation]("s3://archive/x", any_file)
+
+
+def test_no_credentials(s3_environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        s3_environment.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        s3_environment.setenv(name, str(tmp_path / "none"))
+    with pytest.raises(StorageError, match="credentials"):
+        storage.read_bytes("s3://archive/x")
+
+
+def test_no_such_bucket(s3: str, any_file: Path) -> None:
+    for name in ("list", "read", "open", "write", "create", "create from file"):
+        with pytest.raises(NotFoundError, match="nothing found at s3://no-such-bucket/x"):
+            OPERATIONS[name]("s3://no-such-bucket/x", any_file)
+
+
+def test_a_folder_that_may_not_be_listed_is_an_error_and_not_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open/x.jpg").write_bytes(b"x")
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o000)
+    user = os.geteuid()
+    if user == 0:  # may list anything: become another user, for whom the way here is open
+        for parent in [tmp_path, *tmp_path.parents][:3]:
+            parent.chmod(0o755)
+        os.seteuid(65534)
+    try:
+        with pytest.raises(StorageError, match=r"closed: Permission denied.*readable"):
+            list(storage.list_objects(str(tmp_path)))
+    finally:
+        os.seteuid(user)
+        closed.chmod(0o755)
+
+
+def test_a_dangling_link_is_listed_so_that_a_row_can_say_so(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").symlink_to(tmp_path / "gone.jpg")
+    dangling = listed(str(tmp_path))
+    assert dangling.uri == str(tmp_path / "x.jpg")
+    with pytest.raises(NotFoundError):
+        storage.read_bytes(dangling.uri)
+
+
+def test_linked_folders_are_followed(tmp_path: Path) -> None:
+    fill(str(tmp_path / "elsewhere"), "x.jpg")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/link").symlink_to(tmp_path / "elsewhere")
+    assert storage.list_names(str(tmp_path / "data")) == ["link/x.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("s3://bucket", "s3://bucket"),
+        ("s3://bucket/", "s3://bucket"),
+        ("s3://bucket/a/b//", "s3://bucket/a/b"),
+        ("/data/a/", "/data/a"),
+        ("/data/../a", "/a"),
+        ("file:///data/a", "/data/a"),
+        ("a", f"{Path.cwd()}/a"),
+    ],
+)
+def test_normalize(given: str, expected: str) -> None:
+    assert storage.normalize(given) == expected
+    assert storage.normalize(expected) == expected
+    assert storage.is_s3(given) == given.startswith("s3:")
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ("s3://", "write s3://BUCKET/PREFIX"),
+        ("s3:///key", "write s3://BUCKET/PREFIX"),
+        ("gs://bucket/key", "only local paths and s3://"),
+        ("https://host/x.tar", "only local paths and s3://"),
+        ("", "name a folder"),
+        ("file://", "name a folder"),
+    ],
+)
+def test_normalize_refuses_with_the_remedy(given: str, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=remedy):
+        storage.normalize(given)
+
+
+def test_join() -> None:
+    assert storage.join("s3://bucket", "a", "b.json") == "s3://bucket/a/b.json"
+    assert storage.join("s3://bucket/a/", "b.json") == "s3://bucket/a/b.json"
+
+
+def test_printable_makes_any_file_name_text() -> None:
+    name = os.fsdecode(b"/data/\xff\xc3\xa9.jpg")  # Latin-1 and UTF-8 in one name
+    assert storage.printable(name) == "/data/\\udcffé.jpg"
+    assert storage.printable("/data/é.jpg") == "/data/é.jpg"
+
+
+def test_a_file_name_that_is_no_text_is_listed_and_read(tmp_path: Path) -> None:
+    Path(os.fsdecode(bytes(tmp_path) + b"/\xff.jpg")).write_bytes(b"x")
+    assert storage.read_bytes(listed(str(tmp_path)).uri) == b"x"
+
+
+def test_checking_that_a_place_is_writable_leaves_nothing_there(folder: str) -> None:
+    storage.check_writable(folder)
+    assert_holds_only(folder)
+
+
+def test_a_place_that_cannot_be_written(s3: str, s3_environment: pytest.MonkeyPatch, any_file: Path) -> None:
+    for output in (f"{any_file}/below", str(any_file), "s3://no-such-bucket", "s3://no-such-bucket/a"):
+        with pytest.raises(ConfigError, match=f"cannot write to the output: .*{output}") as refused:
+            storage.check_writable(output)
+        assert "\n" not in str(refused.value)
+    s3_environment.setenv("AWS_ACCESS_KEY_ID", READER[0])
+    s3_environment.setenv("AWS_SECRET_ACCESS_KEY", READER[1])
+    s3_side.client.cache_clear()
+    assert not storage.exists(storage.join(s3, "none"))
+    with pytest.raises(ConfigError, match=r"cannot write to the output: .*credentials and policy"):
+        storage.check_writable(s3)
+
+
+def test_a_link_back_lists_nothing_twice(tmp_path: Path) -> None:
+    fill(str(tmp_path), "a/x.jpg")
+    (tmp_path / "a" / "back").symlink_to(tmp_path)
+    assert [Path(each.uri).name for each in storage.list_objects(str(tmp_path))] == ["x.jpg"]
