@@ -319,7 +319,7 @@ def test_a_bomb_is_refused_before_its_pixels_take_memory() -> None:
     program = """
 import re, struct, zlib
 from pathlib import Path
-from bcd_ray.images import Limits, Rejected, decode
+from bcd_ray.archives.images import Limits, Rejected, decode
 
 def peak():  # of this process alone: ru_maxrss starts at that of the parent
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024

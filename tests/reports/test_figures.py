@@ -107,7 +107,7 @@ def test_drawing_leaves_no_figure_and_no_setting_behind() -> None:
 
 def test_drawing_does_not_load_pyplot() -> None:
     code = (
-        "import sys; from bcd_ray.figures import confusion_matrix_figure as draw; "
+        "import sys; from bcd_ray.reports.figures import confusion_matrix_figure as draw; "
         "draw([[1]], ['a'], 't'); sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

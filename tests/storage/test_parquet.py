@@ -10,7 +10,7 @@ from bcd_ray.storage.parquet import bytes_of, table_of
 _PROGRAM = """
 import os
 import pyarrow as pa
-from bcd_ray.parquet import bytes_of, table_of
+from bcd_ray.storage.parquet import bytes_of, table_of
 data = bytes_of(pa.table({"one": list(range(100_000)), "two": [str(number) for number in range(100_000)]}))
 before = len(os.listdir("/proc/self/task"))
 assert len(table_of(data)) == 100_000
