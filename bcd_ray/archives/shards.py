@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
 from bcd_ray import storage
-from bcd_ray.archives.images import Limits, Rejected, too_large
+from bcd_ray.archives.images import SUFFIXES, Limits, Rejected, too_large
 from bcd_ray.errors import ChangedError, NotFoundError, StorageError
 from bcd_ray.storage import StoredObject
 from bcd_ray.threads import map_ahead
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 PARQUET_COLUMNS = {"image_id": "string", "image": "binary"}  # what a Parquet shard must have
 
@@ -54,7 +53,7 @@ class Entry:
 def kind_of(name: str) -> Kind | None:
     """What kind of shard a name promises, or None for a file that is none."""
     lower = name.lower()
-    if lower.endswith(IMAGE_SUFFIXES):
+    if lower.endswith(SUFFIXES):
         return "image"
     if lower.endswith(TAR_SUFFIXES):
         return "tar"

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bcd_ray.archives import images
+from bcd_ray.archives.formats import jpeg
 from bcd_ray.archives.images import Decoded, Limits, Rejected, decode
 from bcd_ray.learning.synthetic import draw_smear
 from bcd_ray.scoring.schema import STATUSES
@@ -451,7 +451,7 @@ def test_arbitrary_bytes_never_raise(magic: bytes, data: bytes) -> None:
 def decoded_by_pillow(data: bytes) -> Decoded | Rejected:
     """`decode` without its fast path."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(images, "_plain_jpeg", lambda data, limits: None)
+        patch.setattr(jpeg, "plain_jpeg", lambda data, limits: None)
         return decode(data, LIMITS)
 
 
@@ -467,8 +467,8 @@ def assert_same_result(found: Decoded | Rejected, expected: Decoded | Rejected) 
 @pytest.mark.parametrize("size", [(224, 224), (225, 223), (48, 500), (671, 672)])
 def test_the_fast_path_of_jpegs_gives_the_pixels_of_pillow(size: tuple[int, int], options: dict[str, Any]) -> None:
     data = encode(SMEAR.resize(size), "JPEG", **options)
-    assert images._is_jpeg_without_exif(data)
-    assert images._plain_jpeg(data, LIMITS) is not None
+    assert jpeg.is_jpeg_without_exif(data)
+    assert jpeg.plain_jpeg(data, LIMITS) is not None
     assert_same_result(accepted(data), decoded_by_pillow(data))
 
 
@@ -488,7 +488,7 @@ def test_rotated_jpegs_take_the_way_through_pillow() -> None:
     xmp = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'><rdf:RDF><rdf:Description tiff:Orientation='6'/></rdf:RDF></x:xmpmeta>"
     for options in ({"exif": exif}, {"xmp": xmp.replace(b"'", b'"')}):
         data = encode(SMEAR.resize((300, 100)), "JPEG", **options)
-        assert not images._is_jpeg_without_exif(data)
+        assert not jpeg.is_jpeg_without_exif(data)
         assert (accepted(data).width, accepted(data).height) == (100, 300)
 
 
@@ -523,7 +523,7 @@ def test_large_jpegs_decoded_to_a_fraction_look_the_same(size: tuple[int, int]) 
     noise = np.random.default_rng(0).normal(0, 4, (size[1], size[0], 3))
     noisy = Image.fromarray((np.asarray(smear) + noise).clip(0, 255).astype(np.uint8))
     data = encode(noisy, "JPEG", quality=90)
-    scaled = images._plain_jpeg(data, LIMITS)
+    scaled = jpeg.plain_jpeg(data, LIMITS)
     assert scaled is not None
     assert 1.5 * 224 <= min(scaled[0].shape[:2]) < min(size)
     found, expected = accepted(data), decoded_by_pillow(data)

@@ -1,0 +1,1 @@
+"""From the bytes of one format to pixels; `images.decode` asks the right one."""

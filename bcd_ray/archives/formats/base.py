@@ -1,0 +1,59 @@
+"""What all formats share: the limits, what comes out, and the size of the network's input."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+SIZE = 224  # pixels a side of the network's input
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds that an image must keep, checked before it is read or decoded."""
+
+    max_bytes: int = 64 << 20
+    max_pixels: int = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An image ready for the network; width and height are those of the original, after EXIF rotation."""
+
+    pixels: Pixels  # (224, 224, 3) uint8 RGB
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Why an image could not be used: a status of `scoring.schema.STATUSES` and one line of explanation."""
+
+    status: str
+    error: str
+    width: int | None = None
+    height: int | None = None
+
+
+def too_large(size: int, limits: Limits) -> Rejected:
+    """The rejection of a file that is over the bound on bytes."""
+    return Rejected("too_large", f"{size:,} bytes, over the limit of {limits.max_bytes:,}: see --max-image-bytes")
+
+
+def to_size(pixels: Pixels, width: int, height: int) -> Decoded:
+    """An RGB picture of any size, and the original's size, as the network takes it."""
+    as_it_is = pixels.shape[:2] == (SIZE, SIZE)  # copied twice, it would take half as long again
+    return Decoded(pixels if as_it_is else resized(Image.fromarray(pixels)), width, height)
+
+
+def resized(rgb: Image.Image) -> Pixels:
+    """An RGB picture's pixels at the size of the network's input."""
+    return np.asarray(rgb.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+
+def one_line(error: Exception) -> str:
+    """What a library said, in one line of at most 200 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:200]
