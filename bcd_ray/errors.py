@@ -12,6 +12,8 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
 EXIT_UNSCORED = 3  # published, but some images could not be scored
+EXIT_INTERRUPTED = 130  # by Ctrl-C; the same command goes on
+EXIT_TERMINATED = 143  # by SIGTERM; the same command goes on
 
 
 class BcdRayError(Exception):

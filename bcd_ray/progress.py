@@ -51,4 +51,11 @@ class Progress:
 
 def say(text: str) -> None:
     """A line about what the job does now, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(one_line(text), file=sys.stderr, flush=True)
+
+
+def one_line(text: str) -> str:
+    """Text that does nothing to a terminal, whatever names are in it: what cannot be printed is shown as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

@@ -3,6 +3,7 @@
 from bcd_ray.archives.config import PackConfig
 from bcd_ray.cli import run
 from bcd_ray.errors import EXIT_OK, EXIT_UNSCORED
+from bcd_ray.progress import one_line
 
 
 def main(config: PackConfig) -> int:
@@ -11,7 +12,7 @@ def main(config: PackConfig) -> int:
     packed = pack(config)
     print(f"{packed.images:,} images packed into {packed.shards:,} shards in {config.output}")
     for failure in packed.failures:
-        print(f"not packed: {failure}")
+        print(one_line(f"not packed: {failure}"))
     return EXIT_UNSCORED if packed.failures else EXIT_OK
 
 

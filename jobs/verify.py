@@ -2,6 +2,7 @@
 
 from bcd_ray.cli import run
 from bcd_ray.errors import EXIT_FAILED, EXIT_OK
+from bcd_ray.progress import one_line
 from bcd_ray.scoring.config import VerifyConfig
 
 
@@ -10,7 +11,7 @@ def main(config: VerifyConfig) -> int:
 
     problems = verify(config.output)
     for problem in problems:
-        print(problem)
+        print(one_line(problem))
     if problems:
         return EXIT_FAILED
     print(f"all that is published in {config.output} is as its manifests say")

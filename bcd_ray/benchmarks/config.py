@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from bcd_ray.config import at_least
+from bcd_ray.config import at_least, normalize
 from bcd_ray.errors import ConfigError
 
 
@@ -54,6 +54,7 @@ class BenchmarkConfig:
     """Rounds to count."""
 
     def __post_init__(self) -> None:
+        normalize(self, "output", *(name for name in ("data", "s3") if getattr(self, name)))
         at_least(self, 1, "images_per_shard", "units", "rounds")
         at_least(self, 0, "peer_images")
         at_least(self, 32, "image_width", "image_height")

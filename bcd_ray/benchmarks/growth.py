@@ -9,7 +9,7 @@ from typing import Any
 
 from bcd_ray.benchmarks.config import BenchmarkConfig
 from bcd_ray.benchmarks.speed import bench, circumstances, run_job, write_found
-from bcd_ray.progress import say
+from bcd_ray.progress import one_line, say
 
 _LEAST_IMAGES = 2_000  # of a measurement of shard sizes: fewer are over before the rate is steady
 
@@ -85,5 +85,6 @@ def _plot(found: dict[str, Any], path: Path) -> None:
             memory.set_ylim(0, None)
             memory.set_ylabel("peak memory, GB", color="tab:red")
             axes.legend(fontsize="small", loc="lower right")
-    figure.suptitle(f"{found['engine']}, {found['cores']} cores, {found['source'][:60]}")
+    title = one_line(f"{found['engine']}, {found['cores']} cores, {found['source'][:60]}")
+    figure.suptitle(title, parse_math=False)
     figure.savefig(path, dpi=120)

@@ -37,7 +37,7 @@ from bcd_ray.model.choice import open_engine
 from bcd_ray.model.engines.base import EngineName
 from bcd_ray.model.engines.openvino import OpenVinoEngine
 from bcd_ray.model.triage import Triage
-from bcd_ray.progress import say
+from bcd_ray.progress import one_line, say
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.worker import UnitScorer
 
@@ -309,6 +309,7 @@ def _plot(found: dict[str, Any], path: Path) -> None:
     for name, value in found["core_milliseconds_an_image"].items():
         costs.bar(0, value, bottom=bottom, label=f"{name}: {value:.2f}")
         bottom += value
-    costs.set(xticks=[], ylabel="core milliseconds an image", title=found["source"][:40])
+    costs.set(xticks=[], ylabel="core milliseconds an image")
+    costs.set_title(one_line(found["source"][:40]), parse_math=False)
     costs.legend(loc="upper center", bbox_to_anchor=(0.5, 0))  # below: over the bar it hides the axis
     figure.savefig(path, dpi=120)

@@ -1,6 +1,5 @@
 """Cross-validation, top to bottom: list, embed, split, fit, measure with spread, audit, check labels, write."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pyarrow import csv
 
 from bcd_ray import storage
 from bcd_ray.evaluation.config import EvaluateConfig
@@ -39,7 +37,7 @@ from bcd_ray.model.triage import Decisions
 from bcd_ray.progress import Progress
 from bcd_ray.reports.figures import Example, confusion_matrix_figure, disputed_labels, protocols_figure
 from bcd_ray.reports.report import automatic_words, validation_report
-from bcd_ray.reports.results import refuse_to_replace, write_results
+from bcd_ray.reports.results import for_csv, refuse_to_replace, write_results
 from bcd_ray.runtime import library_versions
 from bcd_ray.storage import parquet
 
@@ -101,7 +99,7 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
     }
     _write_table(config.output, "predictions", _predictions(read, digests, layout.labels, runs, splits))
     _write_table(config.output, "disputed_labels", table)
-    figures = _figures(metrics, table, {image.name: image for image in read})
+    figures = _figures(metrics, table, {storage.printable(image.name): image for image in read})
     write_results(config.output, metrics, figures, validation_report(metrics, figures))
     return metrics
 
@@ -268,9 +266,7 @@ def _predictions(
 
 def _write_table(uri: str, name: str, table: pa.Table) -> None:
     """As Parquet, and as CSV for a spreadsheet."""
-    sink = io.BytesIO()
-    csv.write_csv(table, sink)
-    for suffix, data in (("parquet", parquet.bytes_of(table)), ("csv", sink.getvalue())):
+    for suffix, data in (("parquet", parquet.bytes_of(table)), ("csv", for_csv(table))):
         storage.write_bytes(storage.join(uri, f"{name}.{suffix}"), data)
 
 

@@ -1,6 +1,5 @@
 """Heat maps on demand, top to bottom: load the model, find the images, map them, check the maps, write."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -22,6 +21,7 @@ from bcd_ray.model.heatmap import class_activation, draw, randomised, similarity
 from bcd_ray.reports.results import refuse_to_replace
 from bcd_ray.storage import parquet
 from bcd_ray.threads import in_chunks
+from bcd_ray.uris import to_json
 
 _OF_A_ROW = (
     *("image_id", "image_uri", "shard_uri", "shard_etag"),
@@ -92,7 +92,7 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
         "images": images,
         "left_out": found.left_out,
     }
-    storage.write_bytes(storage.join(config.output, "explanations.json"), (json.dumps(result) + "\n").encode())
+    storage.write_bytes(storage.join(config.output, "explanations.json"), to_json(result, indent=None))
     return result
 
 

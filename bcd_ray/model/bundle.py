@@ -23,6 +23,7 @@ from bcd_ray.labels import CLASSES
 from bcd_ray.model.engines.int8 import Int8Graph
 from bcd_ray.model.network import Tensors
 from bcd_ray.model.triage import Triage
+from bcd_ray.uris import to_json
 
 EMBEDDING_SIZE = 1280
 WeightsName = Literal["keras", "torchvision"]
@@ -109,7 +110,7 @@ def save_bundle(
         facts["int8_sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in graph.items()}
     contents = {
         "model.safetensors": save({name: np.ascontiguousarray(value) for name, value in tensors.items()}),
-        "model.json": (json.dumps(facts, indent=2) + "\n").encode(),
+        "model.json": to_json(facts),
     }
     for name, data in {**extras, **graph, **contents}.items():
         storage.write_bytes(storage.join(uri, name), data)

@@ -1,9 +1,11 @@
 """MODEL_CARD.md: what a model is for, and what was measured of it."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from bcd_ray.metrics.classification import format_metrics
+from bcd_ray.progress import one_line
 from bcd_ray.reports.report import LIMITS_CHOSEN, audit_words, automatic_words
 
 
@@ -34,7 +36,7 @@ to support a haematologist. It makes no diagnosis and replaces no expert: every 
 
 **Model.** MobileNetV2 with frozen ImageNet weights ({training["weights"]}), global average pooling, dense softmax head.
 
-**Data.** {counts["usable"]} images of {counts["images"]} found in `{training["data"]}`; {counts["summary"]}.
+**Data.** {counts["usable"]} images of {counts["images"]} found in {_code(training["data"])}; {counts["summary"]}.
 
 **Protocol.** {metrics["protocol"]}. {patients}
 
@@ -53,3 +55,11 @@ of capture order, or groups, and none where there is no error, or one block a cl
 class away. Images of other stains, cells or magnifications are outside what the model knows; triage flags those that
 lie far from the training images, and promises nothing for the others.
 """.encode()
+
+
+def _code(name: str) -> str:
+    """A name as Markdown shows it letter by letter, backticks included."""
+    text = one_line(name)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{space}{text}{space}{fence}"

@@ -41,7 +41,7 @@ class Page:
     def html(self) -> bytes:
         """The page, which loads nothing from anywhere."""
         text: str = _template().render(page=self)
-        return text.encode("utf-8", "surrogateescape")
+        return text.encode("utf-8", "backslashreplace")
 
 
 @cache

@@ -1,10 +1,15 @@
-"""What a job that measures writes: figures, report.html, metrics.json, in a folder that held none."""
+"""What a job that measures writes: figures, report.html, metrics.json, in a folder that held none; names in each."""
 
-import json
+import io
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
 
 from bcd_ray import storage
 from bcd_ray.errors import ConfigError
+from bcd_ray.uris import to_json
 
 
 def write_results(uri: str, metrics: dict[str, Any], figures: dict[str, bytes], report: bytes) -> None:
@@ -12,7 +17,19 @@ def write_results(uri: str, metrics: dict[str, Any], figures: dict[str, bytes], 
     for name, data in figures.items():
         storage.write_bytes(storage.join(uri, "figures", name), data)
     storage.write_bytes(storage.join(uri, "report.html"), report)
-    storage.write_bytes(storage.join(uri, "metrics.json"), (json.dumps(metrics, indent=2) + "\n").encode())
+    storage.write_bytes(storage.join(uri, "metrics.json"), to_json(metrics))
+
+
+def for_csv(table: pa.Table) -> bytes:
+    """CSV of a table, of whose text cells a spreadsheet takes none for a formula: an apostrophe stands before it."""
+    for number, field in enumerate(table.schema):
+        if field.type == pa.string():
+            table = table.set_column(
+                number, field, pc.replace_substring_regex(table[number], r"^([=+\-@\t\r])", r"'\1")
+            )
+    sink = io.BytesIO()
+    csv.write_csv(table, sink)
+    return sink.getvalue()
 
 
 def refuse_to_replace(output: str, name: str) -> None:

@@ -43,7 +43,7 @@ def score(config: ScoreConfig) -> Outcome:
     """Score every image of the archives that is not published yet, and publish the rows."""
     bundle = load_bundle(config.model)
     shards = list_shards(config)
-    storage.check_writable(storage.join(config.output, "_work"))
+    storage.check_creates(storage.join(config.output, "_work"))
     ledger = Ledger(config.output)
     for run_id in ledger.recover():
         say(f"run {run_id}: its rows were there, its manifest was not; published now")

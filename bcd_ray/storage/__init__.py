@@ -21,6 +21,7 @@ from bcd_ray.uris import is_s3, join, normalize, printable
 __all__ = [
     "READ_AHEAD_BYTES",
     "StoredObject",
+    "check_creates",
     "check_writable",
     "create",
     "create_from_file",
@@ -135,6 +136,21 @@ def check_writable(uri: str) -> None:
         delete(probe)
     except StorageError as error:
         raise ConfigError(f"cannot write to the output: {error}") from error
+
+
+def check_creates(uri: str) -> None:
+    """ConfigError, in one line, if `create` cannot be trusted below this URI: two runs could then publish as one."""
+    probe = join(uri, f"{local.PROBE}{uuid.uuid4().hex}")
+    needs = "conditional writes (If-None-Match)" if is_s3(uri) else "hard links or renameat2"
+    try:
+        create(probe, b"")
+        replaced = create(probe, b"")
+        delete(probe)
+    except StorageError as error:
+        check_writable(uri)  # ends here where nothing can be written at all
+        raise ConfigError(f"--output needs a store with {needs}, and this one fails: {error}") from error
+    if replaced:
+        raise ConfigError(f"--output needs a store with {needs}, and the one of {uri} ignores them: use another")
 
 
 def _list_s3(uri: str) -> Iterator[StoredObject]:

@@ -1,5 +1,7 @@
 """The local side of `storage`: files that appear whole or not at all, and are never written over by accident."""
 
+import ctypes
+import errno
 import io
 import os
 import re
@@ -7,25 +9,31 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 
 from bcd_ray.errors import ChangedError, NotFoundError, StorageError
+from bcd_ray.progress import say
 from bcd_ray.storage.objects import StoredObject
 
 PROBE = ".write-check-"
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of Linux' renameat2
 _BROKEN_OFF = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|" + re.escape(PROBE) + "[0-9a-f]{32}")
 
 
 def list_objects(uri: str) -> Iterator[StoredObject]:
-    """Every file at or below a path, in any order; names that begin with a dot are left out."""
+    """Every file at or below a path, in any order; names that begin with a dot are left out.
+
+    So are folders that may not be listed, such as lost+found at the root of a disk, with a line.
+    """
     with _translated(uri):
         if os.path.isfile(uri):
             stat = os.stat(uri)
             yield StoredObject(uri, stat.st_size, _etag(stat))
             return
         paths, seen = [], set()
-        for folder, folders, files in os.walk(uri, onerror=_refuse, followlinks=True):
+        for folder, folders, files in os.walk(uri, onerror=partial(_leave_out, uri), followlinks=True):
             place = os.path.realpath(folder)
             folders[:] = [name for name in folders if not name.startswith(".") and place not in seen]
             if place in seen:  # a link back: without this one loop lists an image 40 times
@@ -67,11 +75,11 @@ def create(uri: str, source: BinaryIO) -> bool:
     with _translated(uri):
         beside = _write_beside(uri, source)
         try:
-            os.link(beside, uri)  # fails if the name exists, where a rename would replace it
+            _name(beside, uri)
         except FileExistsError:
             return False
         finally:
-            os.unlink(beside)
+            Path(beside).unlink(missing_ok=True)
         return True
 
 
@@ -87,15 +95,30 @@ def broken_off(uri: str) -> list[str]:
     return [path for path in paths if _BROKEN_OFF.fullmatch(os.path.basename(path))]
 
 
-def _refuse(error: OSError) -> NoReturn:
+def _leave_out(root: str, error: OSError) -> None:
     """Without this, os.walk leaves a folder that it cannot list out in silence, with every image in it."""
-    if isinstance(error, PermissionError):
-        raise StorageError(f"{error.filename}: {error.strerror}: make every folder readable") from error
-    raise error
+    if not isinstance(error, PermissionError) or error.filename == root:
+        raise error
+    say(f"{error.filename} is left out with all that is in it: {error.strerror}")
 
 
 def _etag(stat: os.stat_result) -> str:
     return f"{stat.st_size:x}-{stat.st_mtime_ns:x}"
+
+
+def _name(beside: str, uri: str) -> None:
+    """Give a file its name; FileExistsError if there is one of that name, which a plain rename would replace."""
+    try:
+        os.link(beside, uri)
+    except FileExistsError:
+        raise
+    except OSError as error:  # exFAT, many SMB and FUSE mounts have no hard links
+        rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        if rename and not rename(_AT_FDCWD, os.fsencode(beside), _AT_FDCWD, os.fsencode(uri), _RENAME_NOREPLACE):
+            return
+        if rename and ctypes.get_errno() == errno.EEXIST:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), uri) from error
+        raise
 
 
 def _write_beside(uri: str, source: BinaryIO) -> str:

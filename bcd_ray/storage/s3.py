@@ -9,6 +9,7 @@ were over 4 s after a store went down, before it could be up again.
 import io
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bcd_ray.errors import ChangedError, NotFoundError, StorageError
+from bcd_ray.errors import ChangedError, ConfigError, NotFoundError, StorageError
 
 _PART_BYTES = 64 << 20  # S3 takes 10,000 parts: 625 GiB
 _ATTEMPTS = 12  # with backoff of at most 20 s between them: one and a half minutes; AWS_MAX_ATTEMPTS says otherwise
@@ -153,12 +154,50 @@ class Reader(io.RawIOBase):
 @lru_cache(maxsize=1)
 def client() -> Any:
     """One client a process: botocore's clients are safe to share between threads, and slow to make."""
+    from botocore.exceptions import BotoCoreError
+
+    for name in [name for name, value in os.environ.items() if name.startswith("AWS_") and not value]:
+        del os.environ[name]  # as a scheduler passes on what is not set; botocore would take it for a value
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        if name in os.environ and not re.match(r"https?://[^/\s]+?(:\d+)?(/|$)", os.environ[name]):
+            raise ConfigError(f"{name}={os.environ[name]}: write it with its scheme, as in http://HOST:PORT")
+    try:
+        return _new_client()
+    except (BotoCoreError, OSError, ValueError) as error:
+        suspects = [name for name in os.environ if name.startswith("AWS_")]
+        found = [name for name in suspects if _works_without(name)] or suspects
+        settings = ", ".join(found) or "the AWS settings in ~/.aws"
+        raise ConfigError(f"S3 cannot be used ({error}): correct {settings}") from error
+
+
+def _new_client() -> Any:
     import boto3
     from botocore.config import Config
 
     retries = {"total_max_attempts": 1}
     # A session of its own: boto3's shared one remembers credentials that were read when it was made.
     return boto3.session.Session().client("s3", config=Config(retries=retries, max_pool_connections=32))
+
+
+def _works_without(name: str) -> bool:
+    """Whether a client can be made where a variable of the environment is not set."""
+    from botocore.exceptions import BotoCoreError
+
+    value = os.environ.pop(name)
+    try:
+        _new_client()
+    except (BotoCoreError, OSError, ValueError):
+        return False
+    finally:
+        os.environ[name] = value
+    return True
+
+
+def _attempts() -> int:
+    given = os.environ.get("AWS_MAX_ATTEMPTS") or str(_ATTEMPTS)
+    if not given.isdecimal() or int(given) < 1:
+        raise ConfigError(f"AWS_MAX_ATTEMPTS={given}: give a number of at least 1, or unset it")
+    return int(given)
 
 
 def _upload_parts(uri: str, path: Path, upload: dict[str, str]) -> Iterator[dict[str, Any]]:
@@ -174,7 +213,7 @@ def _call(uri: str, operation: Callable[[Any], _Result]) -> _Result:
     """The result of an operation on the client; errors as StorageErrors that name the remedy."""
     from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, IncompleteReadError
 
-    attempts = int(os.environ.get("AWS_MAX_ATTEMPTS", _ATTEMPTS))
+    attempts = _attempts()
     for attempt in range(1, attempts + 1):
         try:
             return operation(client())
@@ -188,7 +227,7 @@ def _call(uri: str, operation: Callable[[Any], _Result]) -> _Result:
             failure: Exception = error
         except (ConnectionError, HTTPClientError, IncompleteReadError) as error:
             failure = error
-        except BotoCoreError as error:
+        except (BotoCoreError, OSError, ValueError) as error:
             raise StorageError(f"{uri}: {error}; check AWS_ENDPOINT_URL, region and credentials") from error
         if attempt < attempts:
             time.sleep(min(20, random.uniform(0.5, 1) * 0.2 * 2**attempt))
