@@ -1,5 +1,6 @@
 """From a command line to a configuration, and from an outcome to an exit code."""
 
+import atexit
 import gc
 import io
 import os
@@ -96,6 +97,9 @@ def _mend_streams() -> None:
             os.fstat(number)
         except OSError:  # else the next file that is opened gets the number, and all messages
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stderr is sys.__stderr__:
+        # What native libraries write while the interpreter ends, such as leaks in their bindings, is news for no one.
+        atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
     for number, name in ((1, "stdout"), (2, "stderr")):
         now = getattr(sys, name)
         if now is not getattr(sys, f"__{name}__"):  # a test's

@@ -3,21 +3,27 @@
 import logging
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from bcd_ray.errors import ConfigError, JobError
+from bcd_ray import own_ray
+from bcd_ray.errors import BcdRayError, ConfigError, JobError
 from bcd_ray.progress import say
 
 _ACTOR_ON_GPU_MIB = 1600  # 1.2 GB were measured on an H200
 _MOST_ON_A_GPU = 16
+_MOST_ACTORS = 1000  # to reckon with, where an autoscaler knows no limit
 LAST_WORDS = (
     "error: killed from outside, or ended by Ray's core because its cluster died: look for full memory and for nodes "
     "that went (Ray's logs are in /tmp/ray/session_latest/logs); the same command goes on where it was"
@@ -26,13 +32,17 @@ LAST_WORDS = (
 
 @dataclass(frozen=True)
 class ActorPool:
-    """Actors for a Ray Data stage: their number, the threads of each, and the CPUs and GPUs that each reserves."""
+    """Actors for a Ray Data stage: their number, the threads of each, and the CPUs and GPUs that each reserves.
+
+    It begins with `least`; `most` is what the cluster is known to carry one day, and where `grows`, there may be more.
+    """
 
     least: int
     most: int
     threads: int
     cpus: float
     gpus: float = 0.0
+    grows: bool = False
 
     def options(self, calls: int = 1) -> dict[str, Any]:
         """Arguments for `Dataset.map_batches`, where an actor runs `calls` batches at a time."""
@@ -40,7 +50,7 @@ class ActorPool:
 
         compute = ActorPoolStrategy(
             min_size=self.least,
-            max_size=self.most,
+            max_size=None if self.grows else self.most,
             max_tasks_in_flight_per_actor=2 * calls,
             max_concurrent_calls_per_actor=calls,
             enable_true_multi_threading=calls > 1,
@@ -65,24 +75,44 @@ def ray_session() -> Iterator[None]:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     import ray
     from ray.data import DataContext
-    from ray.data.exceptions import UserCodeException
 
     started = not ray.is_initialized()
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is raised too
-    with _last_words() if started else nullcontext():
+    with ExitStack() as stack:
         if started:
-            _start_ray()
+            stack.enter_context(_last_words())
+            if not (joined := cluster_address()):
+                stack.enter_context(own_ray.environment())
+            stack.callback(ray.shutdown)
+            _connect(joined)
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         try:
             yield
-        except (ray.exceptions.RayError, UserCodeException) as error:
+        except Exception as error:
+            if isinstance(error, BcdRayError) or not _raised_by_ray(error):
+                raise
             raise _job_error(error) from error
-        finally:
-            if started:
-                ray.shutdown()
+
+
+def on_cluster() -> bool:
+    """Whether the job runs on a cluster that others started, or would, rather than on a Ray of its own."""
+    import ray
+
+    if ray.is_initialized():
+        node = ray._private.worker._global_node  # None behind ray://
+        return node is None or not node.head
+    return bool(cluster_address())
+
+
+def cluster_address() -> str:
+    """Of the cluster of RAY_ADDRESS, or of `ray start` on this machine; empty where the job starts Ray itself."""
+    from ray._private.services import find_bootstrap_address
+
+    address = os.environ.get("RAY_ADDRESS") or find_bootstrap_address(None) or ""
+    return "" if address == "local" else address
 
 
 def _check_address(address: str) -> None:
@@ -95,21 +125,33 @@ def _check_address(address: str) -> None:
             raise ConfigError(f"RAY_ADDRESS={address}: no Ray there ({error}): correct or unset it") from error
 
 
-def _start_ray() -> None:
+def _connect(address: str) -> None:
+    """Join the cluster of an address, or start Ray here where there is none."""
     import ray
 
-    _check_address(os.environ.get("RAY_ADDRESS", ""))
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        with _stderr_silenced():
-            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    except Exception as error:  # Ray raises a bare Exception if a node is not up within 30 s
-        if "AuthenticationError" in str(error.__cause__):
+        with _stderr_silenced(), _sigterm_kept():
+            if address:
+                _check_address(address)
+                ray.init(address, **quiet)
+            else:
+                own_ray.start(**quiet)
+    except BcdRayError:
+        raise
+    except Exception as error:  # Ray raises of many types, a bare Exception among them
+        if "AuthenticationError" in (type(error).__name__, *str(error.__cause__).split("(")):
             raise ConfigError(
                 "this Ray wants another token, or any: set RAY_AUTH_MODE=token, with its own in ~/.ray/auth_token or "
                 "in RAY_AUTH_TOKEN"
             ) from error
         what = " ".join(str(error).split())[:200]
-        raise JobError(f"no Ray ({what}): check RAY_ADDRESS, or whether this machine is overloaded") from error
+        if "RAY_ADDRESS" in os.environ and address:
+            raise JobError(f"no Ray ({what}): check RAY_ADDRESS={address}") from error
+        if address:
+            remedy = "end what is left of it with `ray stop`, or set RAY_ADDRESS=local for a Ray of the job's own"
+            raise JobError(f"no Ray at {address}, where `ray start` began one ({what}): {remedy}") from error
+        raise JobError(f"Ray does not start ({what}): try again when this machine is less busy") from error
 
 
 @contextmanager
@@ -136,14 +178,43 @@ def _job_error(error: BaseException) -> JobError:
     return JobError(f"{last_line[:300]} (more in {logs}); the same command goes on where it was")
 
 
+def _raised_by_ray(error: BaseException) -> bool:
+    """Whether an exception is of one of Ray's own types, or was raised in its code: it also raises built-in ones."""
+    import ray
+
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    own_type = any(each.__module__.partition(".")[0] == "ray" for each in type(error).__mro__)
+    return own_type or bool(trace and Path(ray.__file__).parent in Path(trace.tb_frame.f_code.co_filename).parents)
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """This process's way to end on SIGTERM, also when Ray connected: its own are exit code 15 and a C++ stack trace."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = signal.getsignal(signal.SIGTERM)
+    with patch("ray._private.utils.set_sigterm_handler"):
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, kept)
+
+
 @contextmanager
 def _stderr_silenced() -> Iterator[None]:
-    """Ray's C++ core announces its log level on file descriptor 2 when it starts; errors still come as exceptions."""
+    """Ray's C++ core announces its log level on file descriptor 2 when it starts; errors still come as exceptions.
+
+    Lines of this package are still seen.
+    """
     sys.stderr.flush()
     saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
     try:
-        yield
+        with open(saved, "w", errors="backslashreplace", closefd=False) as seen, patch.object(sys, "stderr", seen):
+            yield
     finally:
         os.dup2(saved, 2)
         os.close(saved)
@@ -159,23 +230,47 @@ def actor_pool(most: int = 0, on_gpu: bool = False) -> ActorPool:
     Ray counts a machine's cores, and heeds the limits of control groups. Each actor reserves three quarters of its
     cores: Ray Data's own tasks need a share too, and an actor pool that takes every CPU waits for ever.
 
+    On a cluster that others started the pool grows with the nodes that join.
+
     Args:
-        most: the largest number of actors on a cluster that grows on demand; 0 for what its cores carry now.
+        most: the largest number of actors on a cluster that grows; 0 for no limit but its cores.
         on_gpu: whether each takes a share of a GPU.
     """
-    nodes = _nodes(with_gpus=on_gpu)
+    nodes, to_come = _nodes(with_gpus=on_gpu), _nodes_to_come(with_gpus=on_gpu)
+    if not nodes and not to_come:
+        say("waiting for the cluster: none of its nodes has a CPU; goes on when one joins")
+        while not (nodes := _nodes(with_gpus=on_gpu)):
+            time.sleep(1)
     resources = [node["Resources"] for node in nodes]
     if on_gpu:
         cores = min(each["CPU"] / each["GPU"] for each in resources)  # of a GPU
         threads = math.ceil(cores / _most_on_a_gpu(nodes))
         sharing = max(1, int(cores // threads))
-        fit, gpus = sum(int(each["GPU"]) * sharing for each in resources), 1 / sharing
+        gpus, counts = 1 / sharing, [sharing * int(each["GPU"]) for each in resources]
+        later = [(sharing * int(each["GPU"]), count) for each, count in to_come]
     else:
-        counts = [each["CPU"] for each in resources]
-        threads = int(min([8.0, *counts]))
-        fit, gpus = max(1, sum(int(count // (0.75 * threads)) for count in counts)), 0.0
+        cpus = [each["CPU"] for each in resources] or [each["CPU"] for each, _ in to_come]
+        threads = int(min([8.0, *cpus]))
+        gpus, counts = 0.0, [int(each["CPU"] // (0.75 * threads)) for each in resources]
+        later = [(int(each["CPU"] // (0.75 * threads)), count) for each, count in to_come]
+    fit = max(1, sum(counts))
+    known = max(fit, most or min(_MOST_ACTORS, sum(carried * count for carried, count in later)))
     say_if_taken(CPU=0.75 * threads, GPU=gpus)
-    return ActorPool(least=fit, most=max(fit, most), threads=threads, cpus=0.75 * threads, gpus=gpus)
+    return ActorPool(fit, known, threads, 0.75 * threads, gpus, grows=not most and on_cluster())
+
+
+def _nodes_to_come(with_gpus: bool) -> list[tuple[dict[str, float], int]]:
+    """What the cluster's autoscaler may start: of each kind of node its resources, and how many at most."""
+    import ray
+
+    config = None if ray.util.client.ray.is_connected() else ray._private.state.state.get_cluster_config()
+    kinds = [(dict(kind.resources), kind.max_count) for kind in (config.node_group_configs if config else ())]
+    needed = "GPU" if with_gpus else "CPU"
+    return [
+        (resources, count if count >= 0 else _MOST_ACTORS)
+        for resources, count in kinds
+        if resources.get(needed, 0) >= 1 and resources.get("CPU", 0) >= 1 and count
+    ]
 
 
 def _nodes(with_gpus: bool) -> list[dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""The dense softmax head, fitted on embeddings with Adam and cross-entropy, by Ray Train or in one process.
+"""The dense softmax head, fitted on embeddings with Adam and cross-entropy.
+
+On a cluster Ray Train's TorchTrainer fits it, with `workers` 1 and more everywhere; on a machine alone, where the job
+starts Ray itself, the job's own process does, which saves the 20 s that two more workers take to start.
 
 Every worker takes its share of every batch, and the gradients are summed over the batch: the number of workers
 changes the order of additions and nothing else. No row is dropped (Ray Train's own split of a dataset drops the
@@ -20,21 +23,23 @@ from bcd_ray.learning.splits import Labels
 from bcd_ray.model.bundle import EMBEDDING_SIZE
 from bcd_ray.model.network import softmax
 from bcd_ray.progress import say
-from bcd_ray.runtime import ray_session, say_if_taken
+from bcd_ray.runtime import on_cluster, ray_session, say_if_taken
 
 Floats = npt.NDArray[np.floating[Any]]
 _CPUS = 0.5  # of a Ray Train worker
+_WORKERS_ON_A_CLUSTER = 2
+_TRIES_AGAIN = 2  # where a worker or its node dies; each begins anew, which costs seconds
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How the head is fitted; `workers` 0 fits in this process."""
+    """How the head is fitted; `workers` 0 fits in this process, None lets the place decide (see `fit_head`)."""
 
     epochs: int
     learning_rate: float
     label_smoothing: float
     batch_size: int
-    workers: int
+    workers: int | None
     seed: int
 
 
@@ -69,24 +74,35 @@ class FittedHead:
 
 
 def fit_head(parts: Parts, config: FitConfig) -> FittedHead:
-    """Fit the head with Ray Train, or in this process, with the same result, where `workers` is 0."""
-    if not config.workers:
+    """Fit the head with Ray Train, or, with the same result, in this process."""
+    workers = config.workers
+    if workers is None:
+        workers = _WORKERS_ON_A_CLUSTER if on_cluster() else 0
+    if not workers:
+        say("fitting the head in this process (--workers 1 and more: with Ray Train, as on a cluster)")
         return fit_measured(parts, config)
+    return _fit_with_ray_train(parts, config, workers)
+
+
+def _fit_with_ray_train(parts: Parts, config: FitConfig, wanted: int) -> FittedHead:
     import ray
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     # Ray Train keeps its bookkeeping here and resumes a run of the same name: a fresh folder for each.
     with ray_session(), tempfile.TemporaryDirectory(prefix="bcd_ray_train_", ignore_cleanup_errors=True) as scratch:
-        workers = min(config.workers, max(1, int(ray.cluster_resources().get("CPU", 0) / _CPUS)))
-        if workers < config.workers:  # Ray Train would wait for more cores, for ever and without a word
-            say(f"the cluster has cores for {workers} of {config.workers} workers: they fit the same head alone")
+        workers = min(wanted, max(1, int(ray.cluster_resources().get("CPU", 0) / _CPUS)))
+        if workers < wanted:  # Ray Train would wait for more cores, for ever and without a word
+            say(f"the cluster has cores for {workers} of {wanted} workers: they fit the same head alone")
+        say(f"fitting the head with Ray Train's TorchTrainer, {workers} workers")
         say_if_taken(CPU=workers * _CPUS)
         trainer = TorchTrainer(
             _fit_worker,
             train_loop_config={"parts": ray.put(parts), "config": config},
             scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": _CPUS}),
-            run_config=RunConfig(name=Path(scratch).name, storage_path=scratch),
+            run_config=RunConfig(
+                name=Path(scratch).name, storage_path=scratch, failure_config=FailureConfig(max_failures=_TRIES_AGAIN)
+            ),
         )
         fitted: FittedHead = trainer.fit().return_value
     return fitted

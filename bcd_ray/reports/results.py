@@ -24,9 +24,8 @@ def for_csv(table: pa.Table) -> bytes:
     """CSV of a table, of whose text cells a spreadsheet takes none for a formula: an apostrophe stands before it."""
     for number, field in enumerate(table.schema):
         if field.type == pa.string():
-            table = table.set_column(
-                number, field, pc.replace_substring_regex(table[number], r"^([=+\-@\t\r])", r"'\1")
-            )
+            safe = pc.replace_substring_regex(table[number], r"^([=+\-@\t\r])", r"'\1")
+            table = table.set_column(number, field, safe)
     sink = io.BytesIO()
     csv.write_csv(table, sink)
     return sink.getvalue()

@@ -25,8 +25,7 @@ class ScoreConfig:
     max_pixels: int = 100_000_000
     """Images of more pixels are refused undecoded."""
     max_actors: int = 0
-    """Most scoring actors; 0: as many as the cluster's cores allow when the job starts. Set it on a cluster that
-    grows on demand."""
+    """Most scoring actors on a cluster that grows; 0: as many as its cores allow, also those of nodes that join."""
     engine: Literal["auto", "openvino", "openvino-int8", "torch", "torch-cuda"] = "auto"
     """What the network runs on: `openvino`, CPUs in fp32; `openvino-int8`, about twice as fast; `torch-cuda`, GPUs in
     half precision; `torch`, the reference in fp32 on CPUs. `auto`: GPUs where the cluster has them, else `openvino`."""
