@@ -9,6 +9,9 @@ from typing import Any
 from bcd_ray.errors import ConfigError
 
 _A_SLASH_TOO_FEW = re.compile(r"(s3|[a-z][a-z0-9+.-]+(?=:/)):", re.IGNORECASE)  # what pathlib makes of s3://lab/x
+# What systems lay beside people's files: thumbnails of Synology, copies of QNAP, attributes of macOS, Windows' bin.
+_OF_SYSTEMS = ("@eadir", "@recycle", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "system volume information")
+_OF_FOLDERS = ("thumbs.db", "ehthumbs.db", "desktop.ini")
 
 
 def is_s3(uri: str) -> bool:
@@ -52,6 +55,19 @@ def _expanded(path: str) -> str:
 def join(uri: str, *names: str) -> str:
     """The URI of a name below another."""
     return "/".join((uri.rstrip("/"), *names))
+
+
+def hidden_part(name: str) -> str | None:
+    """The name down to its first part that is no part of the data, or None: it begins with a dot, or is a system's own.
+
+    So are `.ipynb_checkpoints`, `._NAME` and `@eaDir`, loose and in shards alike. `name` is a path below what the user
+    named.
+    """
+    parts = name.split("/")
+    for place, part in enumerate(parts):
+        if (part.startswith(".") and part not in (".", "..")) or part.lower() in (*_OF_SYSTEMS, *_OF_FOLDERS):
+            return "/".join(parts[: place + 1])
+    return None
 
 
 def printable(uri: str) -> str:

@@ -6,6 +6,7 @@ from bcd_ray.scoring.config import ScoreConfig
 
 
 def main(config: ScoreConfig) -> int:
+    from bcd_ray.archives.suffixes import left_out_words, unexpected
     from bcd_ray.scoring.job import score
     from bcd_ray.scoring.ledger import unscored
 
@@ -26,9 +27,16 @@ def main(config: ScoreConfig) -> int:
     for name, count in review.items():
         if name != "rows":
             print(f"  {count:>9,}  {name}")
+    left_out = outcome.manifest["left_out"]
+    for kind, counts in left_out.items():
+        if counts:
+            print(f"{sum(counts.values()):,} {kind} left out, which are no images: {left_out_words(counts)}")
+    if incomplete := outcome.manifest["incomplete_shards"]:
+        print(f"{incomplete:,} shards could not be read to their end: an unknown number of images has no row")
     print(f"predictions  {outcome.manifest['outputs'][0]['uri']}")
     print(f"manifest     {config.output}/manifests/{outcome.manifest['run_id']}.json")
-    return EXIT_UNSCORED if failed > config.max_unscored else EXIT_OK
+    too_many = sum(map(unexpected, left_out.values())) > config.max_left_out
+    return EXIT_UNSCORED if failed > config.max_unscored or too_many or incomplete else EXIT_OK
 
 
 if __name__ == "__main__":

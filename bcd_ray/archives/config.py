@@ -18,7 +18,11 @@ class PackConfig:
     """tar in WebDataset naming, or Parquet with the columns image_id, image and label."""
     images_per_shard: int = 512
     """Images in each shard but the last."""
+    max_left_out: int = 0
+    """Files that are no images, by name or first bytes, before the exit code says so (3). Hidden ones, and what usually
+    lies beside images (.json, .txt, .csv, .md, .sha256 ...), are counted apart."""
 
     def __post_init__(self) -> None:
         normalize(self, "input", "output")
         at_least(self, 1, "images_per_shard")
+        at_least(self, 0, "max_left_out")

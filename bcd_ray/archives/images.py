@@ -9,10 +9,9 @@ would lose the others in silence; the previews that cameras append to a JPEG (MP
 from bcd_ray.archives.formats import jpeg, pillow
 from bcd_ray.archives.formats.base import SIZE, Decoded, Limits, Pixels, Rejected, to_size, too_large
 
-__all__ = ["DECODER_VERSION", "SIZE", "SUFFIXES", "Decoded", "Limits", "Pixels", "Rejected", "decode", "too_large"]
+__all__ = ["DECODER_VERSION", "SIZE", "Decoded", "Limits", "Pixels", "Rejected", "decode", "too_large"]
 
 DECODER_VERSION = 3  # raise it when the same bytes would give other pixels
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp")  # what a name ends in, in small letters
 
 
 def decode(data: bytes, limits: Limits) -> Decoded | Rejected:

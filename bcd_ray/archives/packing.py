@@ -9,10 +9,13 @@ from typing import Any
 
 from bcd_ray import storage
 from bcd_ray.archives.config import PackConfig
+from bcd_ray.archives.listing import list_archive
+from bcd_ray.archives.magic import image_suffix
 from bcd_ray.archives.shards import kind_of
+from bcd_ray.archives.suffixes import left_out_words
 from bcd_ray.errors import ConfigError, NotFoundError, StorageError
 from bcd_ray.labels import CLASSES, class_of_path
-from bcd_ray.progress import Progress
+from bcd_ray.progress import Progress, say
 from bcd_ray.runtime import ray_session, say_if_taken
 from bcd_ray.storage import parquet
 
@@ -24,6 +27,7 @@ class Packed:
     shards: int
     images: int
     failures: list[str]
+    left_out: Counter[str]  # files that are no images, by suffix
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class _Source:
 
 def pack(config: PackConfig) -> Packed:
     """Pack the loose images below the input; the same input gives the same bytes."""
-    sources = _list_sources(config.input)
+    sources, left_out = _list_sources(config.input)
     if storage.list_names(config.output):
         raise ConfigError(f"--output {config.output} is not empty: choose a new folder")
     storage.check_writable(config.output)
@@ -58,20 +62,23 @@ def pack(config: PackConfig) -> Packed:
             progress.add(row["images"])
             failures += row["failures"]
         progress.finish()
-    return Packed(len(groups), len(sources) - len(failures), failures)
+    return Packed(len(groups), len(sources) - len(failures), failures, left_out)
 
 
-def _list_sources(uri: str) -> list[_Source]:
+def _list_sources(uri: str) -> tuple[list[_Source], Counter[str]]:
     try:
-        names = [listed.uri[len(uri) + 1 :] for listed in storage.list_objects(uri) if kind_of(listed.uri) == "image"]
+        listing = list_archive(uri, ("image",))
     except NotFoundError as error:
         raise ConfigError(f"--input: {error}") from error
+    names = [listed.uri[len(uri) + 1 :] for listed in listing.shards]
     if not names or names == [""]:
         raise ConfigError(f"--input {uri} is no folder of JPEG, PNG, TIFF or BMP files")
+    if listing.left_out:
+        say(f"{listing.left_out.total():,} files that are no images are left out: {left_out_words(listing.left_out)}")
     keys = _unique_keys(names)
     return [
         _Source(name, key, storage.join(uri, name), class_of_path(name)) for name, key in zip(names, keys, strict=True)
-    ]
+    ], listing.left_out
 
 
 def _unique_keys(names: Sequence[str]) -> Iterator[str]:
@@ -79,7 +86,7 @@ def _unique_keys(names: Sequence[str]) -> Iterator[str]:
     seen: Counter[str] = Counter()
     for name in names:
         folder, slash, file = name.rpartition("/")
-        key = folder + slash + file.rpartition(".")[0].replace(".", "_")
+        key = folder + slash + (file.rpartition(".")[0] if kind_of(file) else file).replace(".", "_")
         seen[key] += 1
         while seen[key] > 1:
             key = f"{key}-{seen[key]}"
@@ -99,11 +106,18 @@ def _write_shard(group: dict[str, Any]) -> dict[str, Any]:
     return {"images": len(contents), "failures": failures}
 
 
+def _suffix(name: str, data: bytes) -> str:
+    """What a member is called after its key: readers of WebDataset go by it."""
+    if kind_of(name) == "image":
+        return name.rpartition(".")[2].lower()
+    return image_suffix(data) or "bin"  # without the name of one, it was listed for its first bytes
+
+
 def _tar(contents: list[tuple[_Source, bytes]]) -> bytes:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for source, data in contents:
-            members = {source.name.rpartition(".")[2].lower(): data}
+            members = {_suffix(source.name, data): data}
             if source.label is not None:
                 members["cls"] = str(CLASSES.index(source.label)).encode()
             for suffix, content in members.items():

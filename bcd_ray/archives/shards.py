@@ -1,10 +1,10 @@
-"""What a shard is (tar, Parquet, or a loose image), and the images inside it, one entry each, whatever is wrong.
+"""What a shard is (tar, zip, Parquet, or a loose image), and the images inside it, one entry each, whatever is wrong.
 
 Nothing is ever extracted to disk. An entry that cannot be scored carries its status from here on; a shard that cannot
-be read to its end adds one entry that stands for the part that is missing.
+be read to its end adds one entry that stands for the part that is missing. Members that are no image, by name and by
+their first bytes, are counted.
 """
 
-import gzip
 import hashlib
 import json
 import tarfile
@@ -15,15 +15,20 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
 from bcd_ray import storage
-from bcd_ray.archives.images import SUFFIXES, Limits, Rejected, too_large
+from bcd_ray.archives.images import Limits, Rejected, too_large
+from bcd_ray.archives.magic import HEAD_BYTES, image_suffix
+from bcd_ray.archives.streams import UnreadableError, decompressed
+from bcd_ray.archives.suffixes import HIDDEN, IMAGE_SUFFIXES, left_out_words, suffix_of
+from bcd_ray.archives.zips import read_zip
 from bcd_ray.errors import ChangedError, NotFoundError, StorageError
 from bcd_ray.storage import StoredObject
 from bcd_ray.threads import map_ahead
+from bcd_ray.uris import hidden_part
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+TAR_SUFFIXES = (".tar", *(f".tar.{each}" for each in ("gz", "bz2", "xz", "zst")), ".tgz", ".tbz2", ".txz", ".tzst")
 PARQUET_COLUMNS = {"image_id": "string", "image": "binary"}  # what a Parquet shard must have
 
-Kind = Literal["tar", "parquet", "image"]
+Kind = Literal["tar", "zip", "parquet", "image"]
 _HEADERS_OF_HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -53,18 +58,30 @@ class Entry:
 def kind_of(name: str) -> Kind | None:
     """What kind of shard a name promises, or None for a file that is none."""
     lower = name.lower()
-    if lower.endswith(SUFFIXES):
+    if lower.endswith(IMAGE_SUFFIXES):
         return "image"
     if lower.endswith(TAR_SUFFIXES):
         return "tar"
+    if lower.endswith(".zip"):
+        return "zip"
     return "parquet" if lower.endswith(".parquet") else None
 
 
-def read_shards(shards: Iterable[StoredObject], limits: Limits) -> Iterator[Entry]:
-    """The entries of several shards in order; loose images are read many at a time."""
+def is_loose(uri: str) -> bool:
+    """Whether a shard is an image itself, and holds none: all that is listed and no tar, zip or Parquet file."""
+    return kind_of(uri) in ("image", None)
+
+
+def read_shards(
+    shards: Iterable[StoredObject], limits: Limits, left_out: Counter[str] | None = None
+) -> Iterator[Entry]:
+    """The entries of several shards in order; loose images are read many at a time.
+
+    Members that are no images are counted in `left_out`, by suffix.
+    """
 
     def fetch(shard: StoredObject) -> Iterator[Entry]:
-        return iter([_read_loose(shard, limits)]) if kind_of(shard.uri) == "image" else read_shard(shard, limits)
+        return iter([_read_loose(shard, limits)]) if is_loose(shard.uri) else read_shard(shard, limits, left_out)
 
     with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
         for entries in map_ahead(pool, fetch, shards, ahead=_CONCURRENT_READS):
@@ -83,27 +100,30 @@ def given_up(shards: Iterable[StoredObject]) -> Iterator[Entry]:
         yield _entry(shard, "", 1, Rejected("crashed", error))
 
 
-def read_shard(shard: StoredObject, limits: Limits) -> Iterator[Entry]:
-    """The entries of one tar or Parquet shard, in memory bounded by one image or one row group of a Parquet file."""
-    occurrences: Counter[str] = Counter()
+def read_shard(shard: StoredObject, limits: Limits, left_out: Counter[str] | None = None) -> Iterator[Entry]:
+    """The entries of one tar, zip or Parquet shard, in memory bounded by one image or one row group of Parquet."""
+    occurrences, others = Counter[str](), Counter[str]()
     try:
         with storage.open_stream(shard) as stream:
-            read = _read_parquet if kind_of(shard.uri) == "parquet" else _read_tar
+            read = _READERS[kind_of(shard.uri) or "tar"]
             for name, content in read(stream, limits):
+                if content is None:
+                    others[HIDDEN if hidden_part(name) else suffix_of(name)] += 1
+                    continue
                 occurrences[name] += 1
                 yield _entry(shard, name, occurrences[name], content)
         if not occurrences:
-            yield _entry(shard, "", 1, Rejected("empty_shard", "holds no image: members need an image's suffix"))
+            instead = f", but {left_out_words(others)}" if others else ""
+            yield _entry(shard, "", 1, Rejected("empty_shard", f"holds no image{instead}"))
     except StorageError as error:
         yield _entry(shard, "", 1, _not_delivered(error))
-    except _UnreadableError as error:
+    except UnreadableError as error:
         count = occurrences.total()
         text = f"{error}; {count} images were read before that: write the shard again"
         yield _entry(shard, "", 1, Rejected("unreadable_shard", text))
-
-
-class _UnreadableError(Exception):
-    """The rest of a shard cannot be read."""
+    finally:
+        if left_out is not None:
+            left_out.update(others)
 
 
 def _read_loose(shard: StoredObject, limits: Limits) -> Entry:
@@ -138,30 +158,23 @@ class _MarkedTarInfo(tarfile.TarInfo):
             raise
 
 
-def _read_tar(stream: BinaryIO, limits: Limits) -> Iterator[tuple[str, bytes | Rejected]]:
+def _read_tar(stream: BinaryIO, limits: Limits) -> Iterator[tuple[str, bytes | Rejected | None]]:
     try:
-        compressed = stream.read(2) == b"\x1f\x8b"  # whatever the name says
-        stream.seek(0)
-        plain = gzip.GzipFile(fileobj=stream) if compressed else stream  # tarfile's own gzip checks no checksum
-        with tarfile.open(fileobj=plain, mode="r|", tarinfo=_MarkedTarInfo) as tar:
+        # tarfile's own gzip checks no checksum.
+        with tarfile.open(fileobj=decompressed(stream), mode="r|", tarinfo=_MarkedTarInfo) as tar:
             for member in tar:
-                if _is_image_name(member.name) and not member.isdir():
+                if not member.isdir():
                     yield member.name, _read_member(tar, member, limits)
             if not getattr(tar, "end_marker_seen", False):
-                raise _UnreadableError("the tar ends early or is damaged in the middle")
+                raise UnreadableError("the tar ends early or is damaged in the middle")
             while rest := tar.fileobj.read(1 << 20):
                 if rest.strip(b"\0"):
-                    raise _UnreadableError("the tar goes on after zeros that mark its end: damaged, or two in one")
-    except (StorageError, _UnreadableError):
+                    raise UnreadableError("the tar goes on after zeros that mark its end: damaged, or two in one")
+    except (StorageError, UnreadableError):
         raise
     except Exception as error:  # tarfile raises many types on hostile headers; each is this shard's fault
         _raise_if_of_the_disk(error)
-        raise _UnreadableError(f"the tar cannot be read ({error})") from error
-
-
-def _is_image_name(name: str) -> bool:
-    """Whether a tar member is an image: `._NAME` beside it is macOS' own record of its attributes."""
-    return kind_of(name) == "image" and not name.rpartition("/")[2].startswith("._")
+        raise UnreadableError(f"the tar cannot be read ({error})") from error
 
 
 def _raise_if_of_the_disk(error: Exception) -> None:
@@ -170,18 +183,26 @@ def _raise_if_of_the_disk(error: Exception) -> None:
         raise StorageError(str(error)) from error
 
 
-def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, limits: Limits) -> bytes | Rejected:
-    if not member.isreg():
+def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, limits: Limits) -> bytes | Rejected | None:
+    """The bytes of a member, or what is wrong with it, or None where it is no image."""
+    named, head = kind_of(member.name) == "image", b""
+    if hidden_part(member.name) or not (named or member.isreg()):
+        return None
+    reader = tar.extractfile(member) if member.isreg() else None
+    if reader and not named:
+        head = reader.read(HEAD_BYTES)
+        if not image_suffix(head):
+            return None
+    if not reader:
         kind = "link" if member.issym() or member.islnk() else "device"
         return Rejected("unsafe_member", f"is a {kind}, not a file: pack the image itself")
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return Rejected("unsafe_member", "has an absolute name or one with '..': pack with relative names")
     if member.size > limits.max_bytes:
         return too_large(member.size, limits)
-    reader = tar.extractfile(member)
-    data = reader.read() if reader else b""
+    data = head + reader.read()
     if len(data) != member.size:
-        raise _UnreadableError(f"the tar ends inside {member.name!r}")
+        raise UnreadableError(f"the tar ends inside {member.name!r}")
     return data
 
 
@@ -192,21 +213,44 @@ def _read_parquet(stream: BinaryIO, limits: Limits) -> Iterator[tuple[str, bytes
     try:
         parquet = pq.ParquetFile(stream)
         schema = parquet.schema_arrow
+        columns = ["image"] if _is_of_hugging_face(schema) else list(PARQUET_COLUMNS)
         for name, wanted in PARQUET_COLUMNS.items():
             index = schema.get_field_index(name)
-            if index < 0 or not _holds(schema.field(index).type, wanted):
+            if len(columns) > 1 and (index < 0 or not _holds(schema.field(index).type, wanted)):
                 found = ", ".join(f"{field.name} ({field.type})" for field in schema)
-                raise _UnreadableError(f"no column {name} ({wanted}) in it, but {found}")
+                raise UnreadableError(f"no column {name} ({wanted}) in it, but {found}")
         row = 0
-        for batch in parquet.iter_batches(batch_size=16, columns=list(PARQUET_COLUMNS)):
-            for name, image in zip(batch["image_id"], batch["image"], strict=True):
+        for batch in parquet.iter_batches(batch_size=16, columns=columns):
+            names, images = (batch["image_id"], batch["image"]) if len(columns) > 1 else _flat(batch["image"])
+            for name, image in zip(names, images, strict=True):
                 row += 1
                 data = image.as_py() or b""
                 over = too_large(len(data), limits) if len(data) > limits.max_bytes else None
                 yield name.as_py() or f"row-{row}", over or data
     except (pa.ArrowException, OSError, ValueError) as error:
         _raise_if_of_the_disk(error)
-        raise _UnreadableError(f"the Parquet file cannot be read ({' '.join(str(error).split())[:200]})") from error
+        raise UnreadableError(f"the Parquet file cannot be read ({' '.join(str(error).split())[:200]})") from error
+
+
+_READERS = {"tar": _read_tar, "zip": read_zip, "parquet": _read_parquet}
+
+
+def _is_of_hugging_face(schema: Any) -> bool:
+    """Whether a Parquet file is of the form of Hugging Face's `datasets`: `image` as a struct of bytes and path."""
+    import pyarrow as pa
+
+    index = schema.get_field_index("image")
+    if index < 0 or not pa.types.is_struct(image := schema.field(index).type):
+        return False
+    parts = {part.name: part.type for part in image}
+    return {"bytes", "path"} <= parts.keys() and _holds(parts["bytes"], "binary") and _holds(parts["path"], "string")
+
+
+def _flat(image: Any) -> tuple[Any, Any]:
+    """Paths and bytes of a column of such structs."""
+    import pyarrow.compute as pc
+
+    return pc.struct_field(image, "path"), pc.struct_field(image, "bytes")
 
 
 def _holds(column_type: Any, wanted: str) -> bool:

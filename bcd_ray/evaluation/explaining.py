@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from bcd_ray import storage
 from bcd_ray.archives.images import Decoded, Limits, Pixels, decode
-from bcd_ray.archives.shards import Entry, kind_of, read_shards
+from bcd_ray.archives.listing import list_archive
+from bcd_ray.archives.shards import Entry, read_shards
 from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.evaluation.config import ExplainConfig
 from bcd_ray.labels import CLASSES
@@ -138,7 +139,7 @@ def _given(config: ExplainConfig) -> _Found:
     found = _Found()
     for uri in config.input:
         try:
-            shards = [each.uri for each in storage.list_objects(uri) if kind_of(each.uri)]
+            shards = [each.uri for each in list_archive(uri).shards]
         except NotFoundError as error:
             raise ConfigError(f"--input: {error}") from error
         for shard in shards:

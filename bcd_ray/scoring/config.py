@@ -15,11 +15,14 @@ class ScoreConfig:
     model: str
     """Model bundle, written by jobs/train.py: a path or s3://."""
     input: tuple[str, ...]
-    """Archives: folders or single shards (tar, Parquet, loose JPEG, PNG, TIFF, BMP), paths or s3://."""
+    """Archives: folders or single shards (tar, zip, Parquet, loose images), paths or s3://."""
     output: str
     """Where predictions/, manifests/ and the working state go: a path or s3://."""
     max_unscored: int = 0
-    """Images that may fail before the exit code says so (3)."""
+    """Images that may fail before the exit code says so (3). A shard that cannot be read to its end always says so."""
+    max_left_out: int = 0
+    """Files and members of shards that are no images, by name or first bytes, before the exit code says so (3). Hidden
+    ones, and what usually lies beside images (.json, .cls, .txt, .csv, .md, .sha256 ...), are counted apart."""
     max_image_bytes: int = 64 << 20
     """Larger images are refused unread."""
     max_pixels: int = 100_000_000
@@ -35,7 +38,7 @@ class ScoreConfig:
             raise ConfigError("--input names no archive")
         object.__setattr__(self, "input", tuple(uris.normalize(uri) for uri in self.input))
         normalize(self, "model", "output")
-        at_least(self, 0, "max_unscored", "max_actors")
+        at_least(self, 0, "max_unscored", "max_left_out", "max_actors")
         at_least(self, 1, "max_image_bytes", "max_pixels")
 
 

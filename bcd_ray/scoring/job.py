@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 from bcd_ray import storage
 from bcd_ray.archives.images import DECODER_VERSION, Limits
-from bcd_ray.archives.shards import kind_of
+from bcd_ray.archives.listing import list_archive
+from bcd_ray.archives.shards import is_loose
+from bcd_ray.archives.suffixes import left_out_words
 from bcd_ray.errors import ConfigError, JobError, NotFoundError
 from bcd_ray.model.bundle import Bundle, load_bundle
 from bcd_ray.model.choice import Choice, choose_engine, precision
@@ -42,7 +43,7 @@ class Outcome:
 def score(config: ScoreConfig) -> Outcome:
     """Score every image of the archives that is not published yet, and publish the rows."""
     bundle = load_bundle(config.model)
-    shards = list_shards(config)
+    shards, left_out = list_shards(config)
     storage.check_creates(storage.join(config.output, "_work"))
     ledger = Ledger(config.output)
     for run_id in ledger.recover():
@@ -54,6 +55,7 @@ def score(config: ScoreConfig) -> Outcome:
     with ray_session() if unfinished else nullcontext():
         choice = choose_engine(config.engine, gpu_count() if unfinished else 0)
         facts = {"engine": asdict(choice), "versions": library_versions(), "configuration": asdict(config)}
+        facts["left_out"] = left_out
         ledger.begin(plan, facts)
         done = len(plan.units) - len(unfinished)
         say(f"run {plan.run_id}: {done:,} of {len(plan.units):,} units done before; {choice}")
@@ -62,32 +64,28 @@ def score(config: ScoreConfig) -> Outcome:
     return Outcome(ledger.publish(plan), len(shards))
 
 
-def list_shards(config: ScoreConfig) -> list[StoredObject]:
-    """The shards of all inputs, each once, sorted by URI; says which files are none.
+def list_shards(config: ScoreConfig) -> tuple[list[StoredObject], Counter[str]]:
+    """The shards of all inputs, each once, sorted by URI, and how many files are none, by suffix; says which.
 
     Raises:
         ConfigError: an input is missing or holds no shard, or the output lies inside it.
     """
     found: dict[str, StoredObject] = {}
-    others: Counter[str] = Counter()
+    left_out = Counter[str]()
     for uri in config.input:
         if f"{config.output}/".startswith(f"{uri}/"):
             raise ConfigError(f"--output {config.output} lies inside --input {uri}: choose another folder")
-        count = len(found)
         try:
-            for listed in storage.list_objects(uri):
-                if kind_of(listed.uri):
-                    found[listed.uri] = listed
-                else:
-                    others[PurePosixPath(listed.uri).suffix.lower() or "no suffix"] += 1
+            listing = list_archive(uri)
         except NotFoundError as error:
             raise ConfigError(f"--input: {error}") from error
-        if len(found) == count and not any(name.startswith(uri) for name in found):
-            raise ConfigError(f"--input {uri} holds no tar, Parquet, JPEG, PNG, TIFF or BMP file")
-    if others:
-        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common(5))
-        say(f"{others.total():,} files that are neither shards nor images are left out: {kinds}")
-    return [found[uri] for uri in sorted(found)]
+        if not listing.shards:
+            raise ConfigError(f"--input {uri} holds no tar, zip or Parquet file, and no image")
+        found |= {shard.uri: shard for shard in listing.shards}
+        left_out += listing.left_out
+    if left_out:
+        say(f"{left_out.total():,} files that are neither shards nor images are left out: {left_out_words(left_out)}")
+    return [found[uri] for uri in sorted(found)], left_out
 
 
 def _identity(bundle: Bundle, config: ScoreConfig) -> dict[str, Any]:
@@ -116,8 +114,8 @@ def _score_units(units: list[Unit], bundle: Bundle, choice: Choice, ledger: Ledg
         fn_constructor_args=(ray.put(bundle), choice.name, ledger, limits, pool.threads, start_counter()),
         **pool.options(calls=UNITS_AT_A_TIME),
     )
-    loose = sum(len(unit.shards) for unit in units if kind_of(unit.shards[0].uri) == "image")
-    all_loose = all(kind_of(unit.shards[0].uri) == "image" for unit in units)
+    loose = sum(len(unit.shards) for unit in units if is_loose(unit.shards[0].uri))
+    all_loose = all(is_loose(unit.shards[0].uri) for unit in units)
     progress = Progress("scoring", loose if all_loose else None, units=len(units))
     errors = []
     for batch in counts.iter_batches(batch_size=1):

@@ -14,7 +14,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -26,13 +26,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bcd_ray import storage
-from bcd_ray.archives.shards import kind_of
+from bcd_ray.archives.shards import is_loose
 from bcd_ray.errors import JobError, NotFoundError
 from bcd_ray.scoring import schema
 from bcd_ray.storage import StoredObject, parquet
 
 _LOOSE_IMAGES_PER_UNIT = 256
 _ROWS_PER_GROUP = 65_536
+_LEFT_OUT = b"left_out"  # in the metadata of a unit's rows
 _ADDED_AT_PUBLICATION = ("run_id", "run_number")
 _UNIT_SCHEMA = pa.schema([field for field in schema.PREDICTIONS if field.name not in _ADDED_AT_PUBLICATION])
 
@@ -105,7 +106,7 @@ class Ledger:
                 "size": pa.array([shard.size for _, shard in known], pa.int64()),
                 "etag": pa.array([shard.etag for _, shard in known], pa.string()),
                 # How many images a tar or a Parquet shard holds is known once it is read.
-                "images": pa.array([1 if kind_of(shard.uri) == "image" else None for _, shard in known], pa.int64()),
+                "images": pa.array([1 if is_loose(shard.uri) else None for _, shard in known], pa.int64()),
             },
             metadata={"bcd_ray": json.dumps(_described(plan) | {"started_at": _now(), **facts})},
         )
@@ -120,9 +121,13 @@ class Ledger:
         """Whether the rows of a unit are there."""
         return storage.exists(self._unit_uri(unit))
 
-    def write_unit(self, unit: Unit, rows: pa.Table) -> None:
-        """Write the rows of a unit, of all columns but the run's; the first writer of a unit wins."""
+    def write_unit(self, unit: Unit, rows: pa.Table, left_out: Mapping[str, int] | None = None) -> None:
+        """Write the rows of a unit, of all columns but the run's; the first writer of a unit wins.
+
+        `left_out` counts the members of its shard that are no images, by suffix.
+        """
         rows = rows.select(_UNIT_SCHEMA.names).cast(_UNIT_SCHEMA)
+        rows = rows.replace_schema_metadata({_LEFT_OUT: json.dumps(left_out or {}, sort_keys=True)})
         rows = rows.sort_by([(name, "ascending") for name in ("shard_uri", "image_uri", "image_id")])
         storage.create(self._unit_uri(unit), parquet.bytes_of(rows, compression="zstd"))
 
@@ -133,7 +138,7 @@ class Ledger:
             JobError: rows and plan do not agree; nothing is published.
         """
         statuses, classes, review = Counter[str](), Counter[str](), Counter[str]()
-        inputs = []
+        inputs, members, incomplete = [], Counter[str](), 0
         with _temporary_folder() as folder:
             path = folder / "predictions.parquet"
             with pq.ParquetWriter(path, schema.PREDICTIONS, compression="zstd") as writer:
@@ -142,6 +147,8 @@ class Ledger:
                     classes.update(rows["predicted_class"].drop_null().to_pylist())
                     review["rows"] += int(pc.sum(rows["review"]).as_py() or 0)
                     review.update(pc.list_flatten(rows["review_reasons"]).to_pylist())
+                    members += _left_out(read)
+                    incomplete += _incomplete(rows)
                     inputs.append(read)
                     writer.write_table(rows, row_group_size=_ROWS_PER_GROUP)
             output = self._create_file(storage.join(self.output, "predictions", f"{plan.run_id}.parquet"), path)
@@ -158,6 +165,8 @@ class Ledger:
             "review": dict(sorted(review.items())),
             "outputs": [output],
             "inputs": read_file,
+            "left_out": {"files": json.loads(planned).get("left_out", {}), "members": members},
+            "incomplete_shards": incomplete,
         }
         manifest_uri = storage.join(self.output, "manifests", f"{plan.run_id}.json")
         if not storage.create(manifest_uri, (json.dumps(manifest, indent=2) + "\n").encode()):
@@ -268,6 +277,21 @@ def _plan_of(table: pa.Table) -> Plan:
     return Plan(units=grouped, **{name: described[name] for name in names})
 
 
+def _left_out(read: pa.Table) -> Counter[str]:
+    """How many members of shards are no images, by suffix."""
+    counts = Counter[str]()
+    for text in read["left_out"].filter(pc.not_equal(read["left_out"], "{}")).to_pylist():
+        counts.update(json.loads(text))
+    return counts
+
+
+def _incomplete(rows: pa.Table) -> int:
+    """How many rows stand for a shard, or the rest of one, of which nobody knows how many images it holds."""
+    statuses = pa.array(["unreadable_shard", "crashed", *schema.PASSING_STATUSES])
+    alone = pc.and_(pc.equal(rows["image_uri"], rows["shard_uri"]), pc.is_in(rows["status"], statuses))
+    return sum(not is_loose(uri) for uri in rows["shard_uri"].filter(alone).to_pylist())
+
+
 def unscored(statuses: dict[str, int]) -> int:
     """How many images of a manifest's `statuses` could not be scored."""
     return sum(count for status, count in statuses.items() if status != "scored")
@@ -282,7 +306,7 @@ def _groups(shards: Iterable[StoredObject]) -> Iterator[list[StoredObject]]:
     """A shard alone, loose images that follow each other together: the rows of all units are then in order."""
     loose: list[StoredObject] = []
     for shard in shards:
-        is_image = kind_of(shard.uri) == "image"
+        is_image = is_loose(shard.uri)
         if loose and (not is_image or len(loose) == _LOOSE_IMAGES_PER_UNIT):
             yield loose
             loose = []
@@ -301,7 +325,8 @@ def _read_shards(unit: Unit, rows: pa.Table) -> pa.Table:
     for uri, status in zip(rows["shard_uri"].to_pylist(), rows["status"].to_pylist(), strict=True):
         if status in schema.PASSING_STATUSES:
             passing.add(uri)
-    loose = [uri for uri in planned if kind_of(uri) == "image"]
+    loose = [uri for uri in planned if is_loose(uri)]
+    left_out = (rows.schema.metadata or {}).get(_LEFT_OUT, b"{}").decode()
     unique_ids = len(set(rows["image_id"].to_pylist())) == len(rows)
     if not unique_ids or found.keys() != set(planned) or any(found[uri] != 1 for uri in loose):
         raise JobError(f"the rows of unit {unit.unit_id} are not those of its plan: delete it under _work/units")
@@ -313,6 +338,7 @@ def _read_shards(unit: Unit, rows: pa.Table) -> pa.Table:
             "unit_id": pa.array([unit.unit_id] * len(planned), pa.string()),
             "rows": pa.array([found[uri] for uri in planned], pa.int64()),
             "passing_failure": pa.array([uri in passing for uri in planned], pa.bool_()),
+            "left_out": pa.array([left_out] * len(planned), pa.string()),
         }
     )
 

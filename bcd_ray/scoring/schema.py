@@ -86,7 +86,7 @@ STATUSES = {
     "unsupported_mode": "Pixels whose range is not defined: 12, 32 or floating-point bits, or inverted 16-bit grey",
     "unsafe_member": "A link, a device, or an absolute or `..` name in a tar",
     "unreadable_shard": "One row for the part of a shard that cannot be read",
-    "empty_shard": "One row for a tar or Parquet file without images",
+    "empty_shard": "One row for a tar, zip or Parquet file without images",
     "crashed": "Reading or decoding it killed the process that did it, time and again",
     "missing": "Listed, but gone when it was read",
     "changed": "Replaced by other content between listing and reading",
@@ -103,7 +103,7 @@ PREDICTIONS = pa.schema(
     metadata={"bcd_ray.schema_version": str(SCHEMA_VERSION)},
 )
 
-MANIFEST_VERSION = 2
+MANIFEST_VERSION = 3
 MANIFEST = {
     "manifest_version": "Version of this table",
     "run_id": "Names the run's files; made from its inputs, its model and its number",
@@ -120,7 +120,10 @@ MANIFEST = {
     "superseded_shards": "Shards that were published before with other content or another identity",
     "outputs": "The published Parquet: `uri`, `rows`, `bytes`, `sha256`",
     "inputs": "A Parquet file with a row for each shard read, described in the same way; its columns are `uri`, "
-    "`size` in bytes, `etag`, `unit_id`, `rows`, and `passing_failure` where the next run is to try again",
+    "`size` in bytes, `etag`, `unit_id`, `rows`, `passing_failure` where the next run is to try again, and `left_out`: "
+    "its members that are no images by suffix, as JSON",
+    "left_out": "By suffix, how many `files` of the archive and `members` of shards are no images, and have no row",
+    "incomplete_shards": "Shards that could not be read, or not to their end: how many images they hold is unknown",
 }
 
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bcd_ray import storage
-from bcd_ray.archives.shards import image_id, kind_of
+from bcd_ray.archives.shards import image_id, is_loose
 from bcd_ray.errors import JobError, StorageError
 from bcd_ray.scoring import schema
 from bcd_ray.scoring.ledger import Ledger
@@ -112,7 +112,7 @@ def _against_inputs(rows: pa.Table, inputs: pa.Table) -> Iterator[str]:
     found = pa.Table.from_struct_array(rows["shard_uri"].value_counts()).rename_columns(["uri", "rows"])
     if found.sort_by("uri") != inputs.sort_by("uri"):
         yield "the rows per shard are not those of its inputs"
-    loose = (uri for uri in inputs["uri"].to_pylist() if kind_of(uri) == "image" and "\\udc" not in uri)
+    loose = (uri for uri in inputs["uri"].to_pylist() if is_loose(uri) and "\\udc" not in uri)
     expected = pa.array((image_id(uri, "", 1) for uri in loose), pa.string())
     if missing := len(expected) - (pc.sum(pc.is_in(expected, rows["image_id"])).as_py() or 0):
         yield f"{missing} planned images have no row"

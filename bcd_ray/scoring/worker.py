@@ -1,6 +1,7 @@
 """What an actor does: read, decode, compute and decide the images of a unit, and write its rows."""
 
 import hashlib
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
@@ -51,20 +52,21 @@ class UnitScorer:
             try:
                 if attempt > 1 and self._ledger.is_finished(unit):  # it died after this unit, in another
                     return _written(0)
-                rows = self.rows(unit, attempt)
-                self._ledger.write_unit(unit, rows)
+                left_out = Counter[str]()
+                rows = self.rows(unit, attempt, left_out)
+                self._ledger.write_unit(unit, rows, left_out)
             except StorageError as error:  # the other units may do better: the driver tells at the end
                 return _written(0, str(error))
             return _written(len(rows))
 
-    def rows(self, unit: Unit, attempt: int) -> pa.Table:
-        """One row for each image of the unit, of all columns but the run's.
+    def rows(self, unit: Unit, attempt: int, left_out: Counter[str] | None = None) -> pa.Table:
+        """One row for each image of the unit, of all columns but the run's; `left_out` counts members that are none.
 
         Ray starts a unit again, without end, when it killed its worker. So the second attempt decodes each image in a
         process of its own, and what even then kills the worker is given up after `MAX_ATTEMPTS`.
         """
         decode_one = decode if attempt == 1 else decode_apart
-        entries = given_up(unit.shards) if attempt > MAX_ATTEMPTS else read_shards(unit.shards, self._limits)
+        entries = given_up(unit.shards) if attempt > MAX_ATTEMPTS else read_shards(unit.shards, self._limits, left_out)
 
         def score_chunk(chunk: list[Entry]) -> tuple[list[_Row], list[_Computed]]:
             described = [_describe(decode_one, self._limits, entry) for entry in chunk]

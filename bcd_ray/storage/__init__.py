@@ -16,7 +16,7 @@ from typing import BinaryIO
 from bcd_ray.errors import ConfigError, NotFoundError, StorageError
 from bcd_ray.storage import local, s3
 from bcd_ray.storage.objects import StoredObject
-from bcd_ray.uris import is_s3, join, normalize, printable
+from bcd_ray.uris import hidden_part, is_s3, join, normalize, printable
 
 __all__ = [
     "READ_AHEAD_BYTES",
@@ -42,13 +42,16 @@ __all__ = [
 READ_AHEAD_BYTES = 8 << 20  # one ranged GET; 8 MiB keeps 200 images of 40 kB per round trip
 
 
-def list_objects(uri: str) -> Iterator[StoredObject]:
+def list_objects(uri: str, hidden: set[str] | None = None) -> Iterator[StoredObject]:
     """Every object at or below a normalized URI, sorted by URI; NotFoundError if there is nothing there.
 
-    Names that begin with a dot are left out, as every reader of data sets does.
+    Names that begin with a dot, and those of systems (`uris.hidden_part`), are left out, and added to `hidden`: a
+    hidden folder once.
     """
+    hidden = set() if hidden is None else hidden
     # Not every store lists in byte order as Amazon's does: SeaweedFS gives a/x before a-b.
-    found = sorted(_list_s3(uri) if is_s3(uri) else local.list_objects(uri), key=lambda listed: listed.uri)
+    listing = _list_s3(uri, hidden) if is_s3(uri) else local.list_objects(uri, hidden)
+    found = sorted(listing, key=lambda listed: listed.uri)
     if not found:
         raise NotFoundError(f"nothing found at {uri}: check the path")
     yield from found
@@ -62,10 +65,10 @@ def read_bytes(uri: str) -> bytes:
 
 
 @contextmanager
-def open_stream(listed: StoredObject) -> Iterator[BinaryIO]:
+def open_stream(listed: StoredObject, read_ahead: int = READ_AHEAD_BYTES) -> Iterator[BinaryIO]:
     """A seekable reader of an object in bounded memory; ChangedError if it is not the listed version."""
     if is_s3(listed.uri):
-        yield io.BufferedReader(s3.Reader(listed.uri, listed.size, listed.etag), READ_AHEAD_BYTES)
+        yield io.BufferedReader(s3.Reader(listed.uri, listed.size, listed.etag), read_ahead)
         return
     with local.open_stream(listed) as stream:
         yield stream
@@ -153,11 +156,14 @@ def check_creates(uri: str) -> None:
         raise ConfigError(f"--output needs a store with {needs}, and the one of {uri} ignores them: use another")
 
 
-def _list_s3(uri: str) -> Iterator[StoredObject]:
+def _list_s3(uri: str, hidden: set[str]) -> Iterator[StoredObject]:
     prefix = f"{uri}/".split("/", 3)[3]  # of the keys below the URI
     for item in s3.list_keys(uri):
         name: str = item["Key"]
         inside = name == prefix.rstrip("/") or name.startswith(prefix)
-        hidden = any(part.startswith(".") for part in name.removeprefix(prefix).split("/"))
-        if inside and not hidden and not name.endswith("/"):
+        if not inside or name.endswith("/"):
+            continue
+        if part := hidden_part(name[len(prefix) :]):
+            hidden.add(part)
+        else:
             yield StoredObject(f"{'/'.join(uri.split('/', 3)[:3])}/{name}", item["Size"], item["ETag"].strip('"'))

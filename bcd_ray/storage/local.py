@@ -16,16 +16,17 @@ from typing import BinaryIO
 from bcd_ray.errors import ChangedError, NotFoundError, StorageError
 from bcd_ray.progress import say
 from bcd_ray.storage.objects import StoredObject
+from bcd_ray.uris import hidden_part
 
 PROBE = ".write-check-"
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of Linux' renameat2
 _BROKEN_OFF = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|" + re.escape(PROBE) + "[0-9a-f]{32}")
 
 
-def list_objects(uri: str) -> Iterator[StoredObject]:
-    """Every file at or below a path, in any order; names that begin with a dot are left out.
+def list_objects(uri: str, hidden: set[str]) -> Iterator[StoredObject]:
+    """Every file at or below a path, in any order; hidden files and folders go to `hidden`.
 
-    So are folders that may not be listed, such as lost+found at the root of a disk, with a line.
+    Folders that may not be listed, such as lost+found at the root of a disk, are left out with a line.
     """
     with _translated(uri):
         if os.path.isfile(uri):
@@ -35,11 +36,13 @@ def list_objects(uri: str) -> Iterator[StoredObject]:
         paths, seen = [], set()
         for folder, folders, files in os.walk(uri, onerror=partial(_leave_out, uri), followlinks=True):
             place = os.path.realpath(folder)
-            folders[:] = [name for name in folders if not name.startswith(".") and place not in seen]
             if place in seen:  # a link back: without this one loop lists an image 40 times
+                folders.clear()
                 continue
             seen.add(place)
-            paths += [os.path.join(folder, name) for name in files if not name.startswith(".")]
+            hidden.update(os.path.join(folder, name) for name in folders + files if hidden_part(name))
+            folders[:] = [name for name in folders if not hidden_part(name)]
+            paths += [os.path.join(folder, name) for name in files if not hidden_part(name)]
         for path in paths:
             try:
                 stat = os.stat(path)

@@ -1,0 +1,59 @@
+"""What an archive holds: its shards, and, counted by suffix, what is left out of it. Nothing vanishes."""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from bcd_ray import storage
+from bcd_ray.archives.magic import HEAD_BYTES, image_suffix
+from bcd_ray.archives.shards import Kind, kind_of
+from bcd_ray.archives.suffixes import HIDDEN, is_sidecar, suffix_of
+from bcd_ray.errors import StorageError
+from bcd_ray.storage import StoredObject
+from bcd_ray.threads import map_ahead
+
+_READERS = 16  # of the first bytes of files: a GET takes some 30 ms
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The shards of an archive, sorted by URI, and how many files are left out, by suffix."""
+
+    shards: list[StoredObject]
+    left_out: Counter[str]
+
+
+def list_archive(uri: str, kinds: tuple[Kind, ...] = ("tar", "zip", "parquet", "image")) -> Listing:
+    """The shards of these kinds at or below a URI. A file whose name says nothing is an image if it begins like one.
+
+    Raises:
+        NotFoundError: there is nothing.
+    """
+    hidden, left_out = set[str](), Counter[str]()
+    shards, unknown = list[StoredObject](), list[StoredObject]()
+    for listed in storage.list_objects(uri, hidden):
+        kind = kind_of(listed.uri)
+        if kind in kinds:
+            shards.append(listed)
+        elif kind is None and "image" in kinds and not is_sidecar(listed.uri):
+            unknown.append(listed)
+        else:
+            left_out[suffix_of(listed.uri)] += 1
+    with ThreadPoolExecutor(_READERS) as pool:
+        are_images = map_ahead(pool, _begins_like_an_image, unknown, 4 * _READERS)
+        for listed, is_image in zip(unknown, are_images, strict=True):
+            if is_image:
+                shards.append(listed)
+            else:
+                left_out[suffix_of(listed.uri)] += 1
+    if hidden:
+        left_out[HIDDEN] = len(hidden)
+    return Listing(sorted(shards, key=lambda shard: shard.uri), left_out)
+
+
+def _begins_like_an_image(listed: StoredObject) -> bool:
+    try:
+        with storage.open_stream(listed, HEAD_BYTES) as stream:
+            return image_suffix(stream.read(HEAD_BYTES)) is not None
+    except StorageError:  # left out, and counted
+        return False
