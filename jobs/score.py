@@ -1,42 +1,59 @@
 """Score an archive: `python jobs/score.py --model DIR --input URI [URI ...] --output URI`."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from bcd_ray.cli import run
 from bcd_ray.errors import EXIT_OK, EXIT_UNSCORED
 from bcd_ray.scoring.config import ScoreConfig
 
 
 def main(config: ScoreConfig) -> int:
-    from bcd_ray.archives.suffixes import left_out_words, unexpected
+    from bcd_ray.archives.suffixes import unexpected
     from bcd_ray.scoring.job import score
-    from bcd_ray.scoring.ledger import unscored
+    from bcd_ray.scoring.state import unscored
 
     outcome = score(config)
+    failed = outcome.missed.not_scored.total()
     if outcome.manifest is None:
         print(f"nothing to do: all {outcome.shards:,} shards are published in {config.output}")
-        return EXIT_OK
-    statuses = outcome.manifest["statuses"]
-    failed = unscored(statuses)
-    print(f"{statuses.get('scored', 0):,} images scored, {failed:,} could not be scored")
-    for name, count in statuses.items():
-        if name != "scored":
-            print(f"  {count:>9,}  {name}")
-    for name, count in outcome.manifest["predicted_classes"].items():
-        print(f"  {count:>9,}  suggested as {name}")
-    review = outcome.manifest["review"]
-    print(f"{review.get('rows', 0):,} rows need review")
-    for name, count in review.items():
-        if name != "rows":
-            print(f"  {count:>9,}  {name}")
-    left_out = outcome.manifest["left_out"]
-    for kind, counts in left_out.items():
-        if counts:
-            print(f"{sum(counts.values()):,} {kind} left out, which are no images: {left_out_words(counts)}")
-    if incomplete := outcome.manifest["incomplete_shards"]:
+    else:
+        _print_run(outcome.manifest, config.output)
+    if failed and not (outcome.manifest and unscored(outcome.manifest["statuses"]) == failed):
+        print(f"{failed:,} images of these inputs are not scored as they are now")
+        _print_counts(sorted(outcome.missed.not_scored.items()))
+    _print_left_out("files", outcome.left_out)
+    _print_left_out("members", outcome.missed.left_out)
+    if incomplete := outcome.missed.incomplete.total():
         print(f"{incomplete:,} shards could not be read to their end: an unknown number of images has no row")
-    print(f"predictions  {outcome.manifest['outputs'][0]['uri']}")
-    print(f"manifest     {config.output}/manifests/{outcome.manifest['run_id']}.json")
-    too_many = sum(map(unexpected, left_out.values())) > config.max_left_out
+    too_many = unexpected(outcome.left_out) + unexpected(outcome.missed.left_out) > config.max_left_out
     return EXIT_UNSCORED if failed > config.max_unscored or too_many or incomplete else EXIT_OK
+
+
+def _print_run(manifest: dict[str, Any], output: str) -> None:
+    statuses = dict(manifest["statuses"])
+    print(f"{statuses.pop('scored', 0):,} images scored, {sum(statuses.values()):,} could not be scored")
+    _print_counts(statuses.items())
+    if kept := manifest["kept_shards"]:
+        print(f"{kept:,} shards could not be read this time: their earlier rows hold")
+    _print_counts((f"suggested as {name}", count) for name, count in manifest["predicted_classes"].items())
+    review = dict(manifest["review"])
+    print(f"{review.pop('rows', 0):,} rows need review")
+    _print_counts(review.items())
+    print(f"predictions  {manifest['outputs'][0]['uri']}")
+    print(f"manifest     {output}/manifests/{manifest['run_id']}.json")
+
+
+def _print_left_out(kind: str, counts: Mapping[str, int]) -> None:
+    from bcd_ray.archives.suffixes import left_out_words
+
+    if counts:
+        print(f"{sum(counts.values()):,} {kind} left out, which are no images: {left_out_words(counts)}")
+
+
+def _print_counts(counts: Iterable[tuple[str, int]]) -> None:
+    for name, count in counts:
+        print(f"  {count:>9,}  {name}")
 
 
 if __name__ == "__main__":

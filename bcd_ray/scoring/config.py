@@ -23,6 +23,9 @@ class ScoreConfig:
     max_left_out: int = 0
     """Files and members of shards that are no images, by name or first bytes, before the exit code says so (3). Hidden
     ones, and what usually lies beside images (.json, .cls, .txt, .csv, .md, .sha256 ...), are counted apart."""
+    max_undelivered: float = 0.5
+    """Share of the images that the storage may fail to deliver (`missing`, `changed`, `read_error`); of more, nothing
+    is published."""
     max_image_bytes: int = 64 << 20
     """Larger images are refused unread."""
     max_pixels: int = 100_000_000
@@ -38,7 +41,7 @@ class ScoreConfig:
             raise ConfigError("--input names no archive")
         object.__setattr__(self, "input", tuple(uris.normalize(uri) for uri in self.input))
         normalize(self, "model", "output")
-        at_least(self, 0, "max_unscored", "max_left_out", "max_actors")
+        at_least(self, 0, "max_unscored", "max_left_out", "max_undelivered", "max_actors")
         at_least(self, 1, "max_image_bytes", "max_pixels")
 
 

@@ -17,9 +17,11 @@ from bcd_ray.model.choice import Choice, choose_engine, precision
 from bcd_ray.progress import Progress, say
 from bcd_ray.runtime import actor_pool, gpu_count, library_versions, ray_session
 from bcd_ray.scoring import schema
+from bcd_ray.scoring.access import folders_of
 from bcd_ray.scoring.attempts import start_counter
 from bcd_ray.scoring.config import ScoreConfig
 from bcd_ray.scoring.ledger import Ledger, Unit
+from bcd_ray.scoring.state import Missed, digest
 from bcd_ray.scoring.worker import UNITS_AT_A_TIME, ScoringActor
 from bcd_ray.storage import StoredObject
 
@@ -34,10 +36,12 @@ _MOST_TASKS = 4000  # its driver keeps state for every task
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did: its manifest, or None where everything was published before."""
+    """What a run did, and what holds of its inputs now, whichever run published it."""
 
-    manifest: dict[str, Any] | None
+    manifest: dict[str, Any] | None  # None where everything was published before
     shards: int
+    missed: Missed
+    left_out: Counter[str]  # files of the archive that are no images, by suffix
 
 
 def score(config: ScoreConfig) -> Outcome:
@@ -48,9 +52,10 @@ def score(config: ScoreConfig) -> Outcome:
     ledger = Ledger(config.output)
     for run_id in ledger.recover():
         say(f"run {run_id}: its rows were there, its manifest was not; published now")
-    plan = ledger.plan(shards, _identity(bundle, config))
+    identity = _identity(bundle, config)
+    plan = ledger.plan(shards, identity)
     if not plan.units:
-        return Outcome(None, len(shards))
+        return Outcome(None, len(shards), ledger.state().missed(shards, digest(identity)), left_out)
     unfinished = ledger.unfinished(plan)
     with ray_session() if unfinished else nullcontext():
         choice = choose_engine(config.engine, gpu_count() if unfinished else 0)
@@ -61,7 +66,8 @@ def score(config: ScoreConfig) -> Outcome:
         say(f"run {plan.run_id}: {done:,} of {len(plan.units):,} units done before; {choice}")
         if unfinished:
             _score_units(unfinished, bundle, choice, ledger, config)
-    return Outcome(ledger.publish(plan), len(shards))
+    manifest = ledger.publish(plan, config.max_undelivered)
+    return Outcome(manifest, len(shards), ledger.state().missed(shards, digest(identity)), left_out)
 
 
 def list_shards(config: ScoreConfig) -> tuple[list[StoredObject], Counter[str]]:
@@ -106,12 +112,13 @@ def _score_units(units: list[Unit], bundle: Bundle, choice: Choice, ledger: Ledg
 
     pool = actor_pool(config.max_actors, choice.on_gpu)
     limits = Limits(config.max_image_bytes, config.max_pixels)
+    arguments = (ray.put(bundle), folders_of(units), choice.name, ledger, limits, pool.threads, start_counter())
     counts = ray.data.from_items(
         [{"unit": unit} for unit in units], override_num_blocks=count_tasks(units, pool.most, choice.on_gpu)
     ).map_batches(
         ScoringActor,
         batch_size=1,
-        fn_constructor_args=(ray.put(bundle), choice.name, ledger, limits, pool.threads, start_counter()),
+        fn_constructor_args=arguments,
         **pool.options(calls=UNITS_AT_A_TIME),
     )
     loose = sum(len(unit.shards) for unit in units if is_loose(unit.shards[0].uri))

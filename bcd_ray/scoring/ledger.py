@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,16 @@ from bcd_ray import storage
 from bcd_ray.archives.shards import is_loose
 from bcd_ray.errors import JobError, NotFoundError
 from bcd_ray.scoring import schema
+from bcd_ray.scoring.state import Rows, State, digest, is_of_a_run, manifest_of
 from bcd_ray.storage import StoredObject, parquet
 
 _LOOSE_IMAGES_PER_UNIT = 256
 _ROWS_PER_GROUP = 65_536
 _LEFT_OUT = b"left_out"  # in the metadata of a unit's rows
 _ADDED_AT_PUBLICATION = ("run_id", "run_number")
+_BY_STATUS = pa.map_(pa.string(), pa.int64())
+_OF_A_PLAN = ("run_id", "run_number", "identity", "superseded_shards", "current_images")
+_EARLIER = pa.struct([("rows", pa.int64()), ("scored", pa.int64()), ("passing_failure", pa.bool_())])
 _UNIT_SCHEMA = pa.schema([field for field in schema.PREDICTIONS if field.name not in _ADDED_AT_PUBLICATION])
 
 
@@ -55,16 +59,45 @@ class Plan:
     units: tuple[Unit, ...]
     identity: dict[str, Any]
     superseded_shards: int
+    current_images: int  # of the same inputs, published before
+    earlier: dict[str, Rows]  # that hold of the shards in the units, by printable URI
 
 
-@dataclass(frozen=True, slots=True)
-class _Published:
-    """The last publication of a shard."""
+def _passing(not_scored: Mapping[str, int]) -> int:
+    return sum(count for status, count in not_scored.items() if status in schema.PASSING_STATUSES)
 
-    run_number: int
-    etag: str
-    identity: str
-    passing_failure: bool
+
+class _Undelivered:
+    """Rows that failed for the moment: counted against all images, and left out where better ones stand."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._earlier, self.images = plan.earlier, plan.current_images
+        self.lost, self.units = Counter[str](), set[str]()
+        self.kept = 0  # shards whose earlier rows hold
+
+    def without(self, rows: pa.Table, read: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Rows and shards of some units, without the rows that are not to be published."""
+        kept = set[str]()
+        columns = (read[name].to_pylist() for name in ("uri", "unit_id", "rows", "not_scored"))
+        for uri, unit_id, count, not_scored in zip(*columns, strict=True):
+            failed, earlier = dict(not_scored), self._earlier.get(uri)
+            passing = _passing(failed)
+            # One row may stand for a whole shard: how many images it held is known where it was read before.
+            images = max(count, earlier.rows if earlier and passing else 0)
+            self.images += images
+            if passing:
+                self.lost[max(failed, key=lambda status: status in schema.PASSING_STATUSES)] += images - count + passing
+                self.units.add(unit_id)
+                if not Rows(count, count - sum(failed.values()), True).supersede(earlier):
+                    kept.add(uri)
+        if not kept:
+            return rows, read
+        self.kept += len(kept)
+        holds = pc.invert(pc.is_in(read["uri"], pa.array(kept, pa.string())))
+        read = read.set_column(read.schema.get_field_index("holds"), "holds", holds)
+        published = pc.if_else(holds, read["rows"], 0)
+        read = read.set_column(read.schema.get_field_index("rows"), "rows", published)
+        return rows.filter(pc.invert(pc.is_in(rows["shard_uri"], pa.array(kept, pa.string())))), read
 
 
 class Ledger:
@@ -79,26 +112,30 @@ class Ledger:
         Args:
             identity: everything besides the shards that changes the rows: model, limits, schema. JSON-ready.
         """
-        last_run, published = self._published()
-        identity_digest = _digest(identity)
-        units, superseded = [], 0
-
-        def last(shard: StoredObject) -> _Published | None:
-            return published.get(storage.printable(shard.uri))
-
-        for group in _groups(shard for shard in shards if not _is_current(last(shard), shard, identity_digest)):
-            before = [last(shard) for shard in group]
-            superseded += sum(one is not None and not one.passing_failure for one in before)
-            # What failed for the moment is tried anew, so its unit is another one.
-            again = [one.run_number if one and one.passing_failure else 0 for one in before]
-            content = [identity_digest, [(shard.uri, shard.etag, run) for shard, run in zip(group, again, strict=True)]]
-            units.append(Unit(_digest(content)[:32], tuple(group)))
-        run_id = _digest([identity_digest, last_run + 1, [unit.unit_id for unit in units]])[:16]
-        return Plan(run_id, last_run + 1, tuple(units), identity, superseded)
+        state, identity_digest = self.state(), digest(identity)
+        units, earlier, current_images, waiting = [], {}, 0, []
+        for shard in shards:
+            if state.is_current(shard, identity_digest):
+                current_images += state.shards[storage.printable(shard.uri)].held.rows
+            else:
+                waiting.append(shard)
+                if last := state.of(shard):
+                    earlier[storage.printable(shard.uri)] = last.held
+        for group in _groups(waiting):
+            before = [state.of(shard) for shard in group]
+            # What was tried before is tried anew, so its unit is another one.
+            tried = [one.tried if one else 0 for one in before]
+            content = [identity_digest, [(shard.uri, shard.etag, run) for shard, run in zip(group, tried, strict=True)]]
+            units.append(Unit(digest(content)[:32], tuple(group)))
+        number = state.last_number + 1
+        run_id = digest([identity_digest, number, [unit.unit_id for unit in units]])[:16]
+        superseded = sum(not one.passing_failure for one in earlier.values())
+        return Plan(run_id, number, tuple(units), identity, superseded, current_images, earlier)
 
     def begin(self, plan: Plan, facts: dict[str, Any]) -> None:
         """Write the plan, and facts for the manifest, unless an earlier attempt at the same run did."""
         known = [(unit, shard) for unit in plan.units for shard in unit.shards]
+        before = [plan.earlier.get(storage.printable(shard.uri)) for _, shard in known]
         table = pa.table(
             {
                 "unit_id": pa.array([unit.unit_id for unit, _ in known], pa.string()),
@@ -107,6 +144,7 @@ class Ledger:
                 "etag": pa.array([shard.etag for _, shard in known], pa.string()),
                 # How many images a tar or a Parquet shard holds is known once it is read.
                 "images": pa.array([1 if is_loose(shard.uri) else None for _, shard in known], pa.int64()),
+                "earlier": pa.array([one and one._asdict() for one in before], _EARLIER),
             },
             metadata={"bcd_ray": json.dumps(_described(plan) | {"started_at": _now(), **facts})},
         )
@@ -119,7 +157,7 @@ class Ledger:
 
     def is_finished(self, unit: Unit) -> bool:
         """Whether the rows of a unit are there."""
-        return storage.exists(self._unit_uri(unit))
+        return storage.exists(self._unit_uri(unit.unit_id))
 
     def write_unit(self, unit: Unit, rows: pa.Table, left_out: Mapping[str, int] | None = None) -> None:
         """Write the rows of a unit, of all columns but the run's; the first writer of a unit wins.
@@ -129,28 +167,35 @@ class Ledger:
         rows = rows.select(_UNIT_SCHEMA.names).cast(_UNIT_SCHEMA)
         rows = rows.replace_schema_metadata({_LEFT_OUT: json.dumps(left_out or {}, sort_keys=True)})
         rows = rows.sort_by([(name, "ascending") for name in ("shard_uri", "image_uri", "image_id")])
-        storage.create(self._unit_uri(unit), parquet.bytes_of(rows, compression="zstd"))
+        storage.create(self._unit_uri(unit.unit_id), parquet.bytes_of(rows, compression="zstd"))
 
-    def publish(self, plan: Plan) -> dict[str, Any]:
+    def publish(self, plan: Plan, max_undelivered: float = 1.0) -> dict[str, Any]:
         """Reconcile the units with the plan, publish their rows as one object, then the manifest; return it.
 
+        Rows of a shard that failed for the moment are left out where they would take the place of better ones.
+
+        Args:
+            max_undelivered: share of the images, those published before counted, that may have failed for the moment.
+
         Raises:
-            JobError: rows and plan do not agree; nothing is published.
+            JobError: rows and plan do not agree, or too much failed for the moment; nothing is published.
         """
         statuses, classes, review = Counter[str](), Counter[str](), Counter[str]()
-        inputs, members, incomplete = [], Counter[str](), 0
+        inputs, members, incomplete, undelivered = [], Counter[str](), 0, _Undelivered(plan)
         with _temporary_folder() as folder:
             path = folder / "predictions.parquet"
             with pq.ParquetWriter(path, schema.PREDICTIONS, compression="zstd") as writer:
-                for rows, read in self._reconciled(plan):
+                for all_rows, all_read in self._reconciled(plan):
+                    rows, read = undelivered.without(all_rows, all_read)
                     statuses.update(rows["status"].to_pylist())
                     classes.update(rows["predicted_class"].drop_null().to_pylist())
                     review["rows"] += int(pc.sum(rows["review"]).as_py() or 0)
                     review.update(pc.list_flatten(rows["review_reasons"]).to_pylist())
                     members += _left_out(read)
-                    incomplete += _incomplete(rows)
+                    incomplete += pc.sum(read["incomplete"]).as_py() or 0
                     inputs.append(read)
                     writer.write_table(rows, row_group_size=_ROWS_PER_GROUP)
+            self._refuse(undelivered, max_undelivered)
             output = self._create_file(storage.join(self.output, "predictions", f"{plan.run_id}.parquet"), path)
             pq.write_table(pa.concat_tables(inputs), path, compression="zstd")
             read_uri = storage.join(self.output, "manifests", f"{plan.run_id}.inputs.parquet")
@@ -161,6 +206,8 @@ class Ledger:
             **json.loads(planned),
             "published_at": _now(),
             "statuses": dict(sorted(statuses.items())),
+            "undelivered": dict(sorted(undelivered.lost.items())),
+            "kept_shards": undelivered.kept,
             "predicted_classes": dict(sorted(classes.items())),
             "review": dict(sorted(review.items())),
             "outputs": [output],
@@ -170,8 +217,21 @@ class Ledger:
         }
         manifest_uri = storage.join(self.output, "manifests", f"{plan.run_id}.json")
         if not storage.create(manifest_uri, (json.dumps(manifest, indent=2) + "\n").encode()):
-            manifest = _manifest_of(manifest_uri)  # another copy of this run was first
+            manifest = manifest_of(manifest_uri)  # another copy of this run was first
         return manifest
+
+    def _refuse(self, undelivered: _Undelivered, most: float) -> None:
+        """JobError where more failed for the moment than may; the units are done anew by the next attempt."""
+        lost, images = undelivered.lost, undelivered.images
+        if lost.total() <= most * images:
+            return
+        for unit_id in undelivered.units:
+            storage.delete(self._unit_uri(unit_id))
+        statuses = ", ".join(f"{count:,} {status}" for status, count in lost.most_common())
+        raise JobError(
+            f"nothing is published: {lost.total():,} of {images:,} images could not be read ({statuses}), more than "
+            f"--max-undelivered {most:g}: mount or mend the storage and run the same command again"
+        )
 
     def recover(self) -> list[str]:
         """Finish the runs that died between their rows and their manifest, and return their ids.
@@ -189,29 +249,14 @@ class Ledger:
 
     def without_manifest(self) -> list[str]:
         """Ids of the runs whose rows are there, and their manifest is not."""
-        published = {manifest["run_id"] for manifest in self.manifests()}
+        known = set(storage.list_names(storage.join(self.output, "manifests")))
         names = storage.list_names(storage.join(self.output, "predictions"))
-        return [run_id for run_id in (name.removesuffix(".parquet") for name in names) if run_id not in published]
+        runs = [name.removesuffix(".parquet") for name in names if is_of_a_run(name, ".parquet")]
+        return [run_id for run_id in runs if f"{run_id}.json" not in known]
 
-    def manifests(self) -> list[dict[str, Any]]:
-        """The manifests of all published runs, in order of their numbers."""
-        folder = storage.join(self.output, "manifests")
-        uris = [storage.join(folder, name) for name in storage.list_names(folder) if name.endswith(".json")]
-        found = [_manifest_of(uri) for uri in uris]
-        return sorted(found, key=lambda manifest: (manifest["run_number"], manifest["run_id"]))
-
-    def _published(self) -> tuple[int, dict[str, _Published]]:
-        """The number of the last run, and the last publication of each shard by its URI."""
-        last, published = 0, {}
-        for manifest in self.manifests():
-            last, identity = manifest["run_number"], _digest(manifest["identity"])
-            # By name, not by the recorded URI: an output may have been moved.
-            inputs_uri = storage.join(self.output, "manifests", f"{manifest['run_id']}.inputs.parquet")
-            table = parquet.read(inputs_uri, "restore it from a copy")
-            columns = (table[name].to_pylist() for name in ("uri", "etag", "passing_failure"))
-            for uri, etag, passing_failure in zip(*columns, strict=True):
-                published[uri] = _Published(last, etag, identity, passing_failure)
-        return last, published
+    def state(self) -> State:
+        """What all published runs say."""
+        return State(self.output)
 
     def _reconciled(self, plan: Plan) -> Iterator[tuple[pa.Table, pa.Table]]:
         """The units' rows in the plan's order, some units together, and the shards they came from.
@@ -222,7 +267,7 @@ class Ledger:
             raise JobError("the plan lists a shard twice: report this")
         waiting: list[tuple[pa.Table, pa.Table]] = []
         for unit in plan.units:
-            rows = parquet.read(self._unit_uri(unit), "delete it")
+            rows = parquet.read(self._unit_uri(unit.unit_id), "delete it")
             read = _read_shards(unit, rows)
             rows = rows.append_column("run_id", pa.repeat(pa.scalar(plan.run_id), len(rows)))
             rows = rows.append_column("run_number", pa.repeat(pa.scalar(plan.run_number, pa.int32()), len(rows)))
@@ -248,33 +293,26 @@ class Ledger:
     def _plan_uri(self, run_id: str) -> str:
         return storage.join(self.output, "_work", "plans", f"{run_id}.parquet")
 
-    def _unit_uri(self, unit: Unit) -> str:
-        return storage.join(self.output, "_work", "units", f"{unit.unit_id}.parquet")
+    def _unit_uri(self, unit_id: str) -> str:
+        return storage.join(self.output, "_work", "units", f"{unit_id}.parquet")
 
 
 def _described(plan: Plan) -> dict[str, Any]:
-    """The plan's fields but its units, JSON-ready."""
-    return {field.name: getattr(plan, field.name) for field in fields(plan) if field.name != "units"}
-
-
-def _manifest_of(uri: str) -> dict[str, Any]:
-    try:
-        manifest = dict[str, Any](json.loads(storage.read_bytes(uri)))
-        manifest["run_number"], manifest["run_id"], manifest["identity"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise JobError(f"{uri} is damaged or no manifest: restore it from a copy, or move away what is none") from error
-    return manifest
+    """What the plan says of itself beside its shards, JSON-ready."""
+    return {name: getattr(plan, name) for name in _OF_A_PLAN}
 
 
 def _plan_of(table: pa.Table) -> Plan:
     """The plan that `Ledger.begin` wrote."""
     described = json.loads(table.schema.metadata[b"bcd_ray"])
     units: dict[str, list[StoredObject]] = {}
+    earlier = {}
     for row in table.to_pylist():
         units.setdefault(row["unit_id"], []).append(StoredObject(row["uri"], row["size"], row["etag"]))
-    names = {field.name for field in fields(Plan)} - {"units"}
+        if row["earlier"]:
+            earlier[row["uri"]] = Rows(**row["earlier"])
     grouped = tuple(Unit(unit_id, tuple(shards)) for unit_id, shards in units.items())
-    return Plan(units=grouped, **{name: described[name] for name in names})
+    return Plan(units=grouped, earlier=earlier, **{name: described[name] for name in _OF_A_PLAN})
 
 
 def _left_out(read: pa.Table) -> Counter[str]:
@@ -285,21 +323,11 @@ def _left_out(read: pa.Table) -> Counter[str]:
     return counts
 
 
-def _incomplete(rows: pa.Table) -> int:
-    """How many rows stand for a shard, or the rest of one, of which nobody knows how many images it holds."""
+def _incomplete(rows: pa.Table) -> set[str]:
+    """Shards of which a row stands for the whole, or the rest: nobody knows how many images that is."""
     statuses = pa.array(["unreadable_shard", "crashed", *schema.PASSING_STATUSES])
     alone = pc.and_(pc.equal(rows["image_uri"], rows["shard_uri"]), pc.is_in(rows["status"], statuses))
-    return sum(not is_loose(uri) for uri in rows["shard_uri"].filter(alone).to_pylist())
-
-
-def unscored(statuses: dict[str, int]) -> int:
-    """How many images of a manifest's `statuses` could not be scored."""
-    return sum(count for status, count in statuses.items() if status != "scored")
-
-
-def _is_current(last: _Published | None, shard: StoredObject, identity: str) -> bool:
-    """Whether the last publication of a shard is of this content and identity, and did not fail for the moment."""
-    return last is not None and (last.etag, last.identity, last.passing_failure) == (shard.etag, identity, False)
+    return {uri for uri in rows["shard_uri"].filter(alone).to_pylist() if not is_loose(uri)}
 
 
 def _groups(shards: Iterable[StoredObject]) -> Iterator[list[StoredObject]]:
@@ -321,12 +349,13 @@ def _groups(shards: Iterable[StoredObject]) -> Iterator[list[StoredObject]]:
 def _read_shards(unit: Unit, rows: pa.Table) -> pa.Table:
     """The unit's shards with how many rows each gave; JobError where rows and unit do not agree."""
     planned = [storage.printable(shard.uri) for shard in unit.shards]
-    found, passing = Counter(rows["shard_uri"].to_pylist()), set[str]()
+    found, failed = Counter(rows["shard_uri"].to_pylist()), dict[str, Counter[str]]()
     for uri, status in zip(rows["shard_uri"].to_pylist(), rows["status"].to_pylist(), strict=True):
-        if status in schema.PASSING_STATUSES:
-            passing.add(uri)
+        if status != "scored":
+            failed.setdefault(uri, Counter())[status] += 1
     loose = [uri for uri in planned if is_loose(uri)]
     left_out = (rows.schema.metadata or {}).get(_LEFT_OUT, b"{}").decode()
+    incomplete = _incomplete(rows)
     unique_ids = len(set(rows["image_id"].to_pylist())) == len(rows)
     if not unique_ids or found.keys() != set(planned) or any(found[uri] != 1 for uri in loose):
         raise JobError(f"the rows of unit {unit.unit_id} are not those of its plan: delete it under _work/units")
@@ -337,8 +366,11 @@ def _read_shards(unit: Unit, rows: pa.Table) -> pa.Table:
             "etag": pa.array([shard.etag for shard in unit.shards], pa.string()),
             "unit_id": pa.array([unit.unit_id] * len(planned), pa.string()),
             "rows": pa.array([found[uri] for uri in planned], pa.int64()),
-            "passing_failure": pa.array([uri in passing for uri in planned], pa.bool_()),
+            "passing_failure": pa.array([_passing(failed.get(uri, {})) > 0 for uri in planned], pa.bool_()),
+            "holds": pa.array([True] * len(planned), pa.bool_()),
+            "not_scored": pa.array([list(failed.get(uri, {}).items()) for uri in planned], _BY_STATUS),
             "left_out": pa.array([left_out] * len(planned), pa.string()),
+            "incomplete": pa.array([uri in incomplete for uri in planned], pa.bool_()),
         }
     )
 
@@ -351,10 +383,6 @@ def _temporary_folder() -> Iterator[Path]:
     except OSError as error:  # those of storage are StorageErrors
         remedy = f"make room in {tempfile.gettempdir()}, or set TMPDIR"
         raise JobError(f"no temporary file can be written ({error}): {remedy}") from error
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _now() -> str:

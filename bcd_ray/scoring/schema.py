@@ -115,13 +115,18 @@ MANIFEST = {
     "versions": "Versions of this package, Python and the libraries that compute",
     "configuration": "The job's options",
     "statuses": "Rows by status",
+    "undelivered": "Images that failed for the moment, by status; the next run tries them again",
+    "kept_shards": "How many shards of these keep their earlier rows: a failure of the moment takes nobody's place",
     "predicted_classes": "Scored rows by suggested class",
     "review": "Rows that an expert must look at: `rows`, and by reason (a row can have several)",
     "superseded_shards": "Shards that were published before with other content or another identity",
+    "current_images": "Images of the same inputs that were published before, as they are now",
     "outputs": "The published Parquet: `uri`, `rows`, `bytes`, `sha256`",
     "inputs": "A Parquet file with a row for each shard read, described in the same way; its columns are `uri`, "
-    "`size` in bytes, `etag`, `unit_id`, `rows`, `passing_failure` where the next run is to try again, and `left_out`: "
-    "its members that are no images by suffix, as JSON",
+    "`size` in bytes, `etag`, `unit_id`, `rows`, `passing_failure` where the next run is to try again, `holds`, false "
+    "where earlier rows were kept, "
+    "`not_scored`, the images that were not scored by status, `left_out`, its members that are no images by suffix, as "
+    "JSON, and `incomplete` where nobody knows how many images it holds",
     "left_out": "By suffix, how many `files` of the archive and `members` of shards are no images, and have no row",
     "incomplete_shards": "Shards that could not be read, or not to their end: how many images they hold is unknown",
 }

@@ -20,6 +20,7 @@ from bcd_ray.model.engines.base import EngineName
 from bcd_ray.model.quality import MEASURES, measure
 from bcd_ray.model.triage import Triage
 from bcd_ray.scoring import schema
+from bcd_ray.scoring.access import check_access
 from bcd_ray.scoring.attempts import MAX_ATTEMPTS, Turns
 from bcd_ray.scoring.ledger import Ledger, Unit
 from bcd_ray.threads import EngineThreads, in_chunks, keep_blas_to_its_thread
@@ -89,11 +90,12 @@ class UnitScorer:
 class ScoringActor(UnitScorer):
     """Ray Data actor of a `UnitScorer`."""
 
-    def __init__(self, bundle_ref: Any, *others: Any) -> None:
+    def __init__(self, bundle_ref: Any, folders: list[str], engine: EngineName, ledger: Ledger, *others: Any) -> None:
         """`bundle_ref` refers to a `Bundle`: the arguments themselves are printed by Ray Data, tensors in 2.4 s."""
         import ray
 
-        super().__init__(ray.get(bundle_ref), *others)
+        check_access(folders, ledger.output)
+        super().__init__(ray.get(bundle_ref), engine, ledger, *others)
 
 
 def _bytes_in(entry: Entry) -> int:

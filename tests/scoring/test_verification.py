@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,53 +15,22 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scoring.nights import IDENTITY, night, shard, work
 
-from bcd_ray.archives.shards import image_id
 from bcd_ray.errors import JobError
-from bcd_ray.scoring import schema
-from bcd_ray.scoring.ledger import Ledger, Unit
+from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.verification import clear_leftovers, verify
-from bcd_ray.storage import StoredObject
 
 JOB = Path(__file__).parents[2] / "jobs" / "verify.py"
 NIGHTS = (("/lab/a.jpg", "/lab/b.jpg", "/lab/c.tar"), ("/lab/d.jpg",), ("/lab/e.tar",))
-
-
-def rows_of(unit: Unit) -> pa.Table:
-    """Rows as scoring writes them, one for a loose image and three for a tar, the last of them not scored."""
-    images = [
-        (shard, name)
-        for shard in unit.shards
-        for name in (("1.jpg", "2.jpg", "3.jpg") if shard.uri.endswith(".tar") else ("",))
-    ]
-    rows = []
-    for shard, name in images:
-        scored = name != "3.jpg"
-        row: dict[str, Any] = dict.fromkeys(schema.PREDICTIONS.names)
-        row |= {"image_id": image_id(shard.uri, name, 1), "image_uri": f"{shard.uri}#{name}", "shard_uri": shard.uri}
-        row |= {
-            "shard_etag": shard.etag,
-            "status": "scored" if scored else "corrupt_image",
-            "scored_at": datetime.now(UTC),
-        }
-        row |= {"predicted_class": "pre_b" if scored else None, "review": not scored}
-        row |= {"review_reasons": [] if scored else ["not_scored"], "model_version": "0" * 64}
-        rows.append(row)
-    return pa.Table.from_pylist(rows, schema=schema.PREDICTIONS)
 
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
     """Three nights of one archive, published by the ledger."""
     folder = tmp_path / "output"
-    ledger = Ledger(str(folder))
-    for night in range(len(NIGHTS)):
-        shards = [StoredObject(uri, 1, "etag") for uris in NIGHTS[: night + 1] for uri in uris]
-        plan = ledger.plan(shards, {"model_version": "0" * 64})
-        ledger.begin(plan, {"engine": {}, "versions": {}, "configuration": {}})
-        for unit in plan.units:
-            ledger.write_unit(unit, rows_of(unit))
-        ledger.publish(plan)
+    for number in range(len(NIGHTS)):
+        night(str(folder), [shard(uri) for uris in NIGHTS[: number + 1] for uri in uris])
     return folder
 
 
@@ -212,9 +180,9 @@ def test_a_damaged_manifest_is_told_in_a_line(output: Path, data: st.DataObject)
 
 def test_damaged_state_is_told_with_what_to_do(output: Path) -> None:
     ledger = Ledger(str(output))
-    shards = [StoredObject("/lab/f.jpg", 1, "etag")]
-    plan = ledger.plan(shards, {"model_version": "0" * 64})
-    ledger.begin(plan, {"engine": {}, "versions": {}, "configuration": {}})
+    shards = [shard("/lab/f.jpg")]
+    plan = ledger.plan(shards, IDENTITY)
+    work(ledger, plan)
     unit = output / "_work" / "units" / f"{plan.units[0].unit_id}.parquet"
     unit.write_bytes(b"PAR1, cut off")
     with pytest.raises(JobError, match=r"units/.* is damaged .*: delete it"):
@@ -224,7 +192,7 @@ def test_damaged_state_is_told_with_what_to_do(output: Path) -> None:
     inputs = manifest_of(output, 1).with_suffix(".inputs.parquet")
     inputs.write_bytes(inputs.read_bytes()[:-1])
     with pytest.raises(JobError, match=r"inputs.parquet is damaged .*: restore it from a copy"):
-        ledger.plan(shards, {"model_version": "0" * 64})
+        ledger.plan(shards, IDENTITY)
 
 
 def test_what_the_command_says_and_returns(output: Path) -> None:

@@ -1,0 +1,44 @@
+"""Reading what was scored: `bcd_ray.read.current("scores")` gives the rows that hold."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bcd_ray import storage
+from bcd_ray.errors import ConfigError
+from bcd_ray.scoring.state import State
+from bcd_ray.storage import parquet
+from bcd_ray.uris import normalize
+
+
+def current(output: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows that hold, in order of their shards: those of each shard's last run that could read it.
+
+    A plain read of `OUTPUT/predictions` also gives the rows that a later run has taken the place of.
+
+    Args:
+        output: the --output of jobs/score.py, a path or `s3://`.
+        columns: some of `bcd_ray.scoring.schema.COLUMNS`; all if None.
+
+    Raises:
+        ConfigError: no run is published there.
+        JobError: a published file is damaged.
+    """
+    output = normalize(output)
+    state = State(output)
+    if not state.manifests:
+        raise ConfigError(f"{output}: no run is published here: give the --output of a scoring job that ended")
+    shards: dict[str, list[str]] = {}
+    for uri, standing in state.shards.items():
+        shards.setdefault(standing.run_id, []).append(uri)
+    tables = []
+    for manifest in state.manifests:
+        uri = storage.join(output, "predictions", f"{manifest['run_id']}.parquet")
+        wanted = None if columns is None else list(dict.fromkeys([*columns, "shard_uri"]))
+        rows = parquet.read(uri, "restore it from a copy", wanted)
+        tables.append(
+            rows.filter(pc.is_in(rows["shard_uri"], pa.array(shards.get(manifest["run_id"], []), pa.string())))
+        )
+    table = pa.concat_tables(tables, promote_options="default").sort_by("shard_uri")
+    return table if columns is None else table.select(list(columns))

@@ -1,0 +1,188 @@
+"""What holds: of each shard that was ever published, the run whose rows stand for it now, and what was tried since."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import pyarrow.compute as pc
+
+from bcd_ray import storage
+from bcd_ray.errors import JobError
+from bcd_ray.storage import StoredObject, parquet
+
+RUN_ID = re.compile("[0-9a-f]{16}")
+NotScored = tuple[tuple[str, int], ...]  # rows by status
+
+
+class Rows(NamedTuple):
+    """How many rows a run has of a shard, and what they are worth."""
+
+    rows: int
+    scored: int
+    passing_failure: bool  # a failure of the moment is among them
+
+    def supersede(self, earlier: "Rows | None") -> bool:
+        """Whether they are taken in place of earlier ones: a failure of the moment takes nobody's place."""
+        return (
+            earlier is None or not self.passing_failure or (earlier.passing_failure and self.scored >= earlier.scored)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is known of a shard: the rows that hold, and the last try where that changed nothing."""
+
+    run_id: str  # whose rows hold
+    run_number: int
+    etag: str  # of the content that they are of
+    identity: str
+    held: Rows
+    gaps: "Gaps"
+    tried: int  # the last run that read it
+    failed: "Gaps | None" = None  # of that run, where its rows were not taken
+
+
+class Gaps(NamedTuple):
+    """What of a shard has no prediction, as a run found it."""
+
+    not_scored: NotScored
+    left_out: str = "{}"  # members that are no images by suffix, as JSON
+    incomplete: bool = False  # nobody knows how many images the shard holds
+
+
+@dataclass(frozen=True)
+class Missed:
+    """What of some shards has no prediction now, whichever run found it."""
+
+    not_scored: Counter[str] = field(default_factory=Counter)  # images by status
+    left_out: Counter[str] = field(default_factory=Counter)  # members of shards that are no images, by suffix
+    incomplete: Counter[str] = field(default_factory=Counter)  # shards with an unknown number of images, by URI
+
+
+class State:
+    """What the manifests and the lists of inputs in an output say, with each run's own version of both."""
+
+    def __init__(self, output: str) -> None:
+        self.output = output
+        self.manifests: list[dict[str, Any]] = []  # in order of their numbers
+        self.shards: dict[str, Standing] = {}  # by printable URI
+        for manifest in read_manifests(output):
+            self._add(manifest)
+
+    @property
+    def last_number(self) -> int:
+        """The number of the last run, 0 if there is none."""
+        return self.manifests[-1]["run_number"] if self.manifests else 0
+
+    def of(self, shard: StoredObject) -> Standing | None:
+        """What is known of a shard."""
+        return self.shards.get(storage.printable(shard.uri))
+
+    def is_current(self, shard: StoredObject, identity: str) -> bool:
+        """Whether the rows that hold are of this content and identity, and no failure of the moment is among them."""
+        last = self.of(shard)
+        return (
+            last is not None and not last.held.passing_failure and [last.etag, last.identity] == [shard.etag, identity]
+        )
+
+    def missed(self, shards: Iterable[StoredObject], identity: str) -> Missed:
+        """What has no prediction of these shards as they are now."""
+        found = Missed()
+        for shard in shards:
+            if last := self.of(shard):
+                gaps = last.gaps if self.is_current(shard, identity) else last.failed or last.gaps
+                found.not_scored.update(dict(gaps.not_scored))
+                if gaps.left_out != "{}":
+                    found.left_out.update(json.loads(gaps.left_out))
+                if gaps.incomplete:
+                    found.incomplete[shard.uri] += 1
+        return found
+
+    def _add(self, manifest: dict[str, Any]) -> None:
+        self.manifests.append(manifest)
+        run_id, number, identity = manifest["run_id"], manifest["run_number"], digest(manifest["identity"])
+        for read in read_inputs(self.output, manifest):
+            failed = sum(count for _, count in read.gaps.not_scored)
+            rows = Rows(read.rows, read.rows - failed, read.passing_failure)
+            earlier = self.shards.get(read.uri)
+            if read.holds and rows.supersede(earlier.held if earlier else None):
+                self.shards[read.uri] = Standing(run_id, number, read.etag, identity, rows, read.gaps, number)
+            elif earlier:
+                self.shards[read.uri] = replace(earlier, tried=number, failed=read.gaps)
+
+
+def read_manifests(output: str) -> list[dict[str, Any]]:
+    """The manifests of all published runs, in order of their numbers; what is not named as one is passed over."""
+    folder = storage.join(output, "manifests")
+    names = [name for name in storage.list_names(folder) if is_of_a_run(name, ".json")]
+    found = [manifest_of(storage.join(folder, name)) for name in names]
+    return sorted(found, key=lambda manifest: (manifest["run_number"], manifest["run_id"]))
+
+
+def is_of_a_run(name: str, suffix: str) -> bool:
+    """Whether a name is RUN_ID and a suffix: whatever else lies in a published folder is somebody else's."""
+    return name.endswith(suffix) and bool(RUN_ID.fullmatch(name.removesuffix(suffix)))
+
+
+def manifest_of(uri: str) -> dict[str, Any]:
+    """A manifest; JobError where it is damaged."""
+    try:
+        manifest = dict[str, Any](json.loads(storage.read_bytes(uri)))
+        manifest["run_number"], manifest["run_id"], manifest["identity"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise JobError(f"{uri} is damaged or no manifest: restore it from a copy, or move away what is none") from error
+    return manifest
+
+
+class Read(NamedTuple):
+    """What a run says of a shard that it read."""
+
+    uri: str  # printable
+    etag: str
+    rows: int  # published
+    passing_failure: bool
+    holds: bool  # whether its rows were taken, and not those of an earlier run kept
+    gaps: Gaps
+
+
+def read_inputs(output: str, manifest: dict[str, Any]) -> Iterator[Read]:
+    """The shards that a run read, whatever version wrote them down."""
+    # By name, not by the recorded URI: an output may have been moved.
+    uri = storage.join(output, "manifests", f"{manifest['run_id']}.inputs.parquet")
+    table = parquet.read(uri, "restore it from a copy")
+    columns = [table[name].to_pylist() for name in ("uri", "etag", "rows", "passing_failure")]
+    if "holds" in table.schema.names:
+        names = ("not_scored", "left_out", "incomplete")
+        gaps = zip(*(table[name].to_pylist() for name in names), strict=True)
+        columns += [table["holds"].to_pylist(), [Gaps(tuple(failed), *others) for failed, *others in gaps]]
+    else:  # manifest version 2: all rows were published
+        failed = _not_scored(output, manifest)
+        columns += [[True] * len(table), [Gaps(tuple(failed.get(uri, {}).items())) for uri in columns[0]]]
+    return map(Read._make, zip(*columns, strict=True))
+
+
+def _not_scored(output: str, manifest: dict[str, Any]) -> dict[str, Counter[str]]:
+    """By shard and status the rows of a run that are not scored."""
+    if not unscored(manifest["statuses"]):
+        return {}
+    uri = storage.join(output, "predictions", f"{manifest['run_id']}.parquet")
+    rows = parquet.read(uri, "restore it from a copy", ["shard_uri", "status"])
+    rows = rows.filter(pc.not_equal(rows["status"], "scored"))
+    found: dict[str, Counter[str]] = {}
+    for shard, status in zip(rows["shard_uri"].to_pylist(), rows["status"].to_pylist(), strict=True):
+        found.setdefault(shard, Counter())[status] += 1
+    return found
+
+
+def digest(value: Any) -> str:
+    """A name for a JSON-ready value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def unscored(statuses: dict[str, int]) -> int:
+    """How many images of a manifest's `statuses` could not be scored."""
+    return sum(count for status, count in statuses.items() if status != "scored")

@@ -1,0 +1,65 @@
+"""Nights of scoring without Ray and without a network: the ledger is driven as the job drives it, with made-up rows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from bcd_ray.archives.shards import image_id
+from bcd_ray.scoring import schema
+from bcd_ray.scoring.ledger import Ledger, Plan, Unit
+from bcd_ray.storage import StoredObject
+
+IDENTITY = {"model_version": "0" * 64}
+FACTS: dict[str, Any] = {"engine": {}, "versions": {}, "configuration": {}}
+Statuses = Mapping[str, str]  # of images that are not scored, by URI, or of whole shards
+
+
+def shard(uri: str, etag: str = "etag") -> StoredObject:
+    return StoredObject(uri, 1, etag)
+
+
+def rows_of(unit: Unit, statuses: Statuses | None = None) -> pa.Table:
+    """Rows as scoring writes them, one for a loose image and three for a tar, the last of them not scored."""
+    statuses = statuses or {}
+    rows = []
+    for each in unit.shards:
+        tar = each.uri.endswith(".tar") and each.uri not in statuses
+        for name in ("1.jpg", "2.jpg", "3.jpg") if tar else ("",):
+            uri = f"{each.uri}#{name}" if name else each.uri
+            status = statuses.get(uri, "corrupt_image" if name == "3.jpg" else "scored")
+            scored = status == "scored"
+            row: dict[str, Any] = dict.fromkeys(schema.PREDICTIONS.names)
+            row |= {"image_id": image_id(each.uri, name, 1), "image_uri": uri, "shard_uri": each.uri}
+            row |= {"shard_etag": each.etag, "status": status, "scored_at": datetime.now(UTC)}
+            row |= {"predicted_class": "pre_b" if scored else None, "review": not scored}
+            row |= {"review_reasons": [] if scored else ["not_scored"], "model_version": "0" * 64}
+            rows.append(row)
+    return pa.Table.from_pylist(rows, schema=schema.PREDICTIONS)
+
+
+def work(ledger: Ledger, plan: Plan, statuses: Statuses | None = None) -> None:
+    """Write the plan and what is missing of its units."""
+    ledger.begin(plan, FACTS)
+    for unit in ledger.unfinished(plan):
+        ledger.write_unit(unit, rows_of(unit, statuses))
+
+
+def night(
+    output: str,
+    shards: Sequence[StoredObject],
+    statuses: Statuses | None = None,
+    identity: dict[str, Any] = IDENTITY,
+    before: Callable[[Plan], None] = lambda plan: None,
+    **options: Any,
+) -> dict[str, Any] | None:
+    """A run as the job makes it; its manifest, None where there was nothing to do."""
+    ledger = Ledger(output)
+    ledger.recover()
+    plan = ledger.plan(shards, identity)
+    if not plan.units:
+        return None
+    work(ledger, plan, statuses)
+    before(plan)
+    return ledger.publish(plan, **options)

@@ -1,0 +1,150 @@
+"""What holds after bad nights: the rows that readers get, the exit code's count, and the manifest."""
+
+from collections import Counter
+from pathlib import Path
+
+import duckdb
+import pytest
+from scoring.nights import IDENTITY, night, shard, work
+
+from bcd_ray import read
+from bcd_ray.errors import ConfigError, JobError
+from bcd_ray.scoring.access import check_access, folders_of
+from bcd_ray.scoring.ledger import Ledger, Unit
+from bcd_ray.scoring.state import State, digest
+from bcd_ray.scoring.verification import verify
+from bcd_ray.storage import StoredObject
+
+IMAGES = [shard(f"/lab/{name}.jpg") for name in "abcdef"]
+GONE = {image.uri: "missing" for image in IMAGES}
+LAST_RUN = "QUALIFY dense_rank() OVER (PARTITION BY shard_uri ORDER BY run_number DESC, run_id DESC) = 1"
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> str:
+    return str(tmp_path / "output")
+
+
+def holds(output: str) -> Counter[str]:
+    """Statuses of the rows that hold, which are the same for whoever asks in SQL for the last run of each shard."""
+    statuses = Counter(read.current(output, ["status"])["status"].to_pylist())
+    last = f"SELECT * FROM '{output}/predictions/*.parquet' {LAST_RUN}"
+    by_sql = duckdb.sql(f"SELECT status, count(*) FROM ({last}) GROUP BY 1")
+    assert statuses == dict(by_sql.fetchall())
+    assert verify(output) == []
+    return statuses
+
+
+def not_scored(output: str, shards: list[StoredObject]) -> dict[str, int]:
+    """What the exit code goes by."""
+    return State(output).missed(shards, digest(IDENTITY)).not_scored
+
+
+def unmounted(shards: list[StoredObject]) -> list[StoredObject]:
+    return [shard(each.uri, "missing") for each in shards]
+
+
+def test_a_run_without_work_tells_what_holds(output: str) -> None:
+    shards = [*IMAGES, shard("/lab/g.tar")]
+    night(output, shards, {"/lab/a.jpg": "not_an_image"})
+    for _ in range(2):
+        assert not_scored(output, shards) == {"not_an_image": 1, "corrupt_image": 1}
+        assert night(output, shards) is None
+    assert not_scored(output, IMAGES[1:]) == {}  # of other inputs
+
+
+def test_a_run_that_died_before_its_manifest_is_told_as_well(output: str) -> None:
+    manifest = night(output, IMAGES, {"/lab/a.jpg": "not_an_image"})
+    assert manifest
+    Path(output, "manifests", f"{manifest['run_id']}.json").unlink()
+    assert night(output, IMAGES) is None  # recovered, and no work is left
+    assert not_scored(output, IMAGES) == {"not_an_image": 1}
+
+
+def test_failures_of_a_night_take_no_place(output: str) -> None:
+    night(output, IMAGES)
+    manifest = night(output, unmounted(IMAGES), GONE)
+    assert manifest
+    assert holds(output) == {"scored": 6}
+    assert (manifest["kept_shards"], manifest["undelivered"], manifest["statuses"]) == (6, {"missing": 6}, {})
+    assert not_scored(output, unmounted(IMAGES)) == {"missing": 6}
+    assert night(output, unmounted(IMAGES), GONE)  # tried again, as long as it fails
+    assert not_scored(output, unmounted(IMAGES)) == {"missing": 6}
+    # The disk is back: what was scored is current again.
+    assert night(output, IMAGES) is None
+    assert not_scored(output, IMAGES) == {}
+
+
+def test_a_new_content_that_cannot_be_read_leaves_the_old_rows(output: str) -> None:
+    night(output, [shard("/lab/g.tar"), *IMAGES])
+    new = [shard("/lab/g.tar", "new"), *IMAGES]
+    night(output, new, {"/lab/g.tar#2.jpg": "changed"})
+    assert holds(output) == {"scored": 8, "corrupt_image": 1}
+    assert not_scored(output, new)["changed"] == 1
+    night(output, new, {"/lab/g.tar#3.jpg": "scored"})
+    assert holds(output) == {"scored": 9}
+    assert not_scored(output, new) == {}
+
+
+def test_a_part_of_a_shard_is_better_than_none_and_more_is_better_than_less(output: str) -> None:
+    tar = [shard("/lab/g.tar")]
+    night(output, tar, {"/lab/g.tar": "read_error"})
+    assert holds(output) == {"read_error": 1}
+    night(output, tar, {"/lab/g.tar#3.jpg": "read_error"})
+    assert holds(output) == {"scored": 2, "read_error": 1}
+    night(output, tar, {"/lab/g.tar": "read_error"})
+    assert holds(output) == {"scored": 2, "read_error": 1}
+    night(output, tar)
+    assert holds(output) == {"scored": 2, "corrupt_image": 1}
+
+
+def test_too_many_failures_end_a_run_unpublished_and_the_next_one_tries_again(output: str) -> None:
+    night(output, IMAGES[:2])
+    lost = {image.uri: "missing" for image in IMAGES[2:]}
+    with pytest.raises(JobError, match=r"4 of 6 images could not be read \(4 missing\).*mount or mend"):
+        night(output, IMAGES, lost, max_undelivered=0.5)
+    assert len(State(output).manifests) == 1
+    assert night(output, IMAGES, max_undelivered=0.5)
+    assert holds(output) == {"scored": 6}
+
+
+def test_a_shard_that_is_lost_counts_all_its_images(output: str) -> None:
+    night(output, [shard("/lab/g.tar"), *IMAGES[:2]])
+    with pytest.raises(JobError, match="3 of 5 images"):
+        night(output, [shard("/lab/g.tar", "new"), *IMAGES[:2]], {"/lab/g.tar": "missing"}, max_undelivered=0.5)
+
+
+def test_failures_that_an_earlier_version_published_hold_nothing_up(output: str) -> None:
+    """The reader goes by the same rule, also where rows of a bad night lie in the folder."""
+    night(output, IMAGES)
+    ledger = Ledger(output)
+    plan = ledger.plan(unmounted(IMAGES), IDENTITY)
+    plan.earlier.clear()  # as if nothing were known of them
+    work(ledger, plan, GONE)
+    ledger.publish(plan)
+    assert read.current(output)["status"].to_pylist() == ["scored"] * 6
+
+
+def test_columns_of_the_view_and_an_output_without_runs(output: str) -> None:
+    with pytest.raises(ConfigError, match="no run is published here"):
+        read.current(output)
+    night(output, IMAGES)
+    assert read.current(output, ["image_uri", "status"]).column_names == ["image_uri", "status"]
+    assert read.current(output)["shard_uri"].to_pylist() == [image.uri for image in IMAGES]
+
+
+def test_a_node_without_the_mount_is_named(tmp_path: Path) -> None:
+    archive, mount = tmp_path / "archive", tmp_path / "mount"
+    archive.mkdir()
+    (archive / "a.jpg").touch()
+    units = [Unit(str(number), (shard(f"{archive}/{number}.jpg"),)) for number in range(50)]
+    assert folders_of(units) == [str(archive)]
+    assert folders_of([Unit("", (shard("s3://lab/a.jpg"),))]) == []
+    check_access([str(archive)], str(tmp_path / "output"))
+    with pytest.raises(JobError, match=r"node .*: .*/mount: No such file or directory here: mount it there"):
+        check_access([str(mount)], str(tmp_path / "output"))
+    mount.mkdir()
+    with pytest.raises(JobError, match="is empty here"):
+        check_access([str(mount)], str(tmp_path / "output"))
+    with pytest.raises(JobError, match=r"node .*: cannot write to the output"):
+        check_access([], str(archive / "a.jpg"))
