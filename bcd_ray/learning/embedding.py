@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcd_ray import storage
-from bcd_ray.archives.images import Decoded, Limits, Pixels, Rejected, decode
+from bcd_ray.archives.images import PASSING_STATUSES, Decoded, Limits, Pixels, Rejected, decode
 from bcd_ray.errors import JobError, StorageError
 from bcd_ray.learning.augmentation import Augmenter
 from bcd_ray.learning.cache import EmbeddingCache, ImageFacts, ViewTable, none_of, to_rows
@@ -180,7 +180,8 @@ def _facts(known: Mapping[str, ImageFacts], data: bytes | StorageError) -> tuple
         return digest, known[digest]
     decoded = decode(data, Limits())
     if isinstance(decoded, Rejected):
-        return digest, ImageFacts(error=f"{decoded.status}: {decoded.error}")
+        facts = ImageFacts(error=f"{decoded.status}: {decoded.error}")
+        return ("" if decoded.status in PASSING_STATUSES else digest), facts  # without a digest it is not kept
     return digest, ImageFacts(perceptual_hash(decoded.pixels))
 
 
@@ -220,9 +221,11 @@ def _render(uri: str, digest: str, views: Sequence[str]) -> Iterator[tuple[str, 
         data = storage.read_bytes(uri)
     except StorageError as error:
         raise JobError(f"{uri} changed while the job ran ({error})") from error
-    decoded = decode(data, Limits()) if hashlib.sha256(data).hexdigest() == digest else None
-    if not isinstance(decoded, Decoded):
+    if hashlib.sha256(data).hexdigest() != digest:
         raise JobError(f"{uri} changed while the job ran (other bytes)")
+    decoded = decode(data, Limits())
+    if not isinstance(decoded, Decoded):
+        raise JobError(f"{uri} could be decoded before, and now not ({decoded.error}): run the same command again")
     augmenter, reducer = Augmenter(decoded.pixels, digest), Reducer(decoded.pixels)
     for view in views:
         if view in SHORTCUT_VIEWS:

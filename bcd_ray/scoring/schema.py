@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from bcd_ray.archives.images import PASSING_STATUSES as PASSING_STATUSES
 from bcd_ray.labels import CLASSES
 from bcd_ray.model.triage import REASONS
 
@@ -91,10 +92,8 @@ STATUSES = {
     "missing": "Listed, but gone when it was read",
     "changed": "Replaced by other content between listing and reading",
     "read_error": "The storage did not deliver it, after retries",
+    "resource_error": "Memory, disk or open files ran out while it was decoded",
 }
-# Failures of the moment, not of the image: the next run tries these shards again.
-PASSING_STATUSES = ("missing", "changed", "read_error")
-
 PREDICTIONS = pa.schema(
     [
         pa.field(column.name, column.type, metadata={"description": column.description, "unit": column.unit})

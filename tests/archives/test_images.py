@@ -1,5 +1,6 @@
 """Decoding: what each kind of file becomes, and that no file, however damaged, raises."""
 
+import errno
 import io
 import struct
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -532,3 +534,61 @@ def test_large_jpegs_decoded_to_a_fraction_look_the_same(size: tuple[int, int]) 
     difference = np.abs(found.pixels.astype(int) - expected.pixels)
     assert difference.mean() < 0.5
     assert difference.max() <= 12
+
+
+def test_a_jpeg_with_4_4_1_sampling_is_read() -> None:
+    """A 4:1:1 picture is of that sampling once it is turned without loss; of one colour its blocks are the same."""
+    colour = np.array([200, 120, 181], np.uint8)
+    upright = simplejpeg.encode_jpeg(np.zeros((64, 64, 3), np.uint8) + colour, colorsubsampling="411")
+    place = upright.index(b"\xff\xc0") + 11
+    assert upright[place] == 0x41
+    found = decode(upright[:place] + b"\x14" + upright[place + 1 :], Limits())
+    assert isinstance(found, Decoded)
+    assert np.abs(found.pixels.astype(int) - colour).max() <= 2
+
+
+def drawn(kind: str) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(draw_smear(0, seed=1)).save(sink, kind)
+    return sink.getvalue()
+
+
+class Panic(BaseException):
+    """What a library in Rust raises."""
+
+
+@pytest.mark.parametrize("part", ["jpeg.plain_jpeg", "pillow.decode"])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (KeyError(6), "corrupt_image"),
+        (SyntaxError("not a TIFF file"), "corrupt_image"),
+        (RecursionError(), "corrupt_image"),
+        (Panic("index out of bounds"), "corrupt_image"),
+        (OSError("image file is truncated"), "corrupt_image"),
+        (MemoryError(), "resource_error"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "resource_error"),
+        (OSError(errno.EMFILE, "Too many open files"), "resource_error"),
+    ],
+)
+def test_nothing_that_a_library_raises_gets_out(
+    monkeypatch: pytest.MonkeyPatch, part: str, error: BaseException, status: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"bcd_ray.archives.formats.{part}", fail)
+    found = decode(drawn("JPEG" if part.startswith("jpeg") else "PNG"), Limits())
+    assert isinstance(found, Rejected)
+    assert found.status == status
+    assert "\n" not in found.error
+    assert found.error
+
+
+def test_who_interrupts_the_job_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bcd_ray.archives.formats.pillow.decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        decode(drawn("PNG"), Limits())

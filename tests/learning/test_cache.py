@@ -186,3 +186,17 @@ def test_a_second_training_run_computes_nothing(
     train(TrainConfig(output=str(tmp_path / "second"), **options, seed=5))
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("first", "second"))
     assert first["split"] != second["split"]
+
+
+def test_a_failure_of_the_machine_is_not_kept_as_one_of_the_image(
+    ray_cluster: None, smears: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bcd_ray.archives.formats.jpeg.plain_jpeg", no_memory)
+        patch.setattr("bcd_ray.archives.formats.pillow.decode", no_memory)
+        with Embedder(list_labelled(str(smears)), MODEL, str(tmp_path / "cache")) as embedder:
+            assert all(error and error.startswith("resource_error") for error in embedder.identified.errors)
+    assert embed(smears, str(tmp_path / "cache")).identified.errors == [None] * 12

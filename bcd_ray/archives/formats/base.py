@@ -37,6 +37,17 @@ class Rejected:
     height: int | None = None
 
 
+# Failures of the moment, not of the image: another try may do better, and nobody keeps them as a fact of the image.
+PASSING_STATUSES = ("missing", "changed", "read_error", "resource_error")
+
+
+def failed(error: BaseException, width: int | None = None, height: int | None = None) -> Rejected:
+    """What an error of a decoder means: this image's fault, unless memory, the disk or open files ran out."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
+        return Rejected("resource_error", f"the machine failed, not the image: {one_line(error)}", width, height)
+    return Rejected("corrupt_image", one_line(error), width, height)
+
+
 def too_large(size: int, limits: Limits) -> Rejected:
     """The rejection of a file that is over the bound on bytes."""
     return Rejected("too_large", f"{size:,} bytes, over the limit of {limits.max_bytes:,}: see --max-image-bytes")
@@ -53,7 +64,7 @@ def resized(rgb: Image.Image) -> Pixels:
     return np.asarray(rgb.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What a library said, in one line of at most 200 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text[:200]

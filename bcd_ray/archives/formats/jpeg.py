@@ -36,6 +36,6 @@ def plain_jpeg(data: bytes, limits: Limits) -> tuple[Pixels, int, int] | None:
         scale = next((scale for scale in (8, 4, 2) if min(width, height) >= scale * _LEAST_SCALED), 1)
         least = {"min_width": -(-width // scale), "min_height": -(-height // scale)} if scale > 1 else {}
         pixels: Pixels = simplejpeg.decode_jpeg(data, **least)
-    except (ValueError, MemoryError):
+    except Exception:  # KeyError too, for samplings that its list lacks: Pillow says what it is, if anything
         return None
     return pixels, width, height

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from bcd_ray.archives.formats import jpeg
-from bcd_ray.archives.formats.base import Decoded, Limits, Rejected, one_line, resized, to_size
+from bcd_ray.archives.formats.base import Decoded, Limits, Rejected, failed, resized, to_size
 
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP")  # MPO opens as JPEG; Pillow has no opener of that name
 _MAGIC = (jpeg.MAGIC, b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")  # BMP's "BM" alone says too little
@@ -26,8 +26,8 @@ def decode(data: bytes, limits: Limits) -> Decoded | Rejected:
             if data.startswith(_MAGIC):
                 return Rejected("corrupt_image", "the header is damaged or cut off")
             return Rejected("not_an_image", f"not a JPEG, PNG, TIFF or BMP (begins with {data[:8]!r})")
-        except Exception as error:  # Pillow raises many types on hostile headers; each is this image's fault
-            return Rejected("corrupt_image", one_line(error))
+        except Exception as error:  # Pillow raises many types on hostile headers
+            return failed(error)
         width, height = image.size
         if width * height > limits.max_pixels:
             text = f"{width}x{height} pixels, over the limit of {limits.max_pixels:,}: see --max-pixels"
@@ -48,7 +48,7 @@ def decode(data: bytes, limits: Limits) -> Decoded | Rejected:
                 )
             return Decoded(resized(rgb), rgb.width, rgb.height)
         except Exception as error:  # as above
-            return Rejected("corrupt_image", one_line(error), width, height)
+            return failed(error, width, height)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image | None:
