@@ -152,6 +152,11 @@ def lines(nested: Nested) -> Iterator[str]:
         yield f"chosen {times} times: {CANDIDATES[number]}"
 
 
-if __name__ == "__main__":
-    for line in lines(tyro.cli(Nested)):
+def main(nested: Nested) -> None:
+    """Print the lines as they are found."""
+    for line in lines(nested):
         print(line)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Nested))

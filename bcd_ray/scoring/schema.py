@@ -6,7 +6,6 @@ import pyarrow as pa
 
 from bcd_ray.archives.images import PASSING_STATUSES as PASSING_STATUSES
 from bcd_ray.labels import CLASSES
-from bcd_ray.model.triage import REASONS
 
 SCHEMA_VERSION = 3
 
@@ -129,16 +128,3 @@ MANIFEST = {
     "left_out": "By suffix, how many `files` of the archive and `members` of shards are no images, and have no row",
     "incomplete_shards": "Shards that could not be read, or not to their end: how many images they hold is unknown",
 }
-
-
-def markdown() -> str:
-    """The tables of columns, statuses, review reasons and the manifest as the README shows them."""
-    lines = ["| column | type | unit | meaning |", "| --- | --- | --- | --- |"]
-    lines += [f"| `{name}` | {kind} | {unit} | {text} |" for name, kind, unit, text in COLUMNS]
-    lines += ["", "| status | meaning |", "| --- | --- |"]
-    lines += [f"| `{status}` | {text} |" for status, text in STATUSES.items()]
-    lines += ["", "| review reason | meaning |", "| --- | --- |"]
-    lines += [f"| `{name}` | {text} |" for name, text in REASONS.items()]
-    lines += ["", "| in the manifest | meaning |", "| --- | --- |"]
-    lines += [f"| `{name}` | {text} |" for name, text in MANIFEST.items()]
-    return "\n".join(lines)

@@ -143,7 +143,7 @@ class Case:
         return sorted(found, key=lambda manifest: manifest["run_number"])
 
     def rows(self) -> pa.Table:
-        """The view that holds, by the README's own query."""
+        """The view that holds, by the query of docs/read.md."""
         return self._view([manifest["run_id"] for manifest in self.manifests()])
 
     def only_run(self) -> pa.Table:
@@ -247,14 +247,14 @@ class Case:
             assert set(versions["shard_etag_count_distinct"].to_pylist()) <= {1}, "two versions of one shard"
 
     def _view(self, runs: list[str]) -> pa.Table:
-        query = re.search(r"```sql\n(SELECT [^`]*QUALIFY[^`]*)```", (ROOT / "README.md").read_text())
+        query = re.search(r"^SELECT [^;`]*QUALIFY[^;`]*", (ROOT / "docs" / "read.md").read_text(), re.MULTILINE)
         assert query
         with tempfile.TemporaryDirectory() as folder:
             for run in runs:
                 Path(folder, f"{run}.parquet").write_bytes(
                     storage.read_bytes(f"{self.output}/predictions/{run}.parquet")
                 )
-            text = query.group(1).replace("scores/predictions/", f"{folder}/")
+            text = query.group().replace("scores/predictions/", f"{folder}/")
             return duckdb.sql(text).arrow().read_all().cast(schema.PREDICTIONS)
 
     def _digests(self) -> dict[str, str]:

@@ -34,7 +34,7 @@ class Cluster:
     environment: dict[str, str]
 
     def submit(self, name: str, *command: object) -> subprocess.CompletedProcess[str]:
-        """`ray job submit` as the README has it; waits for the end of the job."""
+        """`ray job submit` as docs/operate.md has it; waits for the end of the job."""
         words = [BIN / "ray", "job", "submit", "--submission-id", name, "--working-dir", ".", "--", "python", *command]
         return subprocess.run(
             [str(word) for word in words],

@@ -73,7 +73,7 @@ def test_int8_gives_nearly_what_fp32_gives(quantized: Quantized) -> None:
     assert 0 < np.median(difference) < 0.1  # it is another network, and a close one
     facts = compare(quantized.graph, quantized.held_out, expected.logits)
     assert facts["images"] == len(quantized.held_out) == 64
-    assert facts["agreement"] >= 0.9  # few images calibrate it here; the README has the figure on real ones
+    assert facts["agreement"] >= 0.9  # few images calibrate it here; docs/measurements.md has the figure on real ones
     assert facts["agreement"] == (found.logits.argmax(1) == expected.logits.argmax(1)).mean()
     assert facts["probability_difference"]["largest"] == pytest.approx(difference.max(), abs=1e-4)
     low, high = facts["accuracy_fp32_interval"]
