@@ -9,14 +9,13 @@ from typing import Any, get_type_hints
 
 import click
 import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import tyro
 from ray.scripts.scripts import cli as ray_cli
+from scoring.nights import night, shard
 from write_docs import COMMAND, ROOT, filled, pages, tables
 
-from bcd_ray.scoring import schema
+from bcd_ray import read
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in pages()}
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -125,43 +124,20 @@ def test_pages_are_no_longer_or_wider_than_can_be_read() -> None:
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
-    """The working folder holds scores/; returns image and run of each row that holds.
+    """The working folder holds scores/ of three nights; returns image and run of each row that holds.
 
-    A folder above bears the name of a column, and beside the predictions lies what no reader should take for them.
+    A folder above bears the name of a column.
     """
     folder = tmp_path / "status=elsewhere"
-    runs = {
-        "first": [("a.tar", "a1"), ("a.tar", "a2"), ("b.tar", "b1"), ("c.jpg", "c2")],
-        "second": [("a.tar", "a1"), ("a.tar", "a3")],
-        "twin": [("c.jpg", "c2")],  # of the same number as the second
-    }
-    for number, (run, images) in zip((1, 2, 2), runs.items(), strict=True):
-        for name in (f"predictions/{run}", f"_work/units/{run}", f"manifests/{run}.inputs"):
-            path = folder / f"scores/{name}.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(rows(run, number, images), path)
+    archive = [shard("/lab/a.tar"), shard("/lab/b.tar"), shard("/lab/c.jpg")]
+    assert night(str(folder / "scores"), archive)
+    for number in (0, 2):
+        archive[number] = shard(archive[number].uri, "new")
+        assert night(str(folder / "scores"), archive)
     monkeypatch.chdir(folder)
-    return {("a1", "second"), ("a3", "second"), ("b1", "first"), ("c2", "twin")}
-
-
-def rows(run: str, number: int, images: list[tuple[str, str]]) -> pa.Table:
-    """Rows of the published columns; those that the snippets of docs/read.md do not look at are null."""
-    known: dict[str, list[Any]] = {
-        "shard_uri": [shard for shard, _ in images],
-        "image_id": [image for _, image in images],
-        "status": ["scored"] * len(images),
-        "predicted_class": ["benign"] * len(images),
-        "review": [image.endswith("1") for _, image in images],
-        "review_reasons": [["low_confidence", "poor_quality"]] * len(images),
-        "run_id": [run] * len(images),
-        "run_number": [number] * len(images),
-    }
-    columns = [pa.array(known.get(name, [None] * len(images)), kind) for name, kind in zip(*_fields(), strict=True)]
-    return pa.table(columns, schema=schema.PREDICTIONS)
-
-
-def _fields() -> tuple[list[str], list[pa.DataType]]:
-    return schema.PREDICTIONS.names, schema.PREDICTIONS.types
+    current = read.current("scores", ["image_id", "run_id"])
+    assert len(set(current["run_id"].to_pylist())) == 3, "rows of every night hold"
+    return set(zip(*(column.to_pylist() for column in current.columns), strict=True))
 
 
 @pytest.mark.parametrize("page", ["README.md", READ])
@@ -187,5 +163,5 @@ def test_the_python_of_the_page_for_readers_gives_the_rows_that_hold(
         found = {tuple(row) for row in current.select("image_id", "run_id").collect()}
         names["spark"].stop()
     else:
-        found = set(zip(current["image_id"], current["run_id"], strict=True))
+        found = set(zip(*(map(str, current[name]) for name in ("image_id", "run_id")), strict=True))
     assert found == published

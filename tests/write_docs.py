@@ -9,7 +9,6 @@ import dataclasses
 import importlib
 import inspect
 import os
-import pkgutil
 import re
 import sys
 import textwrap
@@ -24,7 +23,6 @@ ROOT = Path(__file__).parents[1]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))  # for `jobs`, as under pytest
 
-import bcd_ray  # noqa: E402
 from bcd_ray.model.triage import REASONS  # noqa: E402
 from bcd_ray.scoring import schema  # noqa: E402
 
@@ -115,15 +113,14 @@ def _default(field: "dataclasses.Field[Any]") -> str:
 
 
 def _rooms() -> Iterator[tuple[str, str, str]]:
-    """The packages of bcd_ray from the lowest layer of the import contracts up, as their first lines say."""
+    """What bcd_ray consists of, from the lowest layer of the import contracts up, as its first lines say."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = next(each["layers"] for each in contracts if each["type"] == "layers")
-    packages = {module.name for module in pkgutil.iter_modules(bcd_ray.__path__) if module.ispkg}
     for name in (name for layer in reversed(layers) for name in re.split(r"\s*[|:]\s*", layer)):
-        if name in packages:
-            text = importlib.import_module(f"bcd_ray.{name}").__doc__ or ""
-            first, _, public = text.partition("Public:")
-            yield f"`{name}/`", first.split("\n\n")[0].replace("\n", " ").strip(), " ".join(public.split()).rstrip(".")
+        module = importlib.import_module(f"bcd_ray.{name}")
+        first, _, public = (module.__doc__ or "").partition("Public:")
+        words = " ".join(first.split("\n\n")[0].split()), " ".join(public.split()).rstrip(".")
+        yield (f"`{name}{'/' if hasattr(module, '__path__') else '.py'}`", *words)
 
 
 def _named(meanings: dict[str, str]) -> Iterator[tuple[str, str]]:
