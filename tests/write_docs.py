@@ -50,7 +50,13 @@ def tables() -> dict[str, str]:
     """Every table that the code has, by name, as Markdown."""
     return {
         **{f"options of {config.__name__}": _options(config) for config in job_configs().values()},
-        "columns": _table("column", "type", "unit", "meaning", rows=((f"`{c[0]}`", *c[1:]) for c in schema.COLUMNS)),
+        "columns": _table(
+            "column",
+            "type",
+            "unit",
+            "meaning",
+            rows=((f"`{name}`", f"`{kind}`", *rest) for name, kind, *rest in schema.COLUMNS),
+        ),
         "statuses": _table("status", "meaning", rows=_named(schema.STATUSES)),
         "review reasons": _table("review reason", "meaning", rows=_named(REASONS)),
         "manifest": _table("in the manifest", "meaning", rows=_named(schema.MANIFEST)),
