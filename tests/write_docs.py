@@ -57,7 +57,7 @@ def tables() -> dict[str, str]:
             "meaning",
             rows=((f"`{name}`", f"`{kind}`", *rest) for name, kind, *rest in schema.COLUMNS),
         ),
-        "statuses": _table("status", "meaning", rows=_named(schema.STATUSES)),
+        "statuses": _table("status", "meaning", "the next run", rows=_statuses()),
         "review reasons": _table("review reason", "meaning", rows=_named(REASONS)),
         "manifest": _table("in the manifest", "meaning", rows=_named(schema.MANIFEST)),
         "rooms": _table("room", "what it is", "public", rows=_rooms()),
@@ -127,6 +127,11 @@ def _rooms() -> Iterator[tuple[str, str, str]]:
         first, _, public = (module.__doc__ or "").partition("Public:")
         words = " ".join(first.split("\n\n")[0].split()), " ".join(public.split()).rstrip(".")
         yield (f"`{name}{'/' if hasattr(module, '__path__') else '.py'}`", *words)
+
+
+def _statuses() -> Iterator[tuple[str, str, str]]:
+    for name, text in _named(schema.STATUSES):
+        yield name, text, "tries again" if name.strip("`") in schema.PASSING_STATUSES else ""
 
 
 def _named(meanings: dict[str, str]) -> Iterator[tuple[str, str]]:
