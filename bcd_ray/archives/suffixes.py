@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".dcm")
 HIDDEN = "hidden"  # what files and members are counted under that `uris.hidden_part` finds
 # What is written beside images, and is none: labels of WebDataset, notes, tables, digests.
 _SIDECARS = frozenset(

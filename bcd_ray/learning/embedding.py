@@ -182,6 +182,8 @@ def _facts(known: Mapping[str, ImageFacts], data: bytes | StorageError) -> tuple
     if isinstance(decoded, Rejected):
         facts = ImageFacts(error=f"{decoded.status}: {decoded.error}")
         return ("" if decoded.status in PASSING_STATUSES else digest), facts  # without a digest it is not kept
+    if decoded.damage:  # good enough for a person to look at, not to learn from
+        return digest, ImageFacts(error=f"damaged: {decoded.damage}")
     return digest, ImageFacts(perceptual_hash(decoded.pixels))
 
 

@@ -25,6 +25,7 @@ REASONS = {
     "out_of_distribution": "The embedding is further from every class than training images are: another kind of image",
     "poor_quality": "Focus, brightness, clipping or contrast is well outside the range of the training images",
     "conflicting_evidence": "The class with the nearest training images is not the suggested one",
+    "damaged": "The decoder found damage, or something odd, and made a picture all the same: see `error`",
     "not_scored": "There is no prediction: see `status` and `error`",
 }
 _OF_SCORED = ("low_confidence", "out_of_distribution", "poor_quality", "conflicting_evidence")

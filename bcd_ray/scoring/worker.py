@@ -123,7 +123,7 @@ class _Row:
         self.shard_uri, self.shard_etag = entry.shard_uri, entry.shard_etag
         self.image_sha256, self.width, self.height = digest, result.width, result.height
         self.status = result.status if isinstance(result, Rejected) else "scored"
-        self.error = result.error if isinstance(result, Rejected) else None
+        self.error = result.error if isinstance(result, Rejected) else result.damage
 
 
 def _table(rows: list[_Row], computed: list[_Computed], triage: Triage, model_version: str) -> pa.Table:
@@ -138,7 +138,7 @@ def _table(rows: list[_Row], computed: list[_Computed], triage: Triage, model_ve
         probabilities[scored], ood_score[scored] = decisions.probabilities, decisions.ood_score
         certainty[scored] = decisions.certainty
         for index, given in zip(np.flatnonzero(scored), decisions.reason_names(), strict=True):
-            reasons[index] = given
+            reasons[index] = [*given, "damaged"] if rows[index].error else given
     predicted = [CLASSES[index] if ok else None for index, ok in zip(probabilities.argmax(1), scored, strict=True)]
 
     def measured(values: Any) -> pa.Array:

@@ -82,6 +82,7 @@ def kinds_of_image() -> dict[str, tuple[str, bytes]]:
         "sideways.jpg": ("scored", encoded(image.resize((300, 100)), "JPEG", exif=exif)),
         "with space, ümlaut #1 50%.jpg": ("scored", jpeg(6)),
         "png inside.jpg": ("scored", encoded(image, "PNG")),
+        "surplus.jpg": ("scored", whole[:-2] + bytes(range(1, 41)) + whole[-2:]),
         "empty.jpg": ("empty_file", b""),
         "text.jpg": ("not_an_image", b"see the other folder"),
         "half.jpg": ("corrupt_image", whole[: len(whole) // 2]),
@@ -248,7 +249,7 @@ def test_scored_rows_hold_probabilities_and_the_others_a_reason(scored: Scored) 
             assert row["error"]
             assert "\n" not in row["error"]
             continue
-        assert row["error"] is None
+        assert (row["error"] is not None) == ("damaged" in row["review_reasons"]) == ("surplus" in row["image_uri"])
         assert all(row[name] is not None for name in of_score)
         assert set(row["review_reasons"]) <= REASONS.keys() - {"not_scored"}
         assert row["review"] == bool(row["review_reasons"])

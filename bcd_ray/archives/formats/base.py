@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 SIZE = 224  # pixels a side of the network's input
 Pixels = npt.NDArray[np.uint8]
@@ -20,11 +19,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """An image ready for the network; width and height are those of the original, after EXIF rotation."""
+    """An image ready for the network; width and height are those of the original, after EXIF rotation.
+
+    `damage` is what the decoder found wrong with it, in one line: there are pixels, but a person must look at them.
+    """
 
     pixels: Pixels  # (224, 224, 3) uint8 RGB
     width: int
     height: int
+    damage: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +56,12 @@ def too_large(size: int, limits: Limits) -> Rejected:
     return Rejected("too_large", f"{size:,} bytes, over the limit of {limits.max_bytes:,}: see --max-image-bytes")
 
 
-def to_size(pixels: Pixels, width: int, height: int) -> Decoded:
-    """An RGB picture of any size, and the original's size, as the network takes it."""
-    as_it_is = pixels.shape[:2] == (SIZE, SIZE)  # copied twice, it would take half as long again
-    return Decoded(pixels if as_it_is else resized(Image.fromarray(pixels)), width, height)
-
-
-def resized(rgb: Image.Image) -> Pixels:
-    """An RGB picture's pixels at the size of the network's input."""
-    return np.asarray(rgb.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+def check_pixels(width: int, height: int, limits: Limits) -> Rejected | None:
+    """The rejection of an image that is over the bound on pixels, before any is decoded."""
+    if width * height <= limits.max_pixels:
+        return None
+    text = f"{width}x{height} pixels, over the limit of {limits.max_pixels:,}: see --max-pixels"
+    return Rejected("too_many_pixels", text, width, height)
 
 
 def one_line(error: BaseException) -> str:

@@ -1,26 +1,58 @@
-"""JPEG by libjpeg-turbo, without Pillow, where nothing about the file is unusual."""
+"""JPEG: by libjpeg-turbo without Pillow where nothing about the file is unusual, by imagecodecs where Pillow cannot."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import simplejpeg
+from PIL import Image, ImageOps
 
-from bcd_ray.archives.formats.base import SIZE, Limits, Pixels
+from bcd_ray.archives.formats import colour, samples
+from bcd_ray.archives.formats.base import SIZE, Decoded, Limits, Pixels, Rejected, check_pixels, one_line
 
 MAGIC = b"\xff\xd8\xff"
 _LEAST_SCALED = 3 * SIZE // 2  # of a side after scaling in the decoder: closer to SIZE, the resize would show it
-# Of JPEG's markers those that begin a segment with a length, but APP1, which holds EXIF and XMP.
-_MARKER, _START_OF_SCAN = 0xFF, 0xDA
-_SEGMENTS = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xFF)}) - {0xE1}
+_MARKER, _START_OF_SCAN, _APP1, _APP2, _JPEG_LS = 0xFF, 0xDA, 0xE1, 0xE2, 0xF7
+_SEGMENTS = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xFF)})  # markers that begin a segment with a length
+_FRAMES = frozenset({*range(0xC0, 0xD0), _JPEG_LS}) - {0xC4, 0xC8, 0xCC}
+_HIERARCHICAL, _ARITHMETIC = (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), (0xC9, 0xCA, 0xCB)
+_ICC = b"ICC_PROFILE\0"
 
 
-def is_jpeg_without_exif(data: bytes) -> bool:
-    """Whether no segment before the picture of a JPEG holds EXIF or XMP, which could say that it lies on its side."""
-    if not data.startswith(MAGIC):
-        return False
-    place = 2
-    while len(data) > place + 3 and data[place] == _MARKER and data[place + 1] in _SEGMENTS:
-        if data[place + 1] == _START_OF_SCAN:
-            return True
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    return False
+@dataclass
+class Header:
+    """What stands before the picture of a JPEG; `complete` if every segment up to it is as it should be."""
+
+    complete: bool = False
+    app1: bytes = b""  # EXIF or XMP, which could say that it lies on its side
+    frame: int = 0  # the marker that tells the kind of coding
+    precision: int = 8  # bits a sample
+    width: int = 0
+    height: int = 0
+    components: int = 0
+    profile: bytes | None = None
+
+
+def read_header(data: bytes) -> Header:
+    """Walk over the segments; takes some microseconds, Pillow 0.06 ms to open a JPEG of 224x224."""
+    found, profile, place = Header(), list[bytes](), 2
+    while len(data) > place + 3 and data[place] == _MARKER and (marker := data[place + 1]) in _SEGMENTS:
+        if marker == _START_OF_SCAN:
+            found.complete = True
+            break
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker in _FRAMES and end >= place + 10:
+            found.frame, found.precision = marker, data[place + 4]
+            found.height = int.from_bytes(data[place + 5 : place + 7], "big")
+            found.width = int.from_bytes(data[place + 7 : place + 9], "big")
+            found.components = data[place + 9]
+        elif marker == _APP1:
+            found.app1 = found.app1 or data[place + 4 : end]
+        elif marker == _APP2 and data.startswith(_ICC, place + 4):
+            profile.append(data[place + 16 : end])
+        place = end
+    # Each part begins with its number, and how many there are.
+    found.profile = b"".join(part[2:] for part in sorted(profile)) or None
+    return found
 
 
 def plain_jpeg(data: bytes, limits: Limits) -> tuple[Pixels, int, int] | None:
@@ -39,3 +71,68 @@ def plain_jpeg(data: bytes, limits: Limits) -> tuple[Pixels, int, int] | None:
     except Exception:  # KeyError too, for samplings that its list lacks: Pillow says what it is, if anything
         return None
     return pixels, width, height
+
+
+def finish(plain: tuple[Pixels, int, int], profile: bytes | None) -> Decoded:
+    """What `plain_jpeg` gave, at the size of the network's input."""
+    pixels, width, height = plain
+    if profile is None and pixels.shape[:2] == (SIZE, SIZE):
+        return Decoded(pixels, width, height)  # copied twice, it would take half as long again
+    decoded = colour.finish(Image.fromarray(pixels), profile)
+    return Decoded(decoded.pixels, width, height, decoded.damage)
+
+
+def damage(data: bytes) -> str | None:
+    """What libjpeg-turbo finds wrong in a JPEG that Pillow decodes without a word, or None.
+
+    Surplus bytes before a marker count: they are all it says of 22 % of flipped bits, and none of 3,135 real JPEGs of
+    four laboratories has any. At an eighth of the size, it takes a third of decoding.
+    """
+    colours = "CMYK" if read_header(data).components == 4 else "RGB"
+    try:
+        simplejpeg.decode_jpeg(data, colours, min_factor=8)
+    except (ValueError, KeyError) as error:
+        found = one_line(error)
+    else:
+        return None
+    try:
+        simplejpeg.decode_jpeg(data, colours, min_factor=8, strict=False)
+    except (ValueError, KeyError):  # it cannot read this kind at all
+        return None
+    return found
+
+
+def decode_unusual(data: bytes, header: Header, limits: Limits) -> Decoded | Rejected | None:
+    """JPEGs that Pillow has no decoder for: more than 8 bits, JPEG-LS, hierarchical; None for all others.
+
+    Raises:
+        Exception: of many types, if it is damaged.
+    """
+    if header.frame in _HIERARCHICAL:
+        return Rejected("unsupported_mode", "a hierarchical JPEG: save as plain JPEG", header.width, header.height)
+    if header.precision == 8 and header.frame != _JPEG_LS:
+        return None
+    return check_pixels(header.width, header.height, limits) or _by_imagecodecs(data, header)
+
+
+def decode_arithmetic(data: bytes, header: Header) -> Decoded | Rejected | None:
+    """A JPEG with arithmetic coding, of which Pillow decodes up to 64 kB; None for all others. Raises as above."""
+    return _by_imagecodecs(data, header) if header.frame in _ARITHMETIC else None
+
+
+def _by_imagecodecs(data: bytes, header: Header) -> Decoded | Rejected:
+    import imagecodecs
+
+    decode = imagecodecs.jpegls_decode if header.frame == _JPEG_LS else imagecodecs.jpeg8_decode
+    values = np.atleast_3d(decode(data))
+    if values.shape[2] not in (1, 3):
+        text = f"a JPEG of {values.shape[2]} components and {header.precision} bits: save as RGB"
+        return Rejected("unsupported_mode", text, header.width, header.height)
+    small = samples.to_8_bits(values, header.precision)
+    if isinstance(small, str):
+        return Rejected("unsupported_mode", small, header.width, header.height)
+    image = samples.picture(small, ("L",) if small.shape[2] == 1 else ("RGB",))
+    if header.app1:
+        image.getexif().load(header.app1)
+        ImageOps.exif_transpose(image, in_place=True)
+    return colour.finish(image, header.profile)

@@ -1,4 +1,4 @@
-"""What Pillow opens: JPEGs out of the ordinary, PNG, TIFF and BMP."""
+"""What Pillow opens: JPEGs out of the ordinary, PNG, BMP, WebP and JPEG 2000; TIFF comes here by way of `tiff`."""
 
 import io
 import warnings
@@ -6,68 +6,141 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from bcd_ray.archives.formats import jpeg
-from bcd_ray.archives.formats.base import Decoded, Limits, Rejected, failed, resized, to_size
+from bcd_ray.archives.formats import bmp, colour, jpeg, png, samples
+from bcd_ray.archives.formats.base import Decoded, Limits, Rejected, check_pixels, failed
 
-_FORMATS = ("JPEG", "PNG", "TIFF", "BMP")  # MPO opens as JPEG; Pillow has no opener of that name
-_MAGIC = (jpeg.MAGIC, b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")  # BMP's "BM" alone says too little
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "JPEG2000")  # MPO opens as JPEG; Pillow has no opener of that name
+_JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+_MAGIC = (jpeg.MAGIC, png.MAGIC, *_JPEG_2000)  # BMP's "BM" alone says too little, and so does RIFF
 _CHANNELS_8_BIT = ("L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "1")
-_TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC, _TIFF_BLACK_IS_ZERO = 258, 262, 1
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's bound for the whole process would answer before `Limits.max_pixels`
 
 
 def decode(data: bytes, limits: Limits) -> Decoded | Rejected:
+    """Decode what is neither a TIFF nor DICOM."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's hints on odd metadata: nothing a user can act on
+        if data.startswith(jpeg.MAGIC):
+            return _decode_jpeg(data, limits)
+        return _decode_other(data, limits)
+
+
+def _decode_jpeg(data: bytes, limits: Limits) -> Decoded | Rejected:
+    header = jpeg.read_header(data)
+    try:
+        unusual = jpeg.decode_unusual(data, header, limits)
+        if unusual:
+            return unusual
+    except Exception as error:  # imagecodecs raises many types; each is this image's fault
+        return failed(error, header.width, header.height)
+    image = _open(data, ("JPEG",))
+    if isinstance(image, Rejected):
+        return image
+    width, height = image.size
+    if over := check_pixels(width, height, limits):
+        return over
+    try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 and (plain := jpeg.plain_jpeg(data, limits)):
+            return jpeg.finish(plain, header.profile)
         try:
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        except UnidentifiedImageError:
-            if data.startswith(_MAGIC):
-                return Rejected("corrupt_image", "the header is damaged or cut off")
-            return Rejected("not_an_image", f"not a JPEG, PNG, TIFF or BMP (begins with {data[:8]!r})")
-        except Exception as error:  # Pillow raises many types on hostile headers
-            return failed(error)
-        width, height = image.size
-        if width * height > limits.max_pixels:
-            text = f"{width}x{height} pixels, over the limit of {limits.max_pixels:,}: see --max-pixels"
-            return Rejected("too_many_pixels", text, width, height)
-        try:
-            pictures = getattr(image, "n_frames", 1)
-            if image.format != "MPO" and pictures > 1:
-                error_text = f"holds {pictures} pictures: split it into one file each"
-                return Rejected("multiple_pictures", error_text, width, height)
-            if image.format in ("JPEG", "MPO") and image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-                plain = jpeg.plain_jpeg(data, limits)
-                if plain:
-                    return to_size(*plain)
-            rgb = _to_rgb(image)
-            if rgb is None:
-                return Rejected(
-                    "unsupported_mode", f"pixels of type {image.mode}: save with 8 bits a channel", width, height
-                )
-            return Decoded(resized(rgb), rgb.width, rgb.height)
-        except Exception as error:  # as above
-            return failed(error, width, height)
+            image.load()
+        except OSError:
+            if arithmetic := jpeg.decode_arithmetic(data, header):
+                return arithmetic
+            raise
+        return _finish(image, header.profile, jpeg.damage(data))
+    except Exception as error:  # Pillow raises many types on hostile files; each is this image's fault
+        return failed(error, width, height)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image | None:
-    """The upright RGB image, or None where the pixel type has no defined range.
+def _decode_other(data: bytes, limits: Limits) -> Decoded | Rejected:
+    image = _open(data, _FORMATS)
+    if isinstance(image, Rejected):
+        masks = bmp.read_header(data)  # Pillow refuses masks that it does not know
+        return image if masks is None else _decode_masked(data, masks, limits)
+    width, height = image.size
+    if over := check_pixels(width, height, limits):
+        return over
+    try:
+        pictures = getattr(image, "n_frames", 1)
+        if pictures > 1:
+            return Rejected(
+                "multiple_pictures", f"holds {pictures} pictures: split it into one file each", width, height
+            )
+        if image.format == "PNG":
+            return _decode_png(data, image)
+        if image.format == "JPEG2000" and image.mode.startswith("I"):
+            text = "JPEG 2000 of more than 8 bits: save with 8 bits a channel"
+            return Rejected("unsupported_mode", text, width, height)
+        return _finish(image, image.info.get("icc_profile"))
+    except Exception as error:  # as above
+        return failed(error, width, height)
 
-    It is the image itself where that will do: copies made a TIFF of 5 megapixels take 91 ms, not 28.
+
+def _decode_masked(data: bytes, header: bmp.Header, limits: Limits) -> Decoded | Rejected:
+    if over := check_pixels(header.width, header.height, limits):
+        return over
+    try:
+        return _finish(bmp.decode(data, header), None)
+    except ValueError as error:
+        return failed(error, header.width, header.height)
+
+
+def _decode_png(data: bytes, image: Image.Image) -> Decoded | Rejected:
+    chunks = png.read_chunks(data)
+    space = colour.of_png(chunks.found)
+    shown = png.deep_picture(data, chunks) if chunks.depth == 16 else image
+    for unsupported in (space, shown):
+        if isinstance(unsupported, str):
+            return Rejected("unsupported_mode", unsupported, *image.size)
+    assert not isinstance(shown, str)
+    assert not isinstance(space, str)
+    if shown is image:
+        image.load()
+        shown = png.scale_transparent_grey(image, chunks)
+    else:
+        shown.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return _finish(shown, space or image.info.get("icc_profile"), chunks.damage)
+
+
+def _open(data: bytes, formats: tuple[str, ...]) -> Image.Image | Rejected:
+    try:
+        return Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError:
+        if data.startswith(_MAGIC):
+            return Rejected("corrupt_image", "the header is damaged or cut off")
+        return Rejected("not_an_image", f"not a JPEG, PNG, TIFF, BMP or DICOM (begins with {data[:8]!r})")
+    except Exception as error:  # as above
+        return failed(error)
+
+
+def _finish(image: Image.Image, profile: colour.Profile, damage: str | None = None) -> Decoded | Rejected:
+    size = image.size
+    return to_rgb_and_finish(image, profile, damage) or Rejected(
+        "unsupported_mode", f"pixels of type {image.mode}: save with 8 bits a channel", *size
+    )
+
+
+def to_rgb_and_finish(
+    image: Image.Image, profile: colour.Profile, damage: str | None = None, alpha: bool = True
+) -> Decoded | None:
+    """The upright image at the size of the network's input, or None where the type of its pixels has no defined range.
+
+    Without `alpha`, what Pillow takes for alpha is none. Where the image itself will do it is not copied: copies made a
+    TIFF of 5 megapixels take 91 ms, not 28.
     """
-    tags = getattr(image, "tag_v2", {})  # of a TIFF
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16"):
-        # Pillow gives 12-bit samples and inverted ones as they are: nearly black, or a negative.
-        plain = (tags.get(_TIFF_BITS_PER_SAMPLE, (16,)), tags.get(_TIFF_PHOTOMETRIC, _TIFF_BLACK_IS_ZERO))
-        if plain != ((16,), _TIFF_BLACK_IS_ZERO):
-            return None
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode not in _CHANNELS_8_BIT:
         return None
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        image, odd = samples.opaque(image) if alpha else (image.convert("RGBA").convert("RGB"), None)
+        damage = damage or odd
+    elif image.mode == "LAB":
+        image, profile = colour.lab_to_rgb(image), None
+    elif image.mode not in ("RGB", "L", "CMYK") or (image.mode != "RGB" and profile is None):
+        image = image.convert("RGB")
+    return colour.finish(image, profile, damage)
