@@ -243,6 +243,10 @@ def jpegs() -> Iterator[Case]:
     yield case(
         "JPEG with an ICC profile", "scored", "libjpeg-turbo", SHOWN_BY_ICC, 40, make=lambda: pil(SMEAR, "JPEG", **icc)
     )
+    srgb = {"icc_profile": SRGB, "quality": 95}
+    yield case(
+        "JPEG, grey, with a profile of colours", "scored", "Pillow", GREY, 40, make=lambda: pil(GREY, "JPEG", **srgb)
+    )
     broken = {"icc_profile": b"no profile", "quality": 95}
     yield case(
         "JPEG with a broken ICC profile",
@@ -423,6 +427,9 @@ def simple_tiffs() -> Iterator[Case]:
     )
     yield case("TIFF, YCbCr 4:2:0, raw", "scored", "tifffile", ycbcr_shown(), 1, make=lambda: ycbcr((2, 2)))
     yield case("TIFF, YCbCr 4:2:2, raw", "scored", "tifffile", ycbcr_shown(), 1, make=lambda: ycbcr((2, 1)))
+    full = Image.fromarray(SMEAR).convert("YCbCr")
+    zstd = {"compression": "zstd"}
+    yield case("TIFF, YCbCr, zstd", "scored", "tifffile", SMEAR, 3, make=lambda: pil(full, "TIFF", **zstd))
     video = (532, 5, (16, 235, 128, 255, 128, 255))
     shown = ycbcr_shown(16, 235)
     yield case(
@@ -432,7 +439,9 @@ def simple_tiffs() -> Iterator[Case]:
         "TIFF, YCbCr 4:2:0 with ReferenceBlackWhite", "scored", "tifffile", shown, 1, make=lambda: ycbcr((2, 2), video)
     )
     lab = np.full((224, 224, 3), (137, 0, 0), np.uint8)
-    yield case("TIFF, CIE Lab", "scored", "Pillow", np.full((224, 224), 128), 3, make=lambda: tiff(lab, "cielab"))
+    yield case("TIFF, CIE Lab", "scored", "Pillow", np.full((224, 224), 128), 3, make=lambda p=lab: tiff(p, "cielab"))
+    lab = Image.fromarray(SMEAR).convert("LAB")
+    yield case("TIFF, CIE Lab, zstd", "scored", "tifffile", SMEAR, 6, make=lambda p=lab: pil(p, "TIFF", **zstd))
     deflated = tiff(SMEAR, compression="deflate")
     yield case("TIFF, deflate, with a wrong checksum", "corrupt_image", make=lambda: spoilt_strip(deflated, -2))
     jpeg = pil(SMEAR, "JPEG", quality=90, subsampling=0)
@@ -481,6 +490,17 @@ def deep_tiffs() -> Iterator[Case]:
         "tifffile",
         on_white(SMEAR),
         make=lambda: tiff(both.transpose(2, 0, 1), planarconfig="separate", **alpha),
+    )
+    half = with_alpha((GREY // 2)[..., None], np.full((224, 224), 128))
+    multiplied = {"planarconfig": "contig", "extrasamples": ["assocalpha"]}
+    shown = (GREY // 2 + 127).astype(np.uint8)
+    yield case(
+        "TIFF, grey multiplied with alpha",
+        "scored",
+        "Pillow",
+        shown,
+        2,
+        make=lambda: tiff(half, "minisblack", **multiplied),
     )
     grey = with_alpha(DEEP_GREY[..., None], halved(DEEP_GREY))
     yield case(
@@ -565,7 +585,13 @@ def stacks() -> Iterator[Case]:
         make=lambda: pages((SMEAR, 0), (small, 1), (small[::2, ::2], 1)),
     )
     yield case("TIFF, a mask after the picture", "scored", "Pillow", SMEAR, make=lambda: pages((SMEAR, 0), (mask, 4)))
+    yield case(
+        "TIFF, pyramid below its picture", "scored", "Pillow", SMEAR, make=lambda: below(SMEAR, small, small[::2, ::2])
+    )
+    yield case("TIFF, the picture below its preview", "scored", reader, SMEAR, make=lambda: below(small, SMEAR))
     stack = np.stack([GREY] * 3)
+    depth = {"volumetric": True, "tile": (16, 64, 64)}
+    yield case("TIFF with a depth", "multiple_pictures", make=lambda: tiff(stack, "minisblack", **depth))
     description = "ImageJ=1.53\nimages=3\nslices=3\n"
     tags = [(258, 3, 8), (262, 3, 1), (277, 3, 1)]
     yield case(
@@ -588,6 +614,17 @@ def stacks() -> Iterator[Case]:
     yield case(
         "TIFF, tifffile's stack in one page", "multiple_pictures", make=lambda: described(tags, stack.tobytes(), shaped)
     )
+
+
+def below(first: Array, *others: Array) -> bytes:
+    """A TIFF of one picture with others in directories below it; the largest is the full one."""
+    sink = io.BytesIO()
+    largest = max(map(len, (first, *others)))
+    with tifffile.TiffWriter(sink) as writer:
+        for values in (first, *others):
+            more = {"subifds": len(others)} if values is first else {}
+            writer.write(values, photometric="rgb", subfiletype=int(len(values) < largest), metadata=None, **more)
+    return sink.getvalue()
 
 
 def described(tags: list[tuple[int, int, Any]], pixels: bytes, text: str, strip: int = 224 * 224) -> bytes:

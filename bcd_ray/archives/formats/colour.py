@@ -75,8 +75,12 @@ def of_png(chunks: Mapping[bytes, bytes]) -> Profile | str:
 def finish(image: Image.Image, profile: Profile, damage: str | None = None) -> Decoded:
     """An upright picture (RGB, L or CMYK) as the network takes it; a profile that cannot be used is damage."""
     width, height = image.size
+    if image.mode != "RGB" and not isinstance(profile, bytes):
+        image = image.convert("RGB")
     small = image if image.size == (SIZE, SIZE) else image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     if isinstance(profile, bytes):
+        if small.mode == "L" and profile[16:20] == b"RGB ":  # left from the colours that the grey was made of
+            small = small.convert("RGB")
         try:
             transform = _transform(profile, small.mode)
         except MemoryError:
@@ -105,12 +109,6 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     after = ImageCms.applyTransform(before, transform)
     change = np.abs(np.asarray(before.convert("RGB")).astype(int) - np.asarray(after))
     return None if change.max() <= _SAME else transform
-
-
-def lab_to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of mode LAB in sRGB: Pillow's own `convert` does not know it."""
-    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    return ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB")) or image
 
 
 def _to_xyz(primaries: tuple[float, ...]) -> npt.NDArray[np.float64]:

@@ -140,7 +140,7 @@ def to_rgb_and_finish(
         image, odd = samples.opaque(image) if alpha else (image.convert("RGBA").convert("RGB"), None)
         damage = damage or odd
     elif image.mode == "LAB":
-        image, profile = colour.lab_to_rgb(image), None
-    elif image.mode not in ("RGB", "L", "CMYK") or (image.mode != "RGB" and profile is None):
+        image, profile = image.convert("RGB"), None
+    elif image.mode not in ("RGB", "L", "CMYK"):
         image = image.convert("RGB")
     return colour.finish(image, profile, damage)

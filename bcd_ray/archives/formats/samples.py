@@ -45,7 +45,7 @@ def opaque(image: Image.Image) -> tuple[Image.Image, str | None]:
     Alpha that is zero everywhere (0 or 1 of 255) shows an empty picture. Nobody stores one: some programs leave the
     fourth channel empty. Its colours are shown, and a person looks.
     """
-    rgba = image.convert("RGBA")
+    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     if int(np.asarray(rgba.getchannel("A")).max(initial=0)) <= 1:
         return rgba.convert("RGB"), INVISIBLE
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), None

@@ -28,6 +28,8 @@ _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # of a sample besides the colours: alpha that colours were multiplied with, or not
 _DEFLATED, _JPEGS = (8, 32946), (6, 7)
 _READ_BY_PILLOW = (1, 2, 3, 4, 5, *_JPEGS, *_DEFLATED, 32771, 32773)
+_LOSSLESS = (1, 5, *_DEFLATED, 32773, 34887, 34925, 50000)  # of bytes, whatever they mean
+_GIVEN_AS_RGB = (*_JPEGS, 50001, 50002, 52546)  # JPEG, WebP and JPEG XL, which tifffile gives in RGB
 _MOST_SAMPLES = 8  # a pixel: colours, and what else a program keeps
 _FULL_RANGE = (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)
 
@@ -41,8 +43,8 @@ def decode(data: bytes, limits: Limits) -> Decoded | Rejected:
     if page is None or not page.pixels:
         return Rejected("corrupt_image", "the header is damaged or cut off")
     size = page.number(tag.WIDTH, 0), page.number(tag.HEIGHT, 0)
-    held = max(len(pictures), page.planes)
-    if len(pictures) > 1 or (held > 1 and _holds(data, page, held)):
+    held = max(len(pictures), page.planes(len(data)))
+    if held > 1:
         error = f"holds {held} pictures{' or more' if len(pictures) > 1 else ''}: split it into one file each"
         return Rejected("multiple_pictures", error, *size)
     if over := check_pixels(*size, limits):
@@ -76,13 +78,8 @@ def _decode_page(data: bytes, page: Directory, first: bool, damage: str | None) 
     image, odd = image_or_reason
     image.getexif()[ExifTags.Base.Orientation] = page.number(tag.ORIENTATION, 1)
     ImageOps.exif_transpose(image, in_place=True)
-    profile = page.tags.get(tag.PROFILE) if image.mode != "LAB" else None
+    profile = page.tags.get(tag.PROFILE) if page.number(tag.PHOTOMETRIC, _BLACK_IS_ZERO) != _LAB else None
     return colour.finish(image, bytes(profile) if profile else None, damage or odd)
-
-
-def _holds(data: bytes, page: Directory, planes: int) -> bool:
-    """Whether a file has room for the planes that are told: programs copy the text of a stack to one picture of it."""
-    return page.number(tag.COMPRESSION, 1) != 1 or len(data) >= planes * sum(length for _, length in page.segments)
 
 
 def _undefined(page: Directory) -> str | None:
@@ -146,12 +143,8 @@ def _damage(data: bytes, page: Directory) -> str | None:
 def _picture(data: bytes, page: Directory) -> tuple[Image.Image, str | None] | str:
     """The opaque picture, not yet upright, and what is odd about its alpha; or why its colours are not defined."""
     photometric, bits = page.number(tag.PHOTOMETRIC, _BLACK_IS_ZERO), page.tags.get(tag.BITS, (1,))[0]
-    if photometric == _YCBCR and _needs_conversion(page):
-        values = _subsampled(data, page) if tuple(page.tags.get(tag.SUBSAMPLING, (2, 2))) != (1, 1) else None
-        if isinstance(values, str):
-            return values
-        planes = (_read(data, page) if values is None else values)[..., :3]
-        return samples.picture(_from_ycbcr(planes, page), ("RGB",)), None
+    if photometric == _YCBCR and page.number(tag.COMPRESSION, 1) not in _GIVEN_AS_RGB:
+        return _ycbcr_picture(data, page)
     values = _read(data, page)
     if photometric == _PALETTE:
         return samples.picture(_from_palette(values[..., 0], page), ("RGB",)), None
@@ -164,16 +157,20 @@ def _picture(data: bytes, page: Directory) -> tuple[Image.Image, str | None] | s
     if photometric == _WHITE_IS_ZERO:
         small = 255 - small
     if colours in (1, 3) and photometric != _LAB and _has_alpha(page):
-        alpha = samples.to_8_bits(values[..., colours : colours + 1], min(bits, 8)) if bits <= 8 else None
-        deep = (values[..., colours : colours + 1] >> max(bits - 8, 0)).astype(np.uint8)
-        both = np.concatenate([small, deep if alpha is None or isinstance(alpha, str) else alpha], axis=2)
+        alpha = (values[..., colours : colours + 1] * (255 / ((1 << bits) - 1))).astype(np.uint8)
         straight, multiplied = (("LA",), ("La", "LA")) if colours == 1 else (("RGBA",), ("RGBa", "RGBA"))
         modes = multiplied if page.number(tag.EXTRA, 0) == _ASSOCIATED else straight
-        return samples.opaque(samples.picture(both, modes))
-    if photometric == _LAB:
-        return colour.lab_to_rgb(samples.picture(small ^ np.array([0, 128, 128], np.uint8), ("LAB",))), None
-    # tifffile gives what JPEG coded as YCbCr in RGB.
-    return samples.picture(small, ({1: "L", 3: "RGB", 4: "CMYK"}[colours],)), None
+        return samples.opaque(samples.picture(np.concatenate([small, alpha], axis=2), modes))
+    modes = ("LAB", "RGB") if photometric == _LAB else ({1: "L", 3: "RGB", 4: "CMYK"}[colours],)
+    return samples.picture(small, modes), None
+
+
+def _ycbcr_picture(data: bytes, page: Directory) -> tuple[Image.Image, None] | str:
+    if page.number(tag.COMPRESSION, 1) not in _LOSSLESS or page.tags[tag.BITS][0] != 8:
+        return f"YCbCr of {page.tags[tag.BITS][0]} bits in compression {page.number(tag.COMPRESSION, 1)}: save as RGB"
+    whole = tuple(page.tags.get(tag.SUBSAMPLING, (2, 2))) == (1, 1)
+    values = _read(data, page)[..., :3] if whole else _subsampled(data, page)
+    return values if isinstance(values, str) else (samples.picture(_from_ycbcr(values, page), ("RGB",)), None)
 
 
 def _read(data: bytes, page: Directory) -> npt.NDArray[Any]:
@@ -200,8 +197,8 @@ def _subsampled(data: bytes, page: Directory) -> npt.NDArray[np.uint8] | str:
 
     across, down = page.tags.get(tag.SUBSAMPLING, (2, 2))
     width, height, compression = page.number(tag.WIDTH, 0), page.number(tag.HEIGHT, 0), page.number(tag.COMPRESSION, 1)
-    if tag.TILES in page.tags or page.number(tag.PLANAR, 1) != 1 or page.tags[tag.BITS][0] != 8:
-        return "subsampled YCbCr in tiles, planes or of more than 8 bits: save as RGB"
+    if tag.TILES in page.tags or page.number(tag.PLANAR, 1) != 1:
+        return "subsampled YCbCr in tiles or planes: save as RGB"
     if across not in (1, 2, 4) or down not in (1, 2, 4):
         raise ValueError("the subsampling is damaged")
     rows_a_strip, strips = min(page.number(tag.ROWS_A_STRIP, height), height), []

@@ -4,6 +4,7 @@ Read here, since Pillow counts directories alone, not what they are of, and stop
 """
 
 import json
+import math
 import re
 import struct
 from collections.abc import Iterator
@@ -53,24 +54,17 @@ class Directory:
         mask = self.number(_SUBFILE, 0) & _MASK or self.number(PHOTOMETRIC, 0) == _PHOTOMETRIC_MASK
         return self.pixels > 0 and not reduced and not mask
 
-    @property
-    def planes(self) -> int:
-        """Pictures in this one directory, of which its tags describe the first."""
-        text = bytes(self.tags.get(_DESCRIPTION, b""))
-        declared = max(self.number(_DEPTH, 1), len(self.tags.get(_STK_PLANES, ())) // 2, 1)
-        if text.startswith(b"ImageJ=") and (found := re.search(rb"\nimages=(\d{1,9})", text)):
-            return max(declared, int(found[1]))
-        if text.startswith(b'{"shape":'):  # tifffile's
-            try:
-                shape = json.loads(text.rstrip(b"\0"))["shape"]
-                return max(declared, _product(shape) // max(1, self.pixels * self.number(SAMPLES, 1)))
-            except (ValueError, TypeError, KeyError):
-                return declared
-        if b"<OME" in text:
-            sizes = [re.search(rb"\bSize%s=\"(\d{1,6})\"" % axis, text) for axis in (b"C", b"Z", b"T")]
-            in_ome = _product([int(size[1]) for size in sizes if size])
-            return max(declared, in_ome // self.number(SAMPLES, 1))
-        return declared
+    def planes(self, file_size: int) -> int:
+        """Pictures in this one directory, of which its tags describe the first.
+
+        Programs copy the text of a stack to one picture of it: what the file has no room for is not counted.
+        """
+        in_tags = max(self.number(_DEPTH, 1), len(self.tags.get(_STK_PLANES, ())) // 2, 1)
+        in_text = _planes_in_text(bytes(self.tags.get(_DESCRIPTION, b"")), self.number(SAMPLES, 1), self.pixels)
+        room = sum(length for _, length in self.segments)
+        if self.number(COMPRESSION, 1) == 1 and file_size < in_text * room:
+            return in_tags
+        return max(in_tags, in_text)
 
     @property
     def declared_bits(self) -> int | None:
@@ -92,6 +86,22 @@ class Directory:
             self.tags.get(TILE_BYTES if tiled else STRIP_BYTES),
         )
         return [(int(start), int(length)) for start, length in zip(starts, lengths or (), strict=False)]
+
+
+def _planes_in_text(text: bytes, samples: int, pixels: int) -> int:
+    """Planes that ImageJ, tifffile or OME's XML tell of."""
+    if text.startswith(b"ImageJ="):
+        found = re.search(rb"\nimages=(\d{1,9})", text)
+        return int(found[1]) if found else 1
+    if text.startswith(b'{"shape":'):
+        try:
+            return math.prod(json.loads(text.rstrip(b"\0"))["shape"]) // max(1, pixels * samples)
+        except (ValueError, TypeError, KeyError):
+            return 1
+    if b"<OME" in text:
+        sizes = [re.search(rb"\bSize%s=\"(\d{1,6})\"" % axis, text) for axis in (b"C", b"Z", b"T")]
+        return math.prod(int(size[1]) for size in sizes if size) // samples
+    return 1
 
 
 def read_directories(data: bytes) -> tuple[list[Directory], str | None]:
@@ -116,10 +126,10 @@ def _walk(data: bytes, seen: set[int]) -> Iterator[Directory]:
     ahead = [offset]
     while ahead:
         offset = ahead.pop()
-        if not offset:
+        if not offset or offset in seen:  # those below a picture are listed, and point to each other as well
             continue
-        if offset in seen or len(seen) >= _MOST_DIRECTORIES:
-            raise ValueError("the directories go round in a circle")
+        if len(seen) >= _MOST_DIRECTORIES:
+            raise ValueError("more directories than a picture has")
         seen.add(offset)
         tags, following = _read_tags(data, offset, order, big)
         yield Directory(offset, tags)
@@ -156,10 +166,3 @@ def _values(data: bytes, at: int, order: str, code: str, number: int) -> Any:
     if len(code) == 1:
         return numbers
     return tuple(top / bottom if bottom else 0.0 for top, bottom in zip(numbers[::2], numbers[1::2], strict=True))
-
-
-def _product(numbers: list[int]) -> int:
-    product = 1
-    for number in numbers:
-        product *= number
-    return product

@@ -1,0 +1,148 @@
+"""Mutated files of every format for a while: `python tests/mutation_campaign.py --minutes 10`.
+
+The files are decoded in a process of their own, bounded in memory, that says which file it is at: what kills it, takes
+too long or raises is found by its number. Prints a line for each, and how many files each format had; exit code 1 if
+there was any. The seed and the number make the same file again: `--seed S --only N`.
+"""
+
+import argparse
+import multiprocessing
+import random
+import resource
+import sys
+import time
+import warnings
+from collections import Counter
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from archives.format_cases import CASES
+
+from bcd_ray.archives.images import Decoded, Limits, decode
+
+LIMITS = Limits(max_pixels=4_000_000)
+MEMORY = 4 << 30  # bytes of address space, libraries included; an image of the limits takes some 100 MB
+DEADLINE = 20.0  # seconds an image, on a busy machine
+FILES = [(case.name, case.make()) for case in CASES]
+
+
+def mutated(data: bytes, chance: random.Random) -> bytes:
+    """A file with one to four changes, half of them among its first bytes, where headers are."""
+    for _ in range(chance.randint(1, 4)):
+        room = len(data) if chance.random() < 0.5 else min(len(data), 600)
+        at, kind = (
+            chance.randrange(room or 1),
+            chance.choice(("bit", "byte", "number", "cut", "insert", "drop", "move")),
+        )
+        new = chance.randbytes(chance.randint(1, 8))
+        if kind == "bit":
+            data = data[:at] + bytes(each ^ 1 << chance.randrange(8) for each in data[at : at + 1]) + data[at + 1 :]
+        elif kind == "byte":
+            data = data[:at] + new + data[at + len(new) :]
+        elif kind == "number":  # the ends of ranges
+            value = chance.choice((b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\x01"))
+            data = data[:at] + value + data[at + 4 :]
+        elif kind == "cut" and chance.random() < 0.2:
+            data = data[:at]
+        elif kind == "insert":
+            data = data[:at] + new + data[at:]
+        elif kind == "drop":
+            data = data[:at] + data[at + len(new) :]
+        elif kind == "move":
+            start, length = chance.randrange(len(data) or 1), chance.randint(1, 200)
+            data = data[:at] + data[start : start + length] + data[at + length :]
+    return data
+
+
+def numbered(seed: int, number: int) -> tuple[str, bytes]:
+    """The format and the bytes of a mutated file."""
+    name, data = FILES[number % len(FILES)]
+    return name, mutated(data, random.Random(f"{seed} {number}"))
+
+
+def check(data: bytes) -> str:
+    """What became of a file; an assertion where that is none of what may become of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = decode(data, LIMITS)
+    if not isinstance(result, Decoded):
+        assert len(result.error.splitlines()) == 1, result.error
+        return result.status
+    assert result.pixels.shape == (224, 224, 3), result.pixels.shape
+    assert result.pixels.dtype == "uint8", result.pixels.dtype
+    assert result.width > 0, result.width
+    assert result.height > 0, result.height
+    return "damaged" if result.damage else "scored"
+
+
+def work(tell: Connection, seed: int, first: int, step: int) -> None:
+    """Decode every `step`-th file from `first` on, saying before each which it is, and what became of the last."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.stderr = open("/dev/null", "w")  # noqa: SIM115  (for as long as the process is)
+    number, became = first, ""
+    while True:
+        tell.send((number, became))
+        try:
+            became = check(numbered(seed, number)[1])
+        except BaseException as error:  # whatever it is, it should not have come out
+            became = f"raised {type(error).__name__}: {error}"
+        number += step
+
+
+def run(seconds: float, seed: int) -> tuple[list[str], Counter[str]]:
+    """What went wrong, a line each, and what became of how many."""
+    found, outcomes, number, end = list[str](), Counter[str](), 0, time.monotonic() + seconds
+    context = multiprocessing.get_context("fork")
+    while time.monotonic() < end:
+        here, there = context.Pipe(duplex=False)
+        process = context.Process(target=work, args=(there, seed, number, 1), daemon=True)
+        process.start()
+        there.close()
+        wrong = ""
+        while not wrong and time.monotonic() < end:
+            try:
+                if not here.poll(DEADLINE):
+                    wrong = f"took over {DEADLINE:.0f} s"
+                    break
+                number, became = here.recv()
+            except EOFError:
+                process.join(10)
+                wrong = f"ended its process ({process.exitcode})"
+                break
+            if became.startswith("raised"):
+                found.append(f"{number - 1} {numbered(seed, number - 1)[0]}: {became}")
+            elif became:
+                outcomes[became] += 1
+        if wrong:
+            found.append(f"{number} {numbered(seed, number)[0]}: {wrong}")
+            number += 1
+        process.kill()
+        process.join()
+    return found, outcomes
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, help="decode this one, here")
+    options = parser.parse_args()
+    if options.only is not None:
+        name, data = numbered(options.seed, options.only)
+        print(name, check(data))
+        return 0
+    found, outcomes = run(options.minutes * 60, options.seed)
+    print("\n".join(found))
+    print(
+        f"{outcomes.total():,} files of {len(FILES)} kinds:",
+        ", ".join(f"{n:,} {name}" for name, n in outcomes.most_common()),
+    )
+    print(f"{len(found)} that raised, hung or ended their process")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
