@@ -683,7 +683,8 @@ def table() -> str:
 
 def main() -> None:
     text = DOCS.read_text()
-    start, end = text.index(BEGIN), text.index(END) + len(END)
+    start = text.index(BEGIN)
+    end = text.index(END, start) + len(END)
     DOCS.write_text(text[:start] + table() + text[end:])
 
 

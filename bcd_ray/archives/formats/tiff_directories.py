@@ -95,7 +95,7 @@ def _planes_in_text(text: bytes, samples: int, pixels: int) -> int:
         return int(found[1]) if found else 1
     if text.startswith(b'{"shape":'):
         try:
-            return math.prod(json.loads(text.rstrip(b"\0"))["shape"]) // max(1, pixels * samples)
+            return int(math.prod(json.loads(text.rstrip(b"\0"))["shape"])) // max(1, pixels * samples)
         except (ValueError, TypeError, KeyError):
             return 1
     if b"<OME" in text:
