@@ -15,6 +15,7 @@ PLAYED = (  # the beginnings of their names
     "driver killed again and again, s3: after plan",
     "worker killed, local: SIGKILL after unit beside number 4",
     "worker killed, s3: and then the driver",
+    "worker killed, local: time and again at the only unit",
     "poison, local: an image of shards/poison.tar that ends its process with SIGSEGV",
     "poison, s3: reading table.parquet",
     "node killed, local: after unit on it, for good",

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from bcd_ray.archives.images import Decoded, Limits, Rejected, decode
 
-_TRIES_APART = 2  # of an image: a process can also die of something that is not its image's fault
+_PROOFS = 2  # deaths after which an image is given up: a process can also die of something that is not its fault
+_TRIES_APART = 6  # want of memory and a node that goes say nothing about an image
 
 Decoder = Callable[[bytes, Limits], Decoded | Rejected]
 
@@ -25,18 +26,21 @@ def die_at_once() -> None:
 def decode_apart(data: bytes, limits: Limits) -> Decoded | Rejected:
     """`images.decode` in a Ray worker process that does nothing else, and may die of it."""
     import ray
-    from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+    from ray.exceptions import LocalRayletDiedError, NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
-    task = ray.remote(num_cpus=0, max_retries=0)(_decode_or_die)
+    task, deaths = ray.remote(num_cpus=0, max_retries=0)(_decode_or_die), 0
     for _ in range(_TRIES_APART):
         try:
             result: Decoded | Rejected = ray.get(task.remote(data, limits))
             return result
-        except (OutOfMemoryError, WorkerCrashedError):
+        except WorkerCrashedError:
+            deaths += 1
+            if deaths == _PROOFS:
+                error = f"decoding it killed the process, {_PROOFS} times of {_PROOFS}: look with care"
+                return Rejected("crashed", error)
+        except (LocalRayletDiedError, NodeDiedError, OutOfMemoryError):
             continue
-    return Rejected(
-        "crashed", f"decoding it killed the process, {_TRIES_APART} times of {_TRIES_APART}: look with care"
-    )
+    return Rejected("interrupted", f"decoding it was broken off {_TRIES_APART} times, by want of memory or lost nodes")
 
 
 def _decode_or_die(data: bytes, limits: Limits) -> Decoded | Rejected:

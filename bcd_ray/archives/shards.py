@@ -93,11 +93,10 @@ def image_id(shard_uri: str, name: str, occurrence: int) -> str:
     return hashlib.sha256(json.dumps([shard_uri, name, occurrence]).encode()).hexdigest()[:32]
 
 
-def given_up(shards: Iterable[StoredObject]) -> Iterator[Entry]:
-    """One entry for each shard of a unit that killed its worker at every attempt."""
+def given_up(shards: Iterable[StoredObject], why: Rejected) -> Iterator[Entry]:
+    """One entry for each shard, or for what is left of it, that is not read."""
     for shard in shards:
-        error = "reading it, or one that was read with it, killed the process at every attempt"
-        yield _entry(shard, "", 1, Rejected("crashed", error))
+        yield _entry(shard, "", 1, why)
 
 
 def read_shard(shard: StoredObject, limits: Limits, left_out: Counter[str] | None = None) -> Iterator[Entry]:

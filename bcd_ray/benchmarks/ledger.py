@@ -47,14 +47,14 @@ def ledger_cost(config: BenchmarkConfig) -> dict[str, Any]:
             ledger = Ledger(f"{folder}/output-{number}")
             scorer = UnitScorer(bundle, "openvino", ledger, Limits(), threads=2, starts=starts)
             units = ledger.plan(shards, {}).units
-            without = _seconds(lambda: [scorer.rows(unit, attempt=1) for unit in units])  # noqa: B023
+            without = _seconds(lambda: [scorer.rows(unit) for unit in units])  # noqa: B023
 
             def with_ledger(ledger: Ledger = ledger, scorer: UnitScorer = scorer) -> None:
                 plan = ledger.plan(shards, {})
                 ledger.begin(plan, {"engine": "", "versions": {}, "configuration": {}})
                 for unit in ledger.unfinished(plan):
                     ray.get(starts.count.remote(unit.unit_id))
-                    ledger.write_unit(unit, scorer.rows(unit, attempt=1))
+                    ledger.write_unit(unit, scorer.rows(unit))
                 ledger.publish(plan)
 
             rounds.append({"without_s": without, "with_s": _seconds(with_ledger)})

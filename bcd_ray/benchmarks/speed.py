@@ -177,7 +177,7 @@ def stages(made: Bench) -> dict[str, float]:
 
         def score_units() -> None:
             for unit in units:
-                ledger.write_unit(unit, scorer.rows(unit, attempt=1))
+                ledger.write_unit(unit, scorer.rows(unit))
 
         _, all_stages = _timed(score_units)
     seconds = {"read": read, "decode": decoding, "network": network}

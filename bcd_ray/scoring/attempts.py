@@ -1,16 +1,45 @@
-"""How often a unit was begun, and who may die beside whom: what kills its process must cost one image only."""
+"""What becomes of a unit whose process died: how carefully it is begun again, and which image is to blame.
+
+A process that dies says nothing about the images that it had under way: a node may go, other programs may take the
+memory, somebody may kill it. So a unit is begun again with each image decoded in a process apart, then image by image,
+and only what killed while it was alone is given up.
+"""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import count
 from threading import Lock, Semaphore
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-MAX_ATTEMPTS = 3  # of a unit: at full speed, then twice with each image in a process apart
+from bcd_ray.archives.images import Limits, Rejected
+from bcd_ray.archives.shards import Entry, given_up, read_shards
+from bcd_ray.storage import StoredObject
+
+ONE_BY_ONE = 3  # the attempt from which images are read and scored one after the other; the one before decodes apart
+_PROOFS = 2  # deaths while an image was alone, after which it is given up
+_MOST_DEATHS = 10  # of a unit that no image is to blame for, after which the next run is to try
+_Death = Literal["crashed", "interrupted", "node"]  # of itself, by want of memory, with its node
+
+
+class Start(NamedTuple):
+    """How a unit is to be begun."""
+
+    attempt: int = 1  # node losses are not counted
+    fatal: dict[str, str] = {}  # noqa: RUF012 (never changed) the status of each step that is to be left out
+    hopeless: bool = False
+
+
+FIRST = Start()
+
+
+def nobody(step: str) -> None:
+    """Is told of steps where none counts."""
 
 
 def start_counter() -> Any:
-    """A Ray actor: `count(name)` says how many times it was called with this name, `known(name)` how many times before.
+    """A Ray actor of a `_StartCounter`.
 
     It lives on the driver's node: a node that goes would else end the job. One whose process dies starts from nothing.
     """
@@ -20,6 +49,54 @@ def start_counter() -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     again = {"max_restarts": -1, "max_task_retries": -1}
     return ray.remote(num_cpus=0, scheduling_strategy=here, **again)(_StartCounter).remote()
+
+
+class Entries:
+    """The entries of a unit, read in the way that its start asks for."""
+
+    def __init__(
+        self,
+        shards: tuple[StoredObject, ...],
+        limits: Limits,
+        start: Start,
+        left_out: Counter[str] | None = None,
+        tell: Callable[[str], None] = nobody,
+    ) -> None:
+        """`tell` is called with the name of each step before it is taken, where images are read one by one.
+
+        Members that are no images are counted in `left_out`, by suffix.
+        """
+        self._shards, self._limits, self._start, self._left_out, self._tell = shards, limits, start, left_out, tell
+
+    def __iter__(self) -> Iterator[Entry]:
+        if self._start.hopeless:
+            error = "the process was killed time and again, by no image of its own: look for full memory"
+            return given_up(self._shards, Rejected("interrupted", error))
+        if self._start.attempt < ONE_BY_ONE:
+            return read_shards(self._shards, self._limits, self._left_out)
+        return (entry for shard in self._shards for entry in self._one_by_one(shard))
+
+    def _one_by_one(self, shard: StoredObject) -> Iterator[Entry]:
+        entries = iter(read_shards((shard,), self._limits, self._left_out))
+        for number in count():
+            reading, scoring = f"reading {number} of {shard.uri}", f"scoring {number} of {shard.uri}"
+            if reading in self._start.fatal:  # nothing behind it can be reached
+                yield from given_up((shard,), self._rejected(reading))
+                return
+            self._tell(reading)
+            entry = next(entries, None)
+            if entry is None:
+                return
+            if scoring in self._start.fatal:
+                yield replace(entry, content=self._rejected(scoring))
+            else:
+                self._tell(scoring)
+                yield entry
+
+    def _rejected(self, step: str) -> Rejected:
+        status = self._start.fatal[step]
+        why = "it took more memory than there was" if status == "interrupted" else "look with care"
+        return Rejected(status, f"{step.split()[0]} it alone killed the process, {_PROOFS} times of {_PROOFS}: {why}")
 
 
 class Turns:
@@ -44,13 +121,55 @@ class Turns:
             self._free.release(places)
 
 
+@dataclass
+class _Unit:
+    """What is known of a unit's starts."""
+
+    worker: str = ""
+    node: str = ""
+    step: str = ""  # the one under way, where it is alone
+    deaths: int = 0
+    blamed: dict[str, Counter[str]] = field(default_factory=dict)  # kinds of death by step
+
+
 class _StartCounter:
+    """Of every unit: its starts, and what its processes died of."""
+
     def __init__(self) -> None:
-        self._counts = Counter[str]()
+        self._units: dict[str, _Unit] = {}
 
-    def count(self, name: str) -> int:
-        self._counts[name] += 1
-        return self._counts[name]
+    def count(self, name: str, worker: str = "", node: str = "") -> Start:
+        """A start of a unit in a worker process of a node: the one before, if there was one, died."""
+        unit = self._units.get(name)
+        if unit is None:
+            unit = self._units[name] = _Unit()
+        elif unit.worker != worker:  # else it is the same process, which failed and lives
+            kind = death_of(unit.worker, unit.node)
+            unit.deaths += kind != "node"
+            if unit.step and kind != "node":
+                unit.blamed.setdefault(unit.step, Counter())[kind] += 1
+        unit.worker, unit.node, unit.step = worker, node, ""
+        proven = {step: kinds for step, kinds in unit.blamed.items() if kinds.total() >= _PROOFS}
+        fatal = {step: "crashed" if kinds["crashed"] >= _PROOFS else "interrupted" for step, kinds in proven.items()}
+        return Start(1 + unit.deaths, fatal, unit.deaths - _PROOFS * len(fatal) >= _MOST_DEATHS)
 
-    def known(self, name: str) -> int:
-        return self._counts[name]
+    def at(self, name: str, step: str) -> None:
+        """A unit takes a step, and nothing else is under way in its process."""
+        self._units.setdefault(name, _Unit()).step = step
+
+    def known(self, name: str) -> bool:
+        """Whether a unit was begun before."""
+        return name in self._units
+
+
+def death_of(worker: str, node: str) -> _Death:
+    """What a worker process died of, by what Ray's head knows."""
+    import ray
+    from ray._private.state import state
+    from ray.core.generated import common_pb2, gcs_pb2
+
+    if not any(each["NodeID"] == node and each["Alive"] for each in ray.nodes()):
+        return "node"
+    found = state._connect_and_get_accessor().get_worker_info(ray.WorkerID(bytes.fromhex(worker)))
+    exit_type = gcs_pb2.WorkerTableData.FromString(found).exit_type if found else None
+    return "interrupted" if exit_type == common_pb2.WorkerExitType.NODE_OUT_OF_MEMORY else "crashed"

@@ -24,8 +24,8 @@ class ScoreConfig:
     """Files and members of shards that are no images, by name or first bytes, before the exit code says so (3). Hidden
     ones, and what usually lies beside images (.json, .cls, .txt, .csv, .md, .sha256 ...), are counted apart."""
     max_undelivered: float = 0.5
-    """Share of the images that the storage may fail to deliver (`missing`, `changed`, `read_error`); of more, nothing
-    is published."""
+    """Share of the images that may fail for the moment (`missing`, `changed`, `read_error`, `interrupted`); where more
+    do, nothing is published."""
     max_image_bytes: int = 64 << 20
     """Larger images are refused unread."""
     max_pixels: int = 100_000_000

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from bcd_ray.archives.images import Decoded, Limits, Pixels, Rejected, decode
 from bcd_ray.archives.isolation import Decoder, decode_apart, die_at_once
-from bcd_ray.archives.shards import Entry, given_up, read_shards
+from bcd_ray.archives.shards import Entry
 from bcd_ray.errors import StorageError
 from bcd_ray.labels import CLASSES
 from bcd_ray.model.bundle import Bundle
@@ -21,7 +22,7 @@ from bcd_ray.model.quality import MEASURES, measure
 from bcd_ray.model.triage import Triage
 from bcd_ray.scoring import schema
 from bcd_ray.scoring.access import check_access
-from bcd_ray.scoring.attempts import MAX_ATTEMPTS, Turns
+from bcd_ray.scoring.attempts import FIRST, ONE_BY_ONE, Entries, Start, Turns, nobody
 from bcd_ray.scoring.ledger import Ledger, Unit
 from bcd_ray.threads import EngineThreads, in_chunks, keep_blas_to_its_thread
 
@@ -48,26 +49,34 @@ class UnitScorer:
 
         (unit,) = batch["unit"]
         die_at_once()  # here, not when it is made: only in an actor does somebody start it again
-        with self._turns.turn(alone=ray.get(self._starts.known.remote(unit.unit_id)) > 0):
-            attempt = ray.get(self._starts.count.remote(unit.unit_id))
+        context = ray.get_runtime_context()
+        with self._turns.turn(alone=ray.get(self._starts.known.remote(unit.unit_id))):
+            start = ray.get(self._starts.count.remote(unit.unit_id, context.get_worker_id(), context.get_node_id()))
             try:
-                if attempt > 1 and self._ledger.is_finished(unit):  # it died after this unit, in another
+                if start.attempt > 1 and self._ledger.is_finished(unit):  # it died after this unit, in another
                     return _written(0)
                 left_out = Counter[str]()
-                rows = self.rows(unit, attempt, left_out)
+                rows = self.rows(unit, start, left_out, lambda step: ray.get(self._starts.at.remote(unit.unit_id, step)))
                 self._ledger.write_unit(unit, rows, left_out)
             except StorageError as error:  # the other units may do better: the driver tells at the end
                 return _written(0, str(error))
             return _written(len(rows))
 
-    def rows(self, unit: Unit, attempt: int, left_out: Counter[str] | None = None) -> pa.Table:
+    def rows(
+        self,
+        unit: Unit,
+        start: Start = FIRST,
+        left_out: Counter[str] | None = None,
+        tell: Callable[[str], None] = nobody,
+    ) -> pa.Table:
         """One row for each image of the unit, of all columns but the run's; `left_out` counts members that are none.
 
         Ray starts a unit again, without end, when it killed its worker. So the second attempt decodes each image in a
-        process of its own, and what even then kills the worker is given up after `MAX_ATTEMPTS`.
+        process of its own, and the next take one image after the other, and `tell` which.
         """
-        decode_one = decode if attempt == 1 else decode_apart
-        entries = given_up(unit.shards) if attempt > MAX_ATTEMPTS else read_shards(unit.shards, self._limits, left_out)
+        decode_one = decode if start.attempt == 1 else decode_apart
+        alone = start.attempt >= ONE_BY_ONE
+        entries = Entries(unit.shards, self._limits, start, left_out, tell)
 
         def score_chunk(chunk: list[Entry]) -> tuple[list[_Row], list[_Computed]]:
             described = [_describe(decode_one, self._limits, entry) for entry in chunk]
@@ -75,9 +84,8 @@ class UnitScorer:
             return [row for row, _ in described], [self._compute(pixels)] if pixels else []
 
         rows, computed = list[_Row](), list[_Computed]()
-        for some, of_some in self._threads.map(
-            score_chunk, in_chunks(entries, self._engine.chunk, _bytes_in, _CHUNK_BYTES)
-        ):
+        chunks = in_chunks(entries, 1 if alone else self._engine.chunk, _bytes_in, _CHUNK_BYTES)
+        for some, of_some in map(score_chunk, chunks) if alone else self._threads.map(score_chunk, chunks):
             rows += some
             computed += of_some
         return _table(rows, computed, self._triage, self._version)

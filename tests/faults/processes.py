@@ -75,6 +75,7 @@ def _workers(place: str) -> Iterator[Scenario]:
         yield Scenario("worker killed", place, name, partial(_kill_workers, place, steps), 2)
     both = (Fault("unit", first=2), Fault("counted", "after", first=4))
     yield Scenario("worker killed", place, "and then the driver", partial(_kill_worker_and_driver, place, both), 2)
+    yield Scenario("worker killed", place, "time and again at the only unit", partial(_kill_from_outside, place), 5)
     for first in (1, 4):
         step = Fault("count", first=first)
         yield Scenario("worker killed", place, f"{step} of starts", partial(_kill_workers, place, (step,)))
@@ -83,6 +84,13 @@ def _workers(place: str) -> Iterator[Scenario]:
 def _kill_workers(place: str, steps: tuple[Fault, ...], stage: Stage) -> None:
     case = Case(stage, place)
     case.publishes(*steps)
+    case.check()
+
+
+def _kill_from_outside(place: str, stage: Stage) -> None:
+    """What dies of no image says nothing about its images."""
+    case = Case(stage, place, stage.own_archive(place, "shards/0"))
+    case.publishes(Fault("unit", times=5))
     case.check()
 
 

@@ -41,7 +41,7 @@ class Rejected:
 
 
 # Failures of the moment, not of the image: another try may do better, and nobody keeps them as a fact of the image.
-PASSING_STATUSES = ("missing", "changed", "read_error", "resource_error")
+PASSING_STATUSES = ("missing", "changed", "read_error", "resource_error", "interrupted")
 
 
 def failed(error: BaseException, width: int | None = None, height: int | None = None) -> Rejected:

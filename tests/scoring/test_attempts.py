@@ -1,0 +1,129 @@
+"""What becomes of a unit whose process dies: what killed alone is given up, and what died from outside is scored."""
+
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bcd_ray import storage
+from bcd_ray.archives.images import Limits, Rejected
+from bcd_ray.scoring import attempts
+from bcd_ray.scoring.attempts import ONE_BY_ONE, Entries, Start
+from bcd_ray.storage import StoredObject
+
+Kill = Callable[[Start, str], str]  # of a start and a step, "" before the first: what the process dies of, or ""
+IMAGES = 6
+
+
+class _DiedError(Exception):
+    """Stands for the end of a process."""
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> tuple[StoredObject, ...]:
+    """A tar of six images, which are no images: nothing is decoded here."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number in range(IMAGES):
+            member = tarfile.TarInfo(f"{number}.jpg")
+            member.size = 1
+            tar.addfile(member, io.BytesIO(b"x"))
+    return tuple(storage.list_objects(str(tmp_path)))
+
+
+@pytest.fixture
+def loose(tmp_path: Path) -> tuple[StoredObject, ...]:
+    """Six loose files."""
+    for number in range(IMAGES):
+        (tmp_path / f"{number}.jpg").write_bytes(b"x")
+    return tuple(storage.list_objects(str(tmp_path)))
+
+
+def play(
+    monkeypatch: pytest.MonkeyPatch, shards: tuple[StoredObject, ...], kill: Kill, most: int = 40
+) -> tuple[list[str], list[int]]:
+    """Begin a unit again until its process lives: the statuses of its entries, and the attempts by number."""
+    counter, causes, numbers = attempts._StartCounter(), [""], []
+    monkeypatch.setattr(attempts, "death_of", lambda worker, node: causes[-1])
+
+    def step(name: str, start: Start) -> None:
+        if name:
+            counter.at("unit", name)
+        if cause := kill(start, name):
+            causes.append(cause)
+            raise _DiedError
+
+    for process in range(most):
+        start = counter.count("unit", f"worker {process}", "node")
+        numbers.append(start.attempt)
+        try:
+            step("", start)
+            entries = list(Entries(shards, Limits(), start, tell=lambda name: step(name, start)))  # noqa: B023
+        except _DiedError:
+            continue
+        return [one.content.status if isinstance(one.content, Rejected) else "read" for one in entries], numbers
+    raise AssertionError(f"begun {most} times")
+
+
+def times(count: int, cause: str) -> Kill:
+    left = [cause] * count
+    return lambda start, step: left.pop() if left and not step else ""
+
+
+def test_an_undisturbed_unit_is_begun_once(monkeypatch: pytest.MonkeyPatch, shards: tuple[StoredObject, ...]) -> None:
+    assert play(monkeypatch, shards, lambda start, step: "") == (["read"] * IMAGES, [1])
+
+
+@pytest.mark.parametrize("kills", [1, 3, 9])
+def test_kills_from_outside_cost_no_image(
+    monkeypatch: pytest.MonkeyPatch, shards: tuple[StoredObject, ...], kills: int
+) -> None:
+    statuses, numbers = play(monkeypatch, shards, times(kills, "crashed"))
+    assert statuses == ["read"] * IMAGES
+    assert numbers == list(range(1, kills + 2))
+
+
+def test_node_losses_are_no_attempts(monkeypatch: pytest.MonkeyPatch, shards: tuple[StoredObject, ...]) -> None:
+    assert play(monkeypatch, shards, times(20, "node")) == (["read"] * IMAGES, [1] * 21)
+
+
+def test_a_unit_that_always_dies_is_left_to_the_next_run(
+    monkeypatch: pytest.MonkeyPatch, shards: tuple[StoredObject, ...]
+) -> None:
+    statuses, numbers = play(monkeypatch, shards, lambda start, step: "" if step or start.hopeless else "crashed")
+    assert statuses == ["interrupted"]
+    assert len(numbers) == 11
+
+
+@pytest.mark.parametrize(("cause", "status"), [("crashed", "crashed"), ("interrupted", "interrupted")])
+def test_an_image_that_kills_is_found(
+    monkeypatch: pytest.MonkeyPatch, loose: tuple[StoredObject, ...], cause: str, status: str
+) -> None:
+    def kill(start: Start, step: str) -> str:
+        killers = (f"scoring 0 of {loose[1].uri}", f"scoring 0 of {loose[4].uri}", f"reading 0 of {loose[5].uri}")
+        together = not step and start.attempt < ONE_BY_ONE
+        return cause if together or step in killers else ""
+
+    statuses, _ = play(monkeypatch, loose, kill)
+    assert statuses == ["read", status, "read", "read", status, status]
+
+
+def test_a_shard_whose_reading_kills_keeps_what_comes_before(
+    monkeypatch: pytest.MonkeyPatch, shards: tuple[StoredObject, ...]
+) -> None:
+    def kill(start: Start, step: str) -> str:
+        return "crashed" if start.attempt < ONE_BY_ONE or step.startswith("reading 3 ") else ""
+
+    assert play(monkeypatch, shards, kill)[0] == ["read"] * 3 + ["crashed"]
+
+
+def test_one_death_alone_is_no_proof(monkeypatch: pytest.MonkeyPatch, shards: tuple[StoredObject, ...]) -> None:
+    died: list[str] = []
+
+    def kill(start: Start, step: str) -> str:
+        first = step.startswith("scoring") and step not in died
+        died.extend([step] * first)
+        return "crashed" if start.attempt < ONE_BY_ONE or first else ""
+
+    assert play(monkeypatch, shards, kill)[0] == ["read"] * IMAGES
