@@ -86,6 +86,7 @@ class Entries:
             self._tell(reading)
             entry = next(entries, None)
             if entry is None:
+                self._tell("")  # what comes now is no image's fault
                 return
             if scoring in self._start.fatal:
                 yield replace(entry, content=self._rejected(scoring))

@@ -61,7 +61,7 @@ def score(config: ScoreConfig) -> Outcome:
         choice = choose_engine(config.engine, gpu_count() if unfinished else 0)
         facts = {"engine": asdict(choice), "versions": library_versions(), "configuration": asdict(config)}
         facts["left_out"] = left_out
-        ledger.begin(plan, facts)
+        plan = ledger.begin(plan, facts)
         done = len(plan.units) - len(unfinished)
         say(f"run {plan.run_id}: {done:,} of {len(plan.units):,} units done before; {choice}")
         if unfinished:

@@ -1,6 +1,7 @@
 """Nothing lost, nothing twice: the plan, the units' outputs, their reconciliation and publication.
 
-    OUTPUT/_work/plans/RUN_ID.parquet        what is to be done, written first
+    OUTPUT/_work/numbers/NUMBER              the id of the run that has this number, written first
+    OUTPUT/_work/plans/RUN_ID.parquet        what is to be done
     OUTPUT/_work/units/UNIT_ID.parquet       the rows of one unit, whole; named by everything that changes them
     OUTPUT/predictions/RUN_ID.parquet        the rows of all units, one object that appears at once
     OUTPUT/manifests/RUN_ID.inputs.parquet   the shards that were read
@@ -16,7 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from bcd_ray import storage
 from bcd_ray.archives.shards import is_loose
 from bcd_ray.errors import JobError, NotFoundError
 from bcd_ray.scoring import schema
-from bcd_ray.scoring.state import Rows, State, digest, is_of_a_run, manifest_of
+from bcd_ray.scoring.state import Rows, State, digest, ends_of_chain, is_of_a_run, manifest_of, read_manifests
 from bcd_ray.storage import StoredObject, parquet
 
 _LOOSE_IMAGES_PER_UNIT = 256
@@ -61,6 +62,11 @@ class Plan:
     superseded_shards: int
     current_images: int  # of the same inputs, published before
     earlier: dict[str, Rows]  # that hold of the shards in the units, by printable URI
+
+    def numbered(self, number: int) -> "Plan":
+        """The same under another number, and so another id."""
+        run_id = digest([digest(self.identity), number, [unit.unit_id for unit in self.units]])[:16]
+        return replace(self, run_id=run_id, run_number=number)
 
 
 def _passing(not_scored: Mapping[str, int]) -> int:
@@ -127,13 +133,16 @@ class Ledger:
             tried = [one.tried if one else 0 for one in before]
             content = [identity_digest, [(shard.uri, shard.etag, run) for shard, run in zip(group, tried, strict=True)]]
             units.append(Unit(digest(content)[:32], tuple(group)))
-        number = state.last_number + 1
-        run_id = digest([identity_digest, number, [unit.unit_id for unit in units]])[:16]
         superseded = sum(not one.passing_failure for one in earlier.values())
-        return Plan(run_id, number, tuple(units), identity, superseded, current_images, earlier)
+        plan = Plan("", 0, tuple(units), identity, superseded, current_images, earlier)
+        return plan.numbered(state.last_number + 1)
 
-    def begin(self, plan: Plan, facts: dict[str, Any]) -> None:
-        """Write the plan, and facts for the manifest, unless an earlier attempt at the same run did."""
+    def begin(self, plan: Plan, facts: dict[str, Any]) -> Plan:
+        """Write the plan, and facts for the manifest, unless an earlier attempt at the same run did.
+
+        Returns the plan under the number that it got: a run that was planned at the same time may have taken the next.
+        """
+        plan = self._claimed(plan)
         known = [(unit, shard) for unit in plan.units for shard in unit.shards]
         before = [plan.earlier.get(storage.printable(shard.uri)) for _, shard in known]
         table = pa.table(
@@ -149,6 +158,16 @@ class Ledger:
             metadata={"bcd_ray": json.dumps(_described(plan) | {"started_at": _now(), **facts})},
         )
         storage.create(self._plan_uri(plan.run_id), parquet.bytes_of(table, compression="zstd"))
+        return plan
+
+    def _claimed(self, plan: Plan) -> Plan:
+        """The plan under the first number that no other run took: of two at a time, the one planned last holds."""
+        while True:
+            uri = storage.join(self.output, "_work", "numbers", f"{plan.run_number:08d}")
+            run_id = plan.run_id.encode()
+            if storage.create(uri, run_id) or storage.read_bytes(uri) == run_id:
+                return plan
+            plan = plan.numbered(plan.run_number + 1)
 
     def unfinished(self, plan: Plan) -> list[Unit]:
         """The units whose rows are not there yet."""
@@ -214,10 +233,11 @@ class Ledger:
             "inputs": read_file,
             "left_out": {"files": json.loads(planned).get("left_out", {}), "members": members},
             "incomplete_shards": incomplete,
+            "previous": ends_of_chain(read_manifests(self.output)),
         }
         manifest_uri = storage.join(self.output, "manifests", f"{plan.run_id}.json")
         if not storage.create(manifest_uri, (json.dumps(manifest, indent=2) + "\n").encode()):
-            manifest = manifest_of(manifest_uri)  # another copy of this run was first
+            manifest = manifest_of(manifest_uri).content  # another copy of this run was first
         return manifest
 
     def _refuse(self, undelivered: _Undelivered, most: float) -> None:

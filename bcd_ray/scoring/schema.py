@@ -106,7 +106,7 @@ MANIFEST_VERSION = 3
 MANIFEST = {
     "manifest_version": "Version of this table",
     "run_id": "Names the run's files; made from its inputs, its model and its number",
-    "run_number": "Runs of one output count up from 1",
+    "run_number": "Runs of one output count up from 1 in the order of their plans; one that was given up leaves a gap",
     "started_at": "When the run was planned, UTC",
     "published_at": "When the rows were published, UTC",
     "identity": "Everything besides the shards that changes the rows: model, schema, decoder, limits",
@@ -128,4 +128,5 @@ MANIFEST = {
     "JSON, and `incomplete` where nobody knows how many images it holds",
     "left_out": "By suffix, how many `files` of the archive and `members` of shards are no images, and have no row",
     "incomplete_shards": "Shards that could not be read, or not to their end: how many images they hold is unknown",
+    "previous": "The manifests that came before, each by `run_id` and `sha256`: none of them can go or change unseen",
 }

@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from bcd_ray import storage
 from bcd_ray.errors import JobError
 from bcd_ray.storage import StoredObject, parquet
 
+_READERS = 16  # of manifests, at a time
 RUN_ID = re.compile("[0-9a-f]{16}")
 NotScored = tuple[tuple[str, int], ...]  # rows by status
 
@@ -71,7 +73,7 @@ class State:
         self.manifests: list[dict[str, Any]] = []  # in order of their numbers
         self.shards: dict[str, Standing] = {}  # by printable URI
         for manifest in read_manifests(output):
-            self._add(manifest)
+            self._add(manifest.content)
 
     @property
     def last_number(self) -> int:
@@ -115,12 +117,30 @@ class State:
                 self.shards[read.uri] = replace(earlier, tried=number, failed=read.gaps)
 
 
-def read_manifests(output: str) -> list[dict[str, Any]]:
+class Manifest(NamedTuple):
+    """What a run published, and the digest of the file that says so."""
+
+    content: dict[str, Any]
+    sha256: str
+
+
+def read_manifests(output: str) -> list[Manifest]:
     """The manifests of all published runs, in order of their numbers; what is not named as one is passed over."""
     folder = storage.join(output, "manifests")
     names = [name for name in storage.list_names(folder) if is_of_a_run(name, ".json")]
-    found = [manifest_of(storage.join(folder, name)) for name in names]
-    return sorted(found, key=lambda manifest: (manifest["run_number"], manifest["run_id"]))
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = list(pool.map(manifest_of, (storage.join(folder, name) for name in names)))
+    return sorted(found, key=lambda manifest: (manifest.content["run_number"], manifest.content["run_id"]))
+
+
+def ends_of_chain(manifests: Sequence[Manifest]) -> list[dict[str, str]]:
+    """Run id and digest of each manifest that none names as the one before it: one, or of runs at the same time some.
+
+    A manifest names those that were the ends when it was written, so that none of them can change or go unseen.
+    """
+    named = {each["run_id"] for manifest in manifests for each in manifest.content.get("previous", [])}
+    ends = [manifest for manifest in manifests if manifest.content["run_id"] not in named]
+    return [{"run_id": manifest.content["run_id"], "sha256": manifest.sha256} for manifest in ends]
 
 
 def is_of_a_run(name: str, suffix: str) -> bool:
@@ -128,14 +148,15 @@ def is_of_a_run(name: str, suffix: str) -> bool:
     return name.endswith(suffix) and bool(RUN_ID.fullmatch(name.removesuffix(suffix)))
 
 
-def manifest_of(uri: str) -> dict[str, Any]:
+def manifest_of(uri: str) -> Manifest:
     """A manifest; JobError where it is damaged."""
+    data = storage.read_bytes(uri)
     try:
-        manifest = dict[str, Any](json.loads(storage.read_bytes(uri)))
+        manifest = dict[str, Any](json.loads(data))
         manifest["run_number"], manifest["run_id"], manifest["identity"]
     except (ValueError, TypeError, KeyError) as error:
         raise JobError(f"{uri} is damaged or no manifest: restore it from a copy, or move away what is none") from error
-    return manifest
+    return Manifest(manifest, hashlib.sha256(data).hexdigest())
 
 
 class Read(NamedTuple):

@@ -14,7 +14,7 @@ from bcd_ray.archives.shards import image_id, is_loose
 from bcd_ray.errors import JobError, StorageError
 from bcd_ray.scoring import schema
 from bcd_ray.scoring.ledger import Ledger
-from bcd_ray.scoring.state import read_manifests
+from bcd_ray.scoring.state import Manifest, read_manifests
 from bcd_ray.storage import parquet
 
 _OF_A_FILE = ("uri", "rows", "bytes", "sha256")
@@ -27,12 +27,10 @@ def verify(output: str) -> list[str]:
     Checks of each run: files, sizes, digests, schema, counts, ids (none twice, those of loose images recomputed), and
     the rows of every shard against the run's inputs; and that no rows stand without a manifest and no run is missing.
     """
-    manifests = read_manifests(output)
+    found = read_manifests(output)
+    manifests = [manifest.content for manifest in found]
     problems = [problem for manifest in manifests for problem in _problems(output, manifest)]
-    numbers = sorted({manifest["run_number"] for manifest in manifests})
-    for before, after in pairwise([0, *numbers]):
-        if after > before + 1:
-            problems.append(f"after run {before} comes run {after}: restore the files of those between from a copy")
+    problems += _breaks(found)
     known = {f"{manifest['run_id']}.parquet" for manifest in manifests}
     for name in storage.list_names(storage.join(output, "predictions")):
         if name not in known:
@@ -60,6 +58,27 @@ def clear_leftovers(output: str) -> int:
         storage.delete(storage.join(work, name))
     parts = ("_work", "predictions", "manifests")
     return len(names) + sum(storage.delete_broken_off(storage.join(output, part)) for part in parts)
+
+
+def _breaks(manifests: list[Manifest]) -> Iterator[str]:
+    """Where the chain of the runs is broken; those of version 2 named none before them and left no number out."""
+    numbers = sorted({each.content["run_number"] for each in manifests if each.content.get("manifest_version") == 2})
+    for before, after in pairwise([0, *numbers]):
+        if after > before + 1:
+            yield f"after run {before} comes run {after}: restore the files of those between from a copy"
+    digests = {manifest.content["run_id"]: manifest.sha256 for manifest in manifests}
+    for manifest in manifests:
+        after = manifest.content["run_id"]
+        try:
+            named = {each["run_id"]: each["sha256"] for each in manifest.content.get("previous", [])}
+        except (KeyError, TypeError):
+            yield f"run {after}: its manifest is damaged: restore it from a copy"
+            continue
+        for run_id, sha256 in named.items():
+            if run_id not in digests:
+                yield f"run {run_id}: is gone, though run {after} came after it: restore its files from a copy"
+            elif digests[run_id] != sha256:
+                yield f"run {run_id}: its manifest is not the one that run {after} came after: restore it from a copy"
 
 
 def _problems(output: str, manifest: dict[str, Any]) -> Iterator[str]:

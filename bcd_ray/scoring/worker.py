@@ -56,7 +56,8 @@ class UnitScorer:
                 if start.attempt > 1 and self._ledger.is_finished(unit):  # it died after this unit, in another
                     return _written(0)
                 left_out = Counter[str]()
-                rows = self.rows(unit, start, left_out, lambda step: ray.get(self._starts.at.remote(unit.unit_id, step)))
+                at = self._starts.at
+                rows = self.rows(unit, start, left_out, lambda step: ray.get(at.remote(unit.unit_id, step)))
                 self._ledger.write_unit(unit, rows, left_out)
             except StorageError as error:  # the other units may do better: the driver tells at the end
                 return _written(0, str(error))

@@ -10,6 +10,7 @@ import runpy
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bcd_ray import storage
+from bcd_ray import read, storage
 from bcd_ray.archives.images import Limits
 from bcd_ray.archives.shards import image_id, kind_of, read_shards
 from bcd_ray.scoring import schema
@@ -170,9 +171,11 @@ class Case:
         assert verify(self.output) == []
         self._check_contents(rows, others, replaced)
         self._check_views()
+        self._check_records(rows)
         before = self._digests()
         again = self.attempt()
-        assert again.code == 0, _end_of(again)
+        # Of the state, not of the run that found nothing to do.
+        assert again.code == (3 if others.keys() - set(gone) else 0), _end_of(again)
         assert "nothing to do" in again.out, again.out
         assert self._digests() == before, "a run that had nothing to do changed something"
         self._reader.stop()
@@ -236,6 +239,15 @@ class Case:
         if self.archive == self.stage.archives[self.place] and len(self.manifests()) == 1 and not others:
             undated = [table.drop(["scored_at"]) for table in (self.only_run(), reference)]
             assert undated[0].equals(undated[1]), "another order or other columns"
+
+    def _check_records(self, rows: pa.Table) -> None:
+        """What the package's own reader gives is the view that holds, and manifests count what lies in the files."""
+        held = read.current(self.output)
+        assert sorted(held["image_id"].to_pylist()) == sorted(rows["image_id"].to_pylist()), "read.current differs"
+        for manifest in self.manifests():
+            data = storage.read_bytes(f"{self.output}/predictions/{manifest['run_id']}.parquet")
+            published = pq.read_table(io.BytesIO(data))
+            assert manifest["statuses"] == Counter(published["status"].to_pylist()), manifest["statuses"]
 
     def _check_views(self) -> None:
         """A reader of the view that holds sees no id twice, whichever runs were there when it looked."""

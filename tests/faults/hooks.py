@@ -33,7 +33,7 @@ def install() -> None:
     import botocore.config
 
     from bcd_ray import storage
-    from bcd_ray.archives import images, shards
+    from bcd_ray.archives import images
     from bcd_ray.scoring import attempts
     from bcd_ray.storage import local, s3
 
@@ -44,7 +44,7 @@ def install() -> None:
     storage.open_stream = _around(storage.open_stream, lambda listed: "read")
     local._write_beside = _around(local._write_beside, lambda uri, _: f"{_step_of(uri)} beside")
     s3._upload_parts = _parts_as_events(s3._upload_parts)
-    shards.read_shards = _start_as_event(shards.read_shards)
+    attempts.read_shards = _start_as_event(attempts.read_shards)
     _decoders.append(images.decode)
     images.decode = decode
     attempts._StartCounter.count = _around(attempts._StartCounter.count, lambda *_: "count")  # type: ignore[method-assign]

@@ -215,7 +215,9 @@ def _grow(place: str, step: Fault | None, stage: Stage) -> None:
         if night and not step:
             assert attempt.started == {f"{case.archive}/{name}" for name in [*new, "shards/1.tar"]}, attempt.started
     manifests = case.manifests()
-    assert [manifest["run_number"] for manifest in manifests] == list(range(1, len(manifests) + 1))
+    numbers = [manifest["run_number"] for manifest in manifests]
+    assert len(set(numbers)) == len(numbers)
+    assert step or numbers == [1, 2, 3]
     assert sum(manifest["superseded_shards"] for manifest in manifests) == 2
     case.check(replaced=("shards/1.tar",), gone=("shards/0.tar",))
 

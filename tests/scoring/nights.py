@@ -41,7 +41,7 @@ def rows_of(unit: Unit, statuses: Statuses | None = None) -> pa.Table:
 
 def work(ledger: Ledger, plan: Plan, statuses: Statuses | None = None) -> None:
     """Write the plan and what is missing of its units."""
-    ledger.begin(plan, FACTS)
+    plan = ledger.begin(plan, FACTS)
     for unit in ledger.unfinished(plan):
         ledger.write_unit(unit, rows_of(unit, statuses))
 

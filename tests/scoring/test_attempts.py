@@ -13,7 +13,7 @@ from bcd_ray.scoring import attempts
 from bcd_ray.scoring.attempts import ONE_BY_ONE, Entries, Start
 from bcd_ray.storage import StoredObject
 
-Kill = Callable[[Start, str], str]  # of a start and a step, "" before the first: what the process dies of, or ""
+Kill = Callable[[Start, str], str]  # of a start and a step ("" between): what the process dies of, or ""
 IMAGES = 6
 
 
@@ -48,9 +48,11 @@ def play(
     monkeypatch.setattr(attempts, "death_of", lambda worker, node: causes[-1])
 
     def step(name: str, start: Start) -> None:
-        if name:
-            counter.at("unit", name)
-        if cause := kill(start, name):
+        counter.at("unit", name)
+        die(kill(start, name))
+
+    def die(cause: str) -> None:
+        if cause:
             causes.append(cause)
             raise _DiedError
 
@@ -58,28 +60,30 @@ def play(
         start = counter.count("unit", f"worker {process}", "node")
         numbers.append(start.attempt)
         try:
-            step("", start)
+            die(kill(start, "start"))
             entries = list(Entries(shards, Limits(), start, tell=lambda name: step(name, start)))  # noqa: B023
+            die(kill(start, "write"))
         except _DiedError:
             continue
         return [one.content.status if isinstance(one.content, Rejected) else "read" for one in entries], numbers
     raise AssertionError(f"begun {most} times")
 
 
-def times(count: int, cause: str) -> Kill:
+def times(count: int, cause: str, when: str = "start") -> Kill:
     left = [cause] * count
-    return lambda start, step: left.pop() if left and not step else ""
+    return lambda start, step: left.pop() if left and step == when else ""
 
 
 def test_an_undisturbed_unit_is_begun_once(monkeypatch: pytest.MonkeyPatch, shards: tuple[StoredObject, ...]) -> None:
     assert play(monkeypatch, shards, lambda start, step: "") == (["read"] * IMAGES, [1])
 
 
+@pytest.mark.parametrize("when", ["start", "write"])
 @pytest.mark.parametrize("kills", [1, 3, 9])
 def test_kills_from_outside_cost_no_image(
-    monkeypatch: pytest.MonkeyPatch, shards: tuple[StoredObject, ...], kills: int
+    monkeypatch: pytest.MonkeyPatch, shards: tuple[StoredObject, ...], kills: int, when: str
 ) -> None:
-    statuses, numbers = play(monkeypatch, shards, times(kills, "crashed"))
+    statuses, numbers = play(monkeypatch, shards, times(kills, "crashed", when))
     assert statuses == ["read"] * IMAGES
     assert numbers == list(range(1, kills + 2))
 
@@ -91,7 +95,9 @@ def test_node_losses_are_no_attempts(monkeypatch: pytest.MonkeyPatch, shards: tu
 def test_a_unit_that_always_dies_is_left_to_the_next_run(
     monkeypatch: pytest.MonkeyPatch, shards: tuple[StoredObject, ...]
 ) -> None:
-    statuses, numbers = play(monkeypatch, shards, lambda start, step: "" if step or start.hopeless else "crashed")
+    statuses, numbers = play(
+        monkeypatch, shards, lambda start, step: "crashed" if step == "start" and not start.hopeless else ""
+    )
     assert statuses == ["interrupted"]
     assert len(numbers) == 11
 
@@ -102,7 +108,7 @@ def test_an_image_that_kills_is_found(
 ) -> None:
     def kill(start: Start, step: str) -> str:
         killers = (f"scoring 0 of {loose[1].uri}", f"scoring 0 of {loose[4].uri}", f"reading 0 of {loose[5].uri}")
-        together = not step and start.attempt < ONE_BY_ONE
+        together = step == "start" and start.attempt < ONE_BY_ONE
         return cause if together or step in killers else ""
 
     statuses, _ = play(monkeypatch, loose, kill)

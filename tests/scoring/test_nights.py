@@ -5,7 +5,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from scoring.nights import IDENTITY, night, shard, work
+from scoring.nights import FACTS, IDENTITY, night, shard, work
 
 from bcd_ray import read
 from bcd_ray.errors import ConfigError, JobError
@@ -148,3 +148,29 @@ def test_a_node_without_the_mount_is_named(tmp_path: Path) -> None:
         check_access([str(mount)], str(tmp_path / "output"))
     with pytest.raises(JobError, match=r"node .*: cannot write to the output"):
         check_access([], str(archive / "a.jpg"))
+
+
+def test_two_runs_at_a_time_get_two_numbers_and_the_later_plan_holds(output: str) -> None:
+    night(output, IMAGES[:1])
+    ledger = Ledger(output)
+    earlier = ledger.plan([shard("/lab/a.jpg", "second"), *IMAGES[1:]], IDENTITY)
+    later = ledger.plan([shard("/lab/a.jpg", "third")], IDENTITY)
+    assert earlier.run_number == later.run_number == 2
+    earlier, later = ledger.begin(earlier, FACTS), ledger.begin(later, FACTS)
+    assert (earlier.run_number, later.run_number) == (2, 3)
+    assert ledger.begin(ledger.plan([shard("/lab/a.jpg", "third")], IDENTITY), FACTS) == later  # the same command again
+    for plan in (later, earlier):  # whichever ends first
+        work(ledger, plan)
+        ledger.publish(plan)
+    current = read.current(output)
+    assert dict(zip(current["shard_uri"].to_pylist(), current["shard_etag"].to_pylist(), strict=True)) == {
+        image.uri: "third" if image.uri == "/lab/a.jpg" else "etag" for image in IMAGES
+    }
+    assert holds(output) == {"scored": 6}
+    # The next one comes after both, and none of the three can vanish unseen.
+    assert night(output, [*IMAGES, shard("/lab/g.tar")])
+    for manifest in State(output).manifests[:3]:
+        path = Path(output, "manifests", f"{manifest['run_id']}.json")
+        path.rename(path.with_suffix(".away"))
+        assert any(f"run {manifest['run_id']}: is gone" in problem for problem in verify(output))
+        path.with_suffix(".away").rename(path)

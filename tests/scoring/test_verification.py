@@ -65,7 +65,7 @@ def test_a_whole_output_is_found_whole_also_where_it_was_copied(output: Path, tm
     copy = tmp_path / "elsewhere"
     shutil.move(output, copy)
     assert verify(str(copy)) == []
-    assert clear_leftovers(str(copy)) == 3 + 4  # plans and units
+    assert clear_leftovers(str(copy)) == 3 + 3 + 4  # numbers, plans and units
     assert verify(str(copy)) == []
 
 
@@ -125,8 +125,9 @@ def test_rows_that_do_not_fit_are_told(output: Path, change: Callable[[pa.Table]
 )
 def test_a_manifest_that_does_not_fit_is_told(output: Path, change: dict[str, Any], found: str) -> None:
     changed_manifest(output, 1, lambda manifest: manifest.update(change))
-    (problem,) = verify(str(output))
+    problem, chain = verify(str(output))
     assert found in problem
+    assert "its manifest is not the one that run" in chain
 
 
 def test_files_that_are_gone_or_unknown_are_told(output: Path) -> None:
@@ -140,10 +141,15 @@ def test_files_that_are_gone_or_unknown_are_told(output: Path) -> None:
 
 
 def test_a_run_that_is_gone_with_its_manifest_is_told(output: Path) -> None:
-    manifest = manifest_of(output, 2)
-    for path in (manifest, output / "predictions" / f"{manifest.stem}.parquet"):
+    manifest, after = manifest_of(output, 2), manifest_of(output, 3)
+    for path in (
+        manifest,
+        manifest.with_suffix(".inputs.parquet"),
+        output / "predictions" / f"{manifest.stem}.parquet",
+    ):
         path.unlink()
-    assert verify(str(output)) == ["after run 1 comes run 3: restore the files of those between from a copy"]
+    told = f"run {manifest.stem}: is gone, though run {after.stem} came after it: restore its files from a copy"
+    assert verify(str(output)) == [told]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -213,7 +219,7 @@ def test_what_the_command_says_and_returns(output: Path) -> None:
     assert len(list(output.glob("_work/*/*.parquet"))) == 3 + 4  # nothing was cleared
     manifest.write_bytes(kept)
     code, said = run("--clear-leftovers")
-    assert (code, said.splitlines()[-1]) == (0, "7 leftovers deleted")
+    assert (code, said.splitlines()[-1]) == (0, "10 leftovers deleted")
 
 
 def test_an_output_without_runs_is_told(tmp_path: Path) -> None:
