@@ -9,6 +9,8 @@ from typing import Any
 from bcd_ray.errors import ConfigError
 
 _A_SLASH_TOO_FEW = re.compile(r"(s3|[a-z][a-z0-9+.-]+(?=:/)):", re.IGNORECASE)  # what pathlib makes of s3://lab/x
+_LIKE_ESCAPES = re.compile(r"\\+(?=ud[89a-f][0-9a-f]{2}|[\ud800-\udfff])")
+_ESCAPES = re.compile(r"(\\+)u(d[89a-f][0-9a-f]{2})")
 # What systems lay beside people's files: thumbnails of Synology, copies of QNAP, attributes of macOS, Windows' bin.
 _OF_SYSTEMS = ("@eadir", "@recycle", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "system volume information")
 _OF_FOLDERS = ("thumbs.db", "ehthumbs.db", "desktop.ini")
@@ -70,9 +72,34 @@ def hidden_part(name: str) -> str | None:
     return None
 
 
+def real(uri: str) -> str:
+    """The URI of a local folder or file under its folder's own name, whatever links lead there; others as they are.
+
+    The last part stays where it names a file: a link to one may say by its suffix what the file is.
+    """
+    if is_s3(uri) or os.path.isdir(uri):
+        return uri if is_s3(uri) else os.path.realpath(uri)
+    return os.path.join(os.path.realpath(os.path.dirname(uri)), os.path.basename(uri))
+
+
 def printable(uri: str) -> str:
-    """The URI as text that Parquet can hold: bytes of a file name that are no UTF-8 are shown as \\udcXX."""
-    return uri.encode("utf-8", "backslashreplace").decode("utf-8")
+    """The URI as text that Parquet can hold: bytes of a file name that are no UTF-8 are shown as \\udcXX.
+
+    No two URIs give the same text: backslashes before such a byte, or before letters that look like one, are doubled.
+    """
+    doubled = _LIKE_ESCAPES.sub(lambda backslashes: 2 * backslashes[0], uri)
+    return doubled.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def from_printable(text: str) -> str:
+    """The URI that `printable` gave a text of."""
+
+    def original(found: re.Match[str]) -> str:
+        backslashes, code = found[1], found[2]
+        byte = chr(int(code, 16)) if len(backslashes) % 2 else f"u{code}"
+        return "\\" * (len(backslashes) // 2) + byte
+
+    return _ESCAPES.sub(original, text)
 
 
 def to_json(value: Any, indent: int | None = 2) -> bytes:

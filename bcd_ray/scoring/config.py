@@ -39,7 +39,7 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         if not self.input:
             raise ConfigError("--input names no archive")
-        object.__setattr__(self, "input", tuple(uris.normalize(uri) for uri in self.input))
+        object.__setattr__(self, "input", tuple(uris.real(uris.normalize(uri)) for uri in self.input))
         normalize(self, "model", "output")
         at_least(self, 0, "max_unscored", "max_left_out", "max_undelivered", "max_actors")
         at_least(self, 1, "max_image_bytes", "max_pixels")

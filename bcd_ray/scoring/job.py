@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bcd_ray import storage
+from bcd_ray import storage, uris
 from bcd_ray.archives.images import DECODER_VERSION, Limits
 from bcd_ray.archives.listing import list_archive
 from bcd_ray.archives.shards import is_loose
@@ -78,8 +78,9 @@ def list_shards(config: ScoreConfig) -> tuple[list[StoredObject], Counter[str]]:
     """
     found: dict[str, StoredObject] = {}
     left_out = Counter[str]()
+    output = uris.real(config.output)
     for uri in config.input:
-        if f"{config.output}/".startswith(f"{uri}/"):
+        if f"{output}/".startswith(f"{uri}/"):
             raise ConfigError(f"--output {config.output} lies inside --input {uri}: choose another folder")
         try:
             listing = list_archive(uri)
@@ -88,6 +89,9 @@ def list_shards(config: ScoreConfig) -> tuple[list[StoredObject], Counter[str]]:
         if not listing.shards:
             raise ConfigError(f"--input {uri} holds no tar, zip or Parquet file, and no image")
         found |= {shard.uri: shard for shard in listing.shards}
+        for folder in {shard.uri.rpartition("/")[0] for shard in listing.shards}:
+            if f"{uris.real(folder)}/".startswith(f"{output}/"):
+                raise ConfigError(f"--output {config.output} is reached from --input {uri} by {folder}: take it out")
         left_out += listing.left_out
     if left_out:
         say(f"{left_out.total():,} files that are neither shards nor images are left out: {left_out_words(left_out)}")

@@ -32,6 +32,7 @@ from bcd_ray.errors import JobError, NotFoundError
 from bcd_ray.scoring import schema
 from bcd_ray.scoring.state import Rows, State, digest, ends_of_chain, is_of_a_run, manifest_of, read_manifests
 from bcd_ray.storage import StoredObject, parquet
+from bcd_ray.uris import from_printable
 
 _LOOSE_IMAGES_PER_UNIT = 256
 _ROWS_PER_GROUP = 65_536
@@ -328,7 +329,7 @@ def _plan_of(table: pa.Table) -> Plan:
     units: dict[str, list[StoredObject]] = {}
     earlier = {}
     for row in table.to_pylist():
-        units.setdefault(row["unit_id"], []).append(StoredObject(row["uri"], row["size"], row["etag"]))
+        units.setdefault(row["unit_id"], []).append(StoredObject(from_printable(row["uri"]), row["size"], row["etag"]))
         if row["earlier"]:
             earlier[row["uri"]] = Rows(**row["earlier"])
     grouped = tuple(Unit(unit_id, tuple(shards)) for unit_id, shards in units.items())

@@ -14,8 +14,9 @@ from bcd_ray.archives.shards import image_id, is_loose
 from bcd_ray.errors import JobError, StorageError
 from bcd_ray.scoring import schema
 from bcd_ray.scoring.ledger import Ledger
-from bcd_ray.scoring.state import Manifest, read_manifests
+from bcd_ray.scoring.state import Manifest, is_of_a_run, read_manifests
 from bcd_ray.storage import parquet
+from bcd_ray.uris import from_printable
 
 _OF_A_FILE = ("uri", "rows", "bytes", "sha256")
 _CHECKED = ("image_id", "shard_uri", "status", "predicted_class", "review", "review_reasons", "run_id")
@@ -33,8 +34,10 @@ def verify(output: str) -> list[str]:
     problems += _breaks(found)
     known = {f"{manifest['run_id']}.parquet" for manifest in manifests}
     for name in storage.list_names(storage.join(output, "predictions")):
-        if name not in known:
+        if is_of_a_run(name, ".parquet") and name not in known:
             problems.append(f"predictions/{name}: no manifest names it; run the scoring command again")
+        elif name not in known and name.endswith(".parquet"):
+            problems.append(f"predictions/{name}: of no run, and readers take it for one: move it away")
     if not manifests:
         problems.append(f"{output}: no run is published here: give the --output of a scoring job that ended")
     return problems
@@ -133,7 +136,7 @@ def _against_inputs(rows: pa.Table, inputs: pa.Table) -> Iterator[str]:
     found = pa.Table.from_struct_array(rows["shard_uri"].value_counts()).rename_columns(["uri", "rows"])
     if found.sort_by("uri") != inputs.sort_by("uri"):
         yield "the rows per shard are not those of its inputs"
-    loose = (uri for uri in inputs["uri"].to_pylist() if is_loose(uri) and "\\udc" not in uri)
+    loose = (from_printable(uri) for uri in inputs["uri"].to_pylist() if is_loose(uri))
     expected = pa.array((image_id(uri, "", 1) for uri in loose), pa.string())
     if missing := len(expected) - (pc.sum(pc.is_in(expected, rows["image_id"])).as_py() or 0):
         yield f"{missing} planned images have no row"

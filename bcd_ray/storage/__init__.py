@@ -157,13 +157,16 @@ def check_creates(uri: str) -> None:
 
 
 def _list_s3(uri: str, hidden: set[str]) -> Iterator[StoredObject]:
-    prefix = f"{uri}/".split("/", 3)[3]  # of the keys below the URI
-    for item in s3.list_keys(uri):
+    bucket, prefix = "/".join(uri.split("/", 3)[:3]), f"{uri}/".split("/", 3)[3]
+    nothing = True
+    for item in s3.list_keys(f"{uri}/"):  # with the slash, or all of archive-old/ would be paged through for archive
+        nothing = False
         name: str = item["Key"]
-        inside = name == prefix.rstrip("/") or name.startswith(prefix)
-        if not inside or name.endswith("/"):
+        if name.endswith("/"):
             continue
         if part := hidden_part(name[len(prefix) :]):
             hidden.add(part)
         else:
-            yield StoredObject(f"{'/'.join(uri.split('/', 3)[:3])}/{name}", item["Size"], item["ETag"].strip('"'))
+            yield StoredObject(f"{bucket}/{name}", item["Size"], item["ETag"].strip('"'))
+    if nothing and prefix and (found := s3.head(uri)):
+        yield StoredObject(uri, found["ContentLength"], found["ETag"].strip('"'))

@@ -33,15 +33,9 @@ def list_objects(uri: str, hidden: set[str]) -> Iterator[StoredObject]:
             stat = os.stat(uri)
             yield StoredObject(uri, stat.st_size, _etag(stat))
             return
-        paths, seen = [], set()
-        for folder, folders, files in os.walk(uri, onerror=partial(_leave_out, uri), followlinks=True):
-            place = os.path.realpath(folder)
-            if place in seen:  # a link back: without this one loop lists an image 40 times
-                folders.clear()
-                continue
-            seen.add(place)
-            hidden.update(os.path.join(folder, name) for name in folders + files if hidden_part(name))
-            folders[:] = [name for name in folders if not hidden_part(name)]
+        paths = []
+        for folder, files in _folders(uri, hidden):
+            hidden.update(os.path.join(folder, name) for name in files if hidden_part(name))
             paths += [os.path.join(folder, name) for name in files if not hidden_part(name)]
         for path in paths:
             try:
@@ -50,6 +44,29 @@ def list_objects(uri: str, hidden: set[str]) -> Iterator[StoredObject]:
                 yield StoredObject(path, 0, "missing")
             else:
                 yield StoredObject(path, stat.st_size, _etag(stat))
+
+
+def _folders(uri: str, hidden: set[str]) -> Iterator[tuple[str, list[str]]]:
+    """Every folder at or below a path, each once, with its files; links to folders are followed after all real ones.
+
+    So a folder goes by its own name, whatever links to it come and go: ids are made from names.
+    """
+    seen, waiting = set[str](), [uri]
+    while waiting:
+        links = []
+        for folder, folders, files in os.walk(waiting.pop(0), onerror=partial(_leave_out, uri)):
+            place = os.path.realpath(folder)
+            if place in seen:  # a link back, or a second one
+                folders.clear()
+                continue
+            seen.add(place)
+            hidden.update(os.path.join(folder, name) for name in folders if hidden_part(name))
+            inside = [name for name in folders if not hidden_part(name)]
+            linked = {name for name in inside if os.path.islink(os.path.join(folder, name))}
+            links += [os.path.join(folder, name) for name in linked]
+            folders[:] = [name for name in inside if name not in linked]
+            yield folder, files
+        waiting += sorted(links)
 
 
 def get(uri: str) -> bytes:

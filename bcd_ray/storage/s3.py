@@ -87,12 +87,17 @@ def create_from_file(uri: str, path: Path) -> bool:
 
 def exists(uri: str) -> bool:
     """Whether there is an object of exactly this URI."""
+    return head(uri) is not None
+
+
+def head(uri: str) -> dict[str, Any] | None:
+    """`ContentLength`, `ETag` and more of an object, None if there is none."""
     bucket, key = _bucket_and_key(uri)
     try:
-        _call(uri, lambda client: client.head_object(Bucket=bucket, Key=key))
+        found: dict[str, Any] = _call(uri, lambda client: client.head_object(Bucket=bucket, Key=key))
     except NotFoundError:
-        return False
-    return True
+        return None
+    return found
 
 
 def delete(uri: str) -> None:

@@ -74,7 +74,7 @@ def _pattern(case: Case, target: str) -> str:
     method, where, below = _TARGETS[target]
     uri = case.archive if where.endswith("archive") else case.output
     path = re.escape(uri.removeprefix(f"s3://{BUCKET}/")) + below
-    return rf"^{method} /{BUCKET}/?\?.*prefix={path}(&|$)" if where[0] == "?" else rf"^{method} /{BUCKET}/{path}"
+    return rf"^{method} /{BUCKET}/?\?.*prefix={path}/?(&|$)" if where[0] == "?" else rf"^{method} /{BUCKET}/{path}"
 
 
 def _expire(step: str, stage: Stage) -> None:

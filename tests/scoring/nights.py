@@ -10,6 +10,7 @@ from bcd_ray.archives.shards import image_id
 from bcd_ray.scoring import schema
 from bcd_ray.scoring.ledger import Ledger, Plan, Unit
 from bcd_ray.storage import StoredObject
+from bcd_ray.uris import printable
 
 IDENTITY = {"model_version": "0" * 64}
 FACTS: dict[str, Any] = {"engine": {}, "versions": {}, "configuration": {}}
@@ -31,7 +32,11 @@ def rows_of(unit: Unit, statuses: Statuses | None = None) -> pa.Table:
             status = statuses.get(uri, "corrupt_image" if name == "3.jpg" else "scored")
             scored = status == "scored"
             row: dict[str, Any] = dict.fromkeys(schema.PREDICTIONS.names)
-            row |= {"image_id": image_id(each.uri, name, 1), "image_uri": uri, "shard_uri": each.uri}
+            row |= {
+                "image_id": image_id(each.uri, name, 1),
+                "image_uri": printable(uri),
+                "shard_uri": printable(each.uri),
+            }
             row |= {"shard_etag": each.etag, "status": status, "scored_at": datetime.now(UTC)}
             row |= {"predicted_class": "pre_b" if scored else None, "review": not scored}
             row |= {"review_reasons": [] if scored else ["not_scored"], "model_version": "0" * 64}

@@ -132,12 +132,43 @@ def test_a_manifest_that_does_not_fit_is_told(output: Path, change: dict[str, An
 
 def test_files_that_are_gone_or_unknown_are_told(output: Path) -> None:
     rows = output / "predictions" / f"{manifest_of(output, 1).stem}.parquet"
-    shutil.copy(rows, rows.with_name("copy.parquet"))
-    assert verify(str(output)) == ["predictions/copy.parquet: no manifest names it; run the scoring command again"]
-    rows.rename(rows.with_name("copy.parquet"))
-    gone, unknown = verify(str(output))
+    copy = rows.with_name("copy.parquet")
+    shutil.copy(rows, copy)
+    taken_in = "predictions/copy.parquet: of no run, and readers take it for one: move it away"
+    assert verify(str(output)) == [taken_in]
+    copy.rename(copy.with_stem("0" * 16))
+    unknown = f"predictions/{'0' * 16}.parquet: no manifest names it; run the scoring command again"
+    assert verify(str(output)) == [unknown]
+    copy.with_stem("0" * 16).unlink()
+    rows.rename(copy)
+    gone, told = verify(str(output))
     assert f"nothing found at {rows}" in gone
-    assert "predictions/copy.parquet" in unknown
+    assert told == taken_in
+
+
+def test_what_others_lay_beside_the_published_files_stops_nothing(output: Path) -> None:
+    for name in (
+        "predictions/Thumbs.db",
+        "predictions/summary.csv",
+        "predictions/@eaDir/a.parquet",
+        "manifests/a.json",
+    ):
+        path = output / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"\xd0\xcf")
+    assert verify(str(output)) == []
+    assert night(str(output), [shard("/lab/new.jpg")])
+    assert verify(str(output)) == []
+
+
+def test_names_that_look_alike_have_a_row_each_and_survive_a_recovery(output: Path) -> None:
+    uris = ["/lab/\udcff.jpg", r"/lab/\udcff.jpg", r"/lab/\\udcff.jpg"]
+    manifest = night(str(output), [shard(uri) for uri in sorted(uris)])
+    assert manifest
+    assert manifest["statuses"] == {"scored": 3}
+    (output / "manifests" / f"{manifest['run_id']}.json").unlink()
+    assert night(str(output), [shard(uri) for uri in sorted(uris)]) is None
+    assert verify(str(output)) == []
 
 
 def test_a_run_that_is_gone_with_its_manifest_is_told(output: Path) -> None:

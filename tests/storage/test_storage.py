@@ -12,8 +12,10 @@ from uuid import uuid4
 import boto3
 import pytest
 from conftest import READER
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bcd_ray import storage
+from bcd_ray import storage, uris
 from bcd_ray.errors import ChangedError, ConfigError, NotFoundError, StorageError
 from bcd_ray.storage import s3 as s3_side
 
@@ -466,3 +468,41 @@ def test_a_link_back_lists_nothing_twice(tmp_path: Path) -> None:
     fill(str(tmp_path), "a/x.jpg")
     (tmp_path / "a" / "back").symlink_to(tmp_path)
     assert [Path(each.uri).name for each in storage.list_objects(str(tmp_path))] == ["x.jpg"]
+
+
+def test_a_folder_goes_by_its_own_name_whatever_links_lead_there(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/x.jpg").touch()
+    for name in ("a", "z", "0"):
+        (tmp_path / name).symlink_to("b")
+    assert storage.list_names(str(tmp_path)) == ["b/x.jpg"]
+    assert uris.real(str(tmp_path / "a")) == str(tmp_path / "b")
+    assert uris.real(str(tmp_path / "a" / "new" / "folder")) == str(tmp_path / "b" / "new" / "folder")
+    (tmp_path / "y.jpg").symlink_to("b/x.jpg")
+    assert uris.real(str(tmp_path / "y.jpg")) == str(tmp_path / "y.jpg")  # its name says what it is
+
+
+def test_a_folder_of_s3_is_listed_without_its_neighbours(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = storage.join(s3, uuid4().hex)
+    for name in ("archive/a.jpg", "archive-old/b.jpg", "archive.tar"):
+        storage.write_bytes(storage.join(home, name), b"x")
+    asked, list_keys = list[str](), s3_side.list_keys
+
+    def noted(uri: str) -> Iterator[dict[str, Any]]:
+        asked.append(uri)
+        return list_keys(uri)
+
+    monkeypatch.setattr(s3_side, "list_keys", noted)
+    assert storage.list_names(storage.join(home, "archive")) == ["a.jpg"]
+    assert asked == [storage.join(home, "archive/")]
+    (found,) = storage.list_objects(storage.join(home, "archive.tar"))
+    assert (found.uri, found.size) == (storage.join(home, "archive.tar"), 1)
+    with storage.open_stream(found) as stream:
+        assert stream.read() == b"x"
+
+
+@given(st.lists(st.sampled_from(["\\", "u", "udcff", "\udcff", "\udc80", "a", "ud", "é"]), max_size=8))
+def test_printable_text_says_which_name_it_is_of(parts: list[str]) -> None:
+    name = "".join(parts)
+    assert uris.from_printable(storage.printable(name)) == name
+    storage.printable(name).encode()
