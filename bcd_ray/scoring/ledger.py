@@ -14,6 +14,7 @@ second copy of it finds the work done, and a reader never sees part of a run.
 import hashlib
 import json
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,9 +35,9 @@ from bcd_ray.scoring.state import Rows, State, digest, ends_of_chain, is_of_a_ru
 from bcd_ray.storage import StoredObject, parquet
 from bcd_ray.uris import from_printable
 
-_LOOSE_IMAGES_PER_UNIT = 256
+_LEAST_LOOSE, _MOST_LOOSE, _ONE_IN = 64, 512, 192  # loose images of a unit, 240 in the mean
 _ROWS_PER_GROUP = 65_536
-_LEFT_OUT = b"left_out"  # in the metadata of a unit's rows
+_MEMBERS, _LEFT_OUT, _MADE_BY = b"members", b"left_out", b"made_by"  # in the metadata of a unit's rows
 _ADDED_AT_PUBLICATION = ("run_id", "run_number")
 _BY_STATUS = pa.map_(pa.string(), pa.int64())
 _OF_A_PLAN = ("run_id", "run_number", "identity", "superseded_shards", "current_images")
@@ -179,13 +180,20 @@ class Ledger:
         """Whether the rows of a unit are there."""
         return storage.exists(self._unit_uri(unit.unit_id))
 
-    def write_unit(self, unit: Unit, rows: pa.Table, left_out: Mapping[str, int] | None = None) -> None:
+    def write_unit(
+        self,
+        unit: Unit,
+        rows: pa.Table,
+        left_out: Mapping[str, int] | None = None,
+        made_by: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write the rows of a unit, of all columns but the run's; the first writer of a unit wins.
 
-        `left_out` counts the members of its shard that are no images, by suffix.
+        `left_out` counts the members of its shard that are no images, by suffix; `made_by` is the engine and versions.
         """
         rows = rows.select(_UNIT_SCHEMA.names).cast(_UNIT_SCHEMA)
-        rows = rows.replace_schema_metadata({_LEFT_OUT: json.dumps(left_out or {}, sort_keys=True)})
+        record = {_MEMBERS: str(len(rows)), _LEFT_OUT: json.dumps(left_out or {}, sort_keys=True)}
+        rows = rows.replace_schema_metadata({**record, _MADE_BY: json.dumps(made_by or {}, sort_keys=True)})
         rows = rows.sort_by([(name, "ascending") for name in ("shard_uri", "image_uri", "image_id")])
         storage.create(self._unit_uri(unit.unit_id), parquet.bytes_of(rows, compression="zstd"))
 
@@ -202,6 +210,7 @@ class Ledger:
         """
         statuses, classes, review = Counter[str](), Counter[str](), Counter[str]()
         inputs, members, incomplete, undelivered = [], Counter[str](), 0, _Undelivered(plan)
+        made_by = Counter[str]()
         with _temporary_folder() as folder:
             path = folder / "predictions.parquet"
             with pq.ParquetWriter(path, schema.PREDICTIONS, compression="zstd") as writer:
@@ -212,6 +221,8 @@ class Ledger:
                     review["rows"] += int(pc.sum(rows["review"]).as_py() or 0)
                     review.update(pc.list_flatten(rows["review_reasons"]).to_pylist())
                     members += _left_out(read)
+                    for made, count in zip(read["made_by"].to_pylist(), read["rows"].to_pylist(), strict=True):
+                        made_by[made] += count
                     incomplete += pc.sum(read["incomplete"]).as_py() or 0
                     inputs.append(read)
                     writer.write_table(rows, row_group_size=_ROWS_PER_GROUP)
@@ -226,6 +237,7 @@ class Ledger:
             **json.loads(planned),
             "published_at": _now(),
             "statuses": dict(sorted(statuses.items())),
+            "made_by": [{"rows": count, **json.loads(made)} for made, count in sorted(made_by.items())],
             "undelivered": dict(sorted(undelivered.lost.items())),
             "kept_shards": undelivered.kept,
             "predicted_classes": dict(sorted(classes.items())),
@@ -352,11 +364,16 @@ def _incomplete(rows: pa.Table) -> set[str]:
 
 
 def _groups(shards: Iterable[StoredObject]) -> Iterator[list[StoredObject]]:
-    """A shard alone, loose images that follow each other together: the rows of all units are then in order."""
+    """A shard alone, loose images that follow each other together: the rows of all units are then in order.
+
+    What a group begins with is decided by its name, not by counting: where an image comes or goes, the groups behind it
+    stay what they are, and what was done of them is found.
+    """
     loose: list[StoredObject] = []
     for shard in shards:
         is_image = is_loose(shard.uri)
-        if loose and (not is_image or len(loose) == _LOOSE_IMAGES_PER_UNIT):
+        full = len(loose) == _MOST_LOOSE or (len(loose) >= _LEAST_LOOSE and _begins_a_group(shard.uri))
+        if loose and (not is_image or full):
             yield loose
             loose = []
         if is_image:
@@ -367,6 +384,10 @@ def _groups(shards: Iterable[StoredObject]) -> Iterator[list[StoredObject]]:
         yield loose
 
 
+def _begins_a_group(uri: str) -> bool:
+    return zlib.crc32(uri.encode("utf-8", "backslashreplace")) % _ONE_IN == 0
+
+
 def _read_shards(unit: Unit, rows: pa.Table) -> pa.Table:
     """The unit's shards with how many rows each gave; JobError where rows and unit do not agree."""
     planned = [storage.printable(shard.uri) for shard in unit.shards]
@@ -375,10 +396,12 @@ def _read_shards(unit: Unit, rows: pa.Table) -> pa.Table:
         if status != "scored":
             failed.setdefault(uri, Counter())[status] += 1
     loose = [uri for uri in planned if is_loose(uri)]
-    left_out = (rows.schema.metadata or {}).get(_LEFT_OUT, b"{}").decode()
+    record = rows.schema.metadata or {}
+    left_out, made_by = (record.get(name, b"{}").decode() for name in (_LEFT_OUT, _MADE_BY))
     incomplete = _incomplete(rows)
     unique_ids = len(set(rows["image_id"].to_pylist())) == len(rows)
-    if not unique_ids or found.keys() != set(planned) or any(found[uri] != 1 for uri in loose):
+    whole = record.get(_MEMBERS) == str(len(rows)).encode()  # as many as were seen in the shards
+    if not whole or not unique_ids or found.keys() != set(planned) or any(found[uri] != 1 for uri in loose):
         raise JobError(f"the rows of unit {unit.unit_id} are not those of its plan: delete it under _work/units")
     return pa.table(
         {
@@ -391,6 +414,7 @@ def _read_shards(unit: Unit, rows: pa.Table) -> pa.Table:
             "holds": pa.array([True] * len(planned), pa.bool_()),
             "not_scored": pa.array([list(failed.get(uri, {}).items()) for uri in planned], _BY_STATUS),
             "left_out": pa.array([left_out] * len(planned), pa.string()),
+            "made_by": pa.array([made_by] * len(planned), pa.string()),
             "incomplete": pa.array([uri in incomplete for uri in planned], pa.bool_()),
         }
     )

@@ -110,8 +110,9 @@ MANIFEST = {
     "started_at": "When the run was planned, UTC",
     "published_at": "When the rows were published, UTC",
     "identity": "Everything besides the shards that changes the rows: model, schema, decoder, limits",
-    "engine": "What the network ran on, and why that",
-    "versions": "Versions of this package, Python and the libraries that compute",
+    "engine": "What the network was to run on when the run was begun, and why that",
+    "versions": "Versions of this package, Python and the libraries where the run was begun",
+    "made_by": "What made the rows, by count: `rows`, `engine`, `versions`; several where a run was ended elsewhere",
     "configuration": "The job's options",
     "statuses": "Rows by status",
     "undelivered": "Images that failed for the moment, by status; the next run tries them again",
@@ -125,7 +126,7 @@ MANIFEST = {
     "`size` in bytes, `etag`, `unit_id`, `rows`, `passing_failure` where the next run is to try again, `holds`, false "
     "where earlier rows were kept, "
     "`not_scored`, the images that were not scored by status, `left_out`, its members that are no images by suffix, as "
-    "JSON, and `incomplete` where nobody knows how many images it holds",
+    "JSON, `made_by`, the engine and versions, as JSON, and `incomplete` where nobody knows how many images it holds",
     "left_out": "By suffix, how many `files` of the archive and `members` of shards are no images, and have no row",
     "incomplete_shards": "Shards that could not be read, or not to their end: how many images they hold is unknown",
     "previous": "The manifests that came before, each by `run_id` and `sha256`: none of them can go or change unseen",

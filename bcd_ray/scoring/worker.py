@@ -20,6 +20,7 @@ from bcd_ray.model.choice import open_engine
 from bcd_ray.model.engines.base import EngineName
 from bcd_ray.model.quality import MEASURES, measure
 from bcd_ray.model.triage import Triage
+from bcd_ray.runtime import library_versions
 from bcd_ray.scoring import schema
 from bcd_ray.scoring.access import check_access
 from bcd_ray.scoring.attempts import FIRST, ONE_BY_ONE, Entries, Start, Turns, nobody
@@ -42,6 +43,7 @@ class UnitScorer:
         self._engine = open_engine(engine, bundle, threads)
         self._version, self._triage, self._ledger, self._limits = bundle.version, bundle.triage, ledger, limits
         self._threads = EngineThreads(threads)
+        self._made_by = {"engine": engine, "versions": library_versions()}
         self._starts, self._turns = starts, Turns(UNITS_AT_A_TIME)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +60,7 @@ class UnitScorer:
                 left_out = Counter[str]()
                 at = self._starts.at
                 rows = self.rows(unit, start, left_out, lambda step: ray.get(at.remote(unit.unit_id, step)))
-                self._ledger.write_unit(unit, rows, left_out)
+                self._ledger.write_unit(unit, rows, left_out, self._made_by)
             except StorageError as error:  # the other units may do better: the driver tells at the end
                 return _written(0, str(error))
             return _written(len(rows))

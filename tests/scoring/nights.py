@@ -44,11 +44,11 @@ def rows_of(unit: Unit, statuses: Statuses | None = None) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema.PREDICTIONS)
 
 
-def work(ledger: Ledger, plan: Plan, statuses: Statuses | None = None) -> None:
+def work(ledger: Ledger, plan: Plan, statuses: Statuses | None = None, engine: str = "openvino") -> None:
     """Write the plan and what is missing of its units."""
     plan = ledger.begin(plan, FACTS)
     for unit in ledger.unfinished(plan):
-        ledger.write_unit(unit, rows_of(unit, statuses))
+        ledger.write_unit(unit, rows_of(unit, statuses), made_by={"engine": engine, "versions": {}})
 
 
 def night(

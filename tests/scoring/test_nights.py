@@ -4,8 +4,9 @@ from collections import Counter
 from pathlib import Path
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
-from scoring.nights import FACTS, IDENTITY, night, shard, work
+from scoring.nights import FACTS, IDENTITY, night, rows_of, shard, work
 
 from bcd_ray import read
 from bcd_ray.errors import ConfigError, JobError
@@ -174,3 +175,60 @@ def test_two_runs_at_a_time_get_two_numbers_and_the_later_plan_holds(output: str
         path.rename(path.with_suffix(".away"))
         assert any(f"run {manifest['run_id']}: is gone" in problem for problem in verify(output))
         path.with_suffix(".away").rename(path)
+
+
+def test_a_run_that_was_ended_on_another_engine_says_what_made_its_rows(output: str) -> None:
+    ledger = Ledger(output)
+    plan = ledger.begin(ledger.plan([*IMAGES, shard("/lab/g.tar")], IDENTITY), FACTS)
+    loose = plan.units[0]
+    ledger.write_unit(loose, rows_of(loose), made_by={"engine": "torch", "versions": {"torch": "2"}})
+    work(ledger, plan, engine="openvino")
+    assert ledger.publish(plan)["made_by"] == [
+        {"rows": 3, "engine": "openvino", "versions": {}},
+        {"rows": 6, "engine": "torch", "versions": {"torch": "2"}},
+    ]
+
+
+def test_rows_of_an_earlier_model_are_made_anew_when_it_comes_back(output: str) -> None:
+    models = [{"model_version": name * 64} for name in "aba"]
+    units = []
+    for model in models:
+        plan = Ledger(output).plan(IMAGES, model)
+        assert Ledger(output).unfinished(plan) == list(plan.units)
+        units += plan.units
+        assert night(output, IMAGES, identity=model)
+    assert len({unit.unit_id for unit in units}) == 3
+
+
+def test_a_unit_that_lost_rows_is_not_published(output: str) -> None:
+    images = [shard(f"/lab/{number:04d}.tar") for number in range(3)]
+    ledger = Ledger(output)
+    plan = ledger.begin(ledger.plan(images, IDENTITY), FACTS)
+    work(ledger, plan)
+    path = Path(output, "_work/units", f"{plan.units[1].unit_id}.parquet")
+    rows = pq.read_table(path)
+    for fewer in (rows.slice(1), rows.slice(1).replace_schema_metadata(None), rows.replace_schema_metadata(None)):
+        pq.write_table(fewer, path)
+        with pytest.raises(JobError, match=rf"the rows of unit {path.stem} are not those of its plan: delete it"):
+            ledger.publish(plan)
+    assert not list(Path(output).glob("predictions/*"))
+    path.unlink()
+    work(ledger, plan)
+    assert ledger.publish(plan)["statuses"] == {"scored": 6, "corrupt_image": 3}
+
+
+def test_an_image_more_or_less_renames_one_unit(output: str) -> None:
+    """Of 20,000 loose images; counted off they were named anew from there to the end."""
+
+    def units(numbers: list[int]) -> set[str]:
+        images = [shard(f"/lab/{number // 1000:03d}/slide-{number:05d}.jpg") for number in numbers]
+        plan = Ledger(output).plan(images, IDENTITY)
+        assert max(len(unit.shards) for unit in plan.units) <= 512
+        return {unit.unit_id for unit in plan.units}
+
+    numbers = list(range(20_000))
+    before = units(numbers)
+    assert 60 < len(before) < 120
+    for place in (0, 777, 12_345, 19_999):
+        assert len(before - units(numbers[:place] + numbers[place + 1 :])) <= 2
+    assert len(before - units([*numbers, 20_000])) <= 1
