@@ -141,6 +141,8 @@ class Embedder:
         )
         try:
             for batch in results.iter_batches(batch_size=None):
+                if not np.isfinite(batch["embedding"]).all():
+                    raise JobError("the network gave numbers that are not finite: look at the weights and the machine")
                 computed = to_rows(batch)
                 table.put(computed)
                 self._cache.add(computed)

@@ -71,7 +71,7 @@ def limits(measures: Floats, rate: float) -> dict[str, tuple[float | None, float
 
 
 def outside(measures: Floats, bounds: dict[str, tuple[float | None, float | None]]) -> npt.NDArray[np.bool_]:
-    """(n,) whether a measure of an image (n, 4) lies outside its limits."""
+    """(n,) whether a measure of an image (n, 4) lies outside its limits, or is no finite number."""
     low = np.array([-np.inf if bounds[name][0] is None else bounds[name][0] for name in MEASURES], np.float64)
     high = np.array([np.inf if bounds[name][1] is None else bounds[name][1] for name in MEASURES], np.float64)
-    return np.asarray(((measures < low) | (measures > high)).any(axis=1))
+    return np.asarray(~((measures >= low) & (measures <= high) & np.isfinite(measures)).all(axis=1))

@@ -127,14 +127,18 @@ class Triage:
 
 
 def decide(settings: Mapping[str, Any], distances: Floats, logits: Floats, measures: Floats) -> Decisions:
-    """The rules, on distances (n, 4) to the classes, logits (n, 4) and quality measures (n, 4)."""
+    """The rules, on distances (n, 4) to the classes, logits (n, 4) and quality measures (n, 4).
+
+    Each comparison asks for what needs no review: what is not a number never passes one.
+    """
     probabilities = softmax(logits / settings["temperature"])
     sure, least = certainty(probabilities, distances), settings["certainty"]
     score = distances.min(axis=1) / settings["distance"]
+    broken = ~(np.isfinite(logits).all(axis=1) & np.isfinite(distances).all(axis=1))
     reasons = np.stack(
         [
-            sure < (np.inf if least is None else least),
-            score > 1,
+            ~(sure >= (np.inf if least is None else least)) | broken,
+            ~(score <= 1) | broken,
             outside(measures, settings["quality"]),
             distances.argmin(axis=1) != probabilities.argmax(axis=1),
         ],

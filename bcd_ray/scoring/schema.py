@@ -87,6 +87,7 @@ STATUSES = {
     "unsafe_member": "A link, a device, or an absolute or `..` name in a tar",
     "unreadable_shard": "One row for the part of a shard that cannot be read",
     "empty_shard": "One row for a tar, zip or Parquet file without images",
+    "not_finite": "The network gave no finite numbers for it: look at the model and the machine",
     "crashed": "Reading, decoding or scoring it alone killed the process that did it, time and again",
     "interrupted": "Whoever worked at it was killed time and again, from outside or by want of memory",
     "missing": "Listed, but gone when it was read",

@@ -27,6 +27,7 @@ from bcd_ray.scoring.attempts import FIRST, ONE_BY_ONE, Entries, Start, Turns, n
 from bcd_ray.scoring.ledger import Ledger, Unit
 from bcd_ray.threads import EngineThreads, in_chunks, keep_blas_to_its_thread
 
+_NOT_FINITE = "the network gave numbers that are not finite: look at the model, and at the machine or GPU"
 _CHUNK_BYTES = 16 << 20  # 8 JPEGs of 5 megapixels; a TIFF of 20 MB goes alone
 _Floats = npt.NDArray[np.float32]
 _Computed = tuple[_Floats, _Floats, _Floats]  # embeddings, logits and quality measures of some images
@@ -144,8 +145,13 @@ def _table(rows: list[_Row], computed: list[_Computed], triage: Triage, model_ve
     ood_score, certainty = np.full((2, len(rows)), np.nan)
     reasons = [["not_scored"]] * len(rows)
     if computed:
-        embeddings, logits, quality[scored] = (np.concatenate(parts) for parts in zip(*computed, strict=True))
-        decisions = triage.decide(embeddings, logits, quality[scored])
+        embeddings, logits, measures = (np.concatenate(parts) for parts in zip(*computed, strict=True))
+        finite = np.logical_and.reduce([np.isfinite(each).all(axis=1) for each in (embeddings, logits, measures)])
+        for index in np.flatnonzero(scored)[~finite].tolist():
+            rows[index].status, rows[index].error = "not_finite", _NOT_FINITE
+        scored[scored] = finite
+        quality[scored] = measures[finite]
+        decisions = triage.decide(embeddings[finite], logits[finite], quality[scored])
         probabilities[scored], ood_score[scored] = decisions.probabilities, decisions.ood_score
         certainty[scored] = decisions.certainty
         for index, given in zip(np.flatnonzero(scored), decisions.reason_names(), strict=True):

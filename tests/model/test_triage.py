@@ -61,6 +61,31 @@ def test_each_reason_is_given_for_what_it_is_meant_for(fitted: tuple[Triage, dic
     assert all("conflicting_evidence" in names for names in other.reason_names())
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", ["one embedding", "embeddings", "one logit", "logits", "one measure", "measures"])
+def test_what_is_not_finite_goes_to_review(fitted: tuple[Triage, dict[str, Any]], place: str, value: float) -> None:
+    triage, _ = fitted
+    embeddings, labels = made_up(40, seed=5)
+    logits, measures = logits_for(labels, 40), np.full((40, len(MEASURES)), 1.5)
+    given = {"embedding": embeddings, "logit": logits, "measure": measures}[place.removeprefix("one ").rstrip("s")]
+    given[:, 1 if place.startswith("one") else slice(None)] = value
+    with np.errstate(invalid="ignore"):
+        found = triage.decide(embeddings, logits, measures)
+    assert found.reasons.any(axis=1).all()
+    assert all(found.reason_names())
+
+
+@pytest.mark.parametrize("name", ["temperature", "certainty", "distance", "quality"])
+def test_a_limit_that_is_no_number_lets_nothing_pass(fitted: tuple[Triage, dict[str, Any]], name: str) -> None:
+    triage, _ = fitted
+    embeddings, labels = made_up(40, seed=5)
+    broken = dict.fromkeys(MEASURES, (np.nan, np.nan)) if name == "quality" else np.nan
+    found = Triage(triage.model, {**triage.settings, name: broken}).decide(
+        embeddings, logits_for(labels, 40), np.full((40, len(MEASURES)), 1.5)
+    )
+    assert found.reasons.any(axis=1).all()
+
+
 def test_certainty_is_probability_times_how_clearly_the_class_is_the_nearest() -> None:
     probabilities = np.array([[0.8, 0.2, 0, 0], [0.8, 0.2, 0, 0], [0.4, 0.6, 0, 0]])
     distances = np.array([[1.0, 4, 9, 9], [4, 1, 9, 9], [3, 2, 9, 9]])
