@@ -23,16 +23,20 @@ def class_of_folder(name: str) -> str | None:
     """The class that a folder of this name holds, or None.
 
     Knows both public releases of the Taleqani images: `Benign`, `Early`, `Pre`, `Pro` and `Benign`,
-    `[Malignant] early Pre-B`, `[Malignant] Pre-B`, `[Malignant] Pro-B`.
+    `[Malignant] early Pre-B`, `[Malignant] Pre-B`, `[Malignant] Pro-B`. A number may stand before the name, not after:
+    PRE-07 is a patient.
     """
-    letters = re.sub(r"[^a-z]", "", name.lower().replace("[malignant]", ""))
+    letters = re.sub(r"[\W_]|^[\W\d_]+", "", name.lower().replace("[malignant]", ""))
     return _FOLDERS.get(letters)
 
 
+def classes_of_path(relative_path: str) -> list[str]:
+    """The different classes that the folders of a path relative to the input name, from the outermost."""
+    found = (class_of_folder(folder) for folder in relative_path.split("/")[:-1])
+    return list(dict.fromkeys(label for label in found if label is not None))
+
+
 def class_of_path(relative_path: str) -> str | None:
-    """The class named by the innermost class folder of a path relative to the input, or None."""
-    for folder in reversed(relative_path.split("/")[:-1]):
-        label = class_of_folder(folder)
-        if label is not None:
-            return label
-    return None
+    """The one class that the folders of a path relative to the input name; None where they name none, or several."""
+    found = classes_of_path(relative_path)
+    return found[0] if len(found) == 1 else None

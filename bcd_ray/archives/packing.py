@@ -14,7 +14,7 @@ from bcd_ray.archives.magic import image_suffix
 from bcd_ray.archives.shards import kind_of
 from bcd_ray.archives.suffixes import left_out_words
 from bcd_ray.errors import ConfigError, NotFoundError, StorageError
-from bcd_ray.labels import CLASSES, class_of_path
+from bcd_ray.labels import CLASSES, class_of_path, classes_of_path
 from bcd_ray.progress import Progress, say
 from bcd_ray.runtime import ray_session, say_if_taken
 from bcd_ray.storage import parquet
@@ -75,6 +75,9 @@ def _list_sources(uri: str) -> tuple[list[_Source], Counter[str]]:
         raise ConfigError(f"--input {uri} is no folder of JPEG, PNG, TIFF or BMP files")
     if listing.left_out:
         say(f"{listing.left_out.total():,} files that are no images are left out: {left_out_words(listing.left_out)}")
+    if doubtful := [name for name in names if len(classes_of_path(name)) > 1]:
+        classes = " and ".join(classes_of_path(doubtful[0]))
+        say(f"{len(doubtful):,} images get no label: their folders name two classes, as {doubtful[0]} does ({classes})")
     keys = _unique_keys(names)
     return [
         _Source(name, key, storage.join(uri, name), class_of_path(name)) for name, key in zip(names, keys, strict=True)

@@ -46,6 +46,7 @@ class EvaluateConfig(FitOptions):
                 "block",
                 "group_pattern",
                 "group_table",
+                "allow_missing_classes",
                 "spoil",
             }
             for each in fields(self):

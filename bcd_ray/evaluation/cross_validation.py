@@ -18,7 +18,7 @@ from bcd_ray.learning.audit import SHORTCUTS, shortcut_features, shortcut_probab
 from bcd_ray.learning.dataset import (
     LabelledImage,
     group_numbers,
-    list_labelled,
+    list_folder,
     listed_layout,
     read_pixels,
     says_synthetic,
@@ -49,7 +49,8 @@ Runs = Sequence[Floats]  # of each seed: probabilities (n, 4), NaN where an imag
 
 def validate(config: EvaluateConfig) -> dict[str, Any]:
     """Cross-validate the settings under every protocol, write the results, and return what metrics.json holds."""
-    images = list_labelled(config.data)
+    folder = list_folder(config.data, config.allow_missing_classes)
+    images = folder.images
     listed = listed_layout(images, group_numbers(images, config.group_pattern, config.group_table))
     refuse_to_replace(config.output, "metrics.json")
     synthetic = says_synthetic(config.data)
@@ -90,6 +91,7 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
         "settings": asdict(config),
         "images": len(images),
         "usable": len(usable),
+        "left_out": folder.left_out,
         **duplicates(layout, digests),
         "protocols": results,
         "gap": _gap(results, draws),

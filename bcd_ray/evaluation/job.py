@@ -8,7 +8,7 @@ import numpy.typing as npt
 from bcd_ray.errors import JobError
 from bcd_ray.evaluation.config import EvaluateConfig
 from bcd_ray.learning.assessment import assess, unreadable
-from bcd_ray.learning.dataset import group_numbers, list_labelled, listed_layout, says_synthetic
+from bcd_ray.learning.dataset import group_numbers, list_folder, listed_layout, says_synthetic
 from bcd_ray.learning.embedding import Embedder, Embeddings
 from bcd_ray.learning.splits import Labels, clusters
 from bcd_ray.learning.spoiling import SPOILT
@@ -24,7 +24,8 @@ _OF_USE = 0.8  # accuracy under which a way of spoiling leaves images of no use
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Measure a model on a folder of labelled images, write metrics.json and figures, and return the metrics."""
     bundle = load_bundle(config.model)
-    images = list_labelled(config.data)
+    folder = list_folder(config.data, config.allow_missing_classes)
+    images = folder.images
     listed = listed_layout(images, group_numbers(images, config.group_pattern, config.group_table))
     refuse_to_replace(config.output, "metrics.json")
     with Embedder(images, bundle.model, config.cache) as embedder:
@@ -42,6 +43,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     on_data = triage_figures(decisions, logits, labels, drawn_whole)
     figures |= triage_plots(on_data, "evaluated", synthetic)
     metrics |= {"triage": {"evaluated": on_data}, "model_version": bundle.version}
+    metrics["left_out"] = folder.left_out
     metrics["unreadable"] = unreadable(images, errors)
     if config.spoil:
         metrics["spoilt"] = spoilt_figures(labels, embeddings[1:], quality[1:], bundle)

@@ -42,6 +42,8 @@ class FitOptions:
     """For `grouped`: regular expression that finds the patient or slide in an image's path; its first group, if any."""
     group_table: str = ""
     """For `grouped`: CSV or Parquet with the columns `image` (path below --data) and `group`: a path or s3://."""
+    allow_missing_classes: bool = False
+    """Go on where a class has no image, whose folder may have another name than it should."""
     cache: str = field(default_factory=_default_cache)
     """Folder that keeps embeddings, so that the next run on the same images starts at once: a path or s3://; empty
     for none."""

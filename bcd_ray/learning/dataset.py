@@ -10,12 +10,16 @@ import numpy as np
 
 from bcd_ray import storage
 from bcd_ray.archives.images import Decoded, Limits, Pixels, decode
-from bcd_ray.archives.shards import kind_of
+from bcd_ray.archives.listing import list_archive
+from bcd_ray.archives.suffixes import left_out_words
 from bcd_ray.errors import ConfigError, JobError, NotFoundError
-from bcd_ray.labels import CLASSES, class_of_path
+from bcd_ray.labels import CLASSES, classes_of_path
 from bcd_ray.learning.splits import Labels, Layout
+from bcd_ray.progress import say
 from bcd_ray.storage import StoredObject
+from bcd_ray.uris import printable
 
+_NAMES = "such as Benign, Early, Pre and Pro"
 SYNTHETIC_MARK = "SYNTHETIC.txt"  # a file of this name in a data folder says that its images are drawn
 
 
@@ -28,27 +32,79 @@ class LabelledImage:
     stored: StoredObject
 
 
+@dataclass(frozen=True)
+class LabelledFolder:
+    """The labelled images of a folder, sorted by name, and what is left out of it."""
+
+    images: list[LabelledImage]
+    files: dict[str, int]  # that are no images, by suffix
+    folders: dict[str, int]  # images by their folder, which names no class
+
+    @property
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """JSON-ready, for metrics."""
+        return {"files": self.files, "images_of_no_class": {printable(name): n for name, n in self.folders.items()}}
+
+
 def list_labelled(uri: str) -> list[LabelledImage]:
-    """The images below a normalized URI whose folders name a class, sorted by name.
+    """The images below a normalized URI whose folders name a class, sorted by name; a class may have none."""
+    return list_folder(uri, allow_missing=True).images
+
+
+def list_folder(uri: str, allow_missing: bool = False) -> LabelledFolder:
+    """The images below a normalized URI whose folders name a class; says what is left out.
 
     Raises:
-        ConfigError: there is nothing, or images of fewer than two classes.
+        ConfigError: there is nothing, an image's folders name two classes, a class has no image (unless
+            `allow_missing`), or all but one have none.
     """
-    found = []
+    found, folders, doubtful = [], Counter[str](), []
     try:
-        for stored in storage.list_objects(uri):
-            name = stored.uri[len(uri) + 1 :]
-            label = class_of_path(name)
-            if label is not None and kind_of(name) == "image":
-                found.append(LabelledImage(name, CLASSES.index(label), stored))
+        listing = list_archive(uri, ("image",))
     except NotFoundError as error:
         raise ConfigError(f"--data: {error}") from error
-    if len({image.label for image in found}) < 2:
+    for stored in listing.shards:
+        name = stored.uri[len(uri) + 1 :]
+        classes = classes_of_path(name)
+        if len(classes) == 1:
+            found.append(LabelledImage(name, CLASSES.index(classes[0]), stored))
+        elif classes:
+            doubtful.append(f"{name} ({' and '.join(classes)})")
+        else:
+            folders[name.rpartition("/")[0] or "."] += 1
+    if doubtful:
         raise ConfigError(
-            f"--data {uri} holds {len(found)} labelled images of fewer than two classes: it needs a folder per class, "
-            "such as Benign, Early, Pre and Pro, with JPEG, PNG, TIFF or BMP files"
+            f"--data {uri}: {len(doubtful)} images lie in folders of two classes, such as {doubtful[0]}: rename or "
+            "move them, so that each path names one"
         )
-    return found
+    folder = LabelledFolder(found, dict(listing.left_out), dict(folders.most_common()))
+    _check_classes(uri, folder, allow_missing)
+    return folder
+
+
+def _check_classes(uri: str, folder: LabelledFolder, allow_missing: bool) -> None:
+    """ConfigError if a class is missing that should not; says which images and files are left out."""
+    stray, first = sum(folder.folders.values()), list(folder.folders.items())[:5]
+    strays = f"{stray:,} images lie in folders that name no class ({', '.join(f'{n}: {c:,}' for n, c in first)})"
+    present = {image.label for image in folder.images}
+    if len(present) < 2:
+        raise ConfigError(
+            f"--data {uri} holds {len(folder.images)} labelled images of fewer than two classes"
+            f"{f', and {strays}' if stray else ''}: it needs a folder per class, {_NAMES}, with image files"
+        )
+    missing = [name for label, name in enumerate(CLASSES) if label not in present]
+    if missing and not allow_missing:
+        raise ConfigError(
+            f"--data {uri} has no image of {', '.join(missing)}{f', and {strays}' if stray else ''}: call each class's "
+            f"folder by its name, {_NAMES}, or go on with --allow-missing-classes"
+        )
+    if missing:
+        say(f"no image of {', '.join(missing)}: the model is told nothing of what such images look like")
+    if stray:
+        say(f"{strays}: they are left out; for images of a class, call the folder by its name, {_NAMES}")
+    if folder.files:
+        total = sum(folder.files.values())
+        say(f"{total:,} files that are no images are left out: {left_out_words(folder.files)}")
 
 
 def capture_order(images: Sequence[LabelledImage]) -> Labels:

@@ -12,7 +12,7 @@ from bcd_ray.learning import quantization
 from bcd_ray.learning.assessment import assess, unreadable
 from bcd_ray.learning.audit import shortcut_features, shortcut_probabilities
 from bcd_ray.learning.config import TrainConfig
-from bcd_ray.learning.dataset import LabelledImage, group_numbers, list_labelled, listed_layout, says_synthetic
+from bcd_ray.learning.dataset import LabelledImage, group_numbers, list_folder, listed_layout, says_synthetic
 from bcd_ray.learning.embedding import Embedder, Identified
 from bcd_ray.learning.head import FitConfig, Parts, fit_head
 from bcd_ray.learning.layout import duplicates, lay_out
@@ -45,7 +45,8 @@ class Split:
 
 def train(config: TrainConfig) -> dict[str, Any]:
     """Fit a model, write its bundle, and return its metrics."""
-    images = list_labelled(config.data)
+    folder = list_folder(config.data, config.allow_missing_classes)
+    images = folder.images
     refuse_to_replace(config.output, "model.sha256")
     if config.int8:
         quantization.check_installed()
@@ -85,6 +86,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "protocol": rules.text(),
         "history": history,
         "counts": split.counts,
+        "left_out": folder.left_out,
         "split": {"train": [i.name for i in train_images], config.holdout: [i.name for i in held_out_images]},
         "triage": {"cross_validated": on_training, config.holdout: on_held_out},
         "unreadable": unreadable(images, identified.errors),

@@ -16,6 +16,7 @@ from bcd_ray.learning.dataset import (
     LabelledImage,
     capture_order,
     group_numbers,
+    list_folder,
     list_labelled,
     says_synthetic,
 )
@@ -52,22 +53,45 @@ def test_a_drawn_archive_is_listed(tmp_path: Path) -> None:
     assert Counter(image.label for image in list_labelled(str(tmp_path))) == dict.fromkeys(range(4), 2)
 
 
-def test_nested_folders_count_and_other_files_do_not(tmp_path: Path) -> None:
+def test_nested_folders_count_and_other_files_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = {
         "deep/Benign/slide 1/a.JPG": "benign",
-        "Benign/Pro/inner.png": "pro_b",
+        "Pro/PRE-07/inner.png": "pro_b",
         "Early/b.tiff": "early_pre_b",
         "Early/patient#7/ä.bmp": "early_pre_b",
     }
     others = ["Benign/notes.txt", "Benign/Thumbs.db", "Pre/a.gif", "a.jpg", "elsewhere/a.jpg"]
     hidden = ["Benign/.hidden.jpg", "Benign/.cache/a.jpg"]
     make_files(tmp_path, [*images, *others, *hidden])
-    assert {image.name: CLASSES[image.label] for image in list_labelled(str(tmp_path))} == images
+    folder = list_folder(str(tmp_path), allow_missing=True)
+    assert {image.name: CLASSES[image.label] for image in folder.images} == images
+    assert folder.folders == {".": 1, "elsewhere": 1}
+    assert folder.files == {".txt": 1, "hidden": 3, ".gif": 1}
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("no image of pre_b")
+    assert lines[1].startswith("2 images lie in folders that name no class (.: 1, elsewhere: 1): they are left out")
+    assert lines[2] == "5 files that are no images are left out: 1 .gif, 3 hidden, 1 .txt"
+
+
+def test_a_class_folder_with_a_typing_error_is_refused_by_name(tmp_path: Path) -> None:
+    make_files(tmp_path, ["Benign/a.jpg", "Early/a.jpg", "Pre/a.jpg", "Pro-B ALL/a.jpg", "Pro-B ALL/b.jpg"])
+    with pytest.raises(ConfigError, match=r"no image of pro_b, and 2 images .* \(Pro-B ALL: 2\): call .* its name"):
+        list_folder(str(tmp_path))
+    assert len(list_folder(str(tmp_path), allow_missing=True).images) == 3
+
+
+@pytest.mark.parametrize("name", ["Pro/normal/x.jpg", "Benign/Pre/x.jpg", "Original/Benign/post/pre/x.jpg"])
+def test_folders_of_two_classes_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    make_files(tmp_path, ["Benign/a.jpg", "Early/a.jpg", "Pre/a.jpg", "Pro/a.jpg", name])
+    with pytest.raises(ConfigError, match=rf"1 images lie in folders of two classes, such as {name} \(\w+ and \w+\)"):
+        list_folder(str(tmp_path))
 
 
 def test_one_class_alone_is_refused_with_the_remedy(tmp_path: Path) -> None:
     make_files(tmp_path, ["Benign/a.jpg", "Benign/b.jpg", "other/c.jpg"])
-    with pytest.raises(ConfigError, match="2 labelled images of fewer than two classes: it needs a folder"):
+    with pytest.raises(
+        ConfigError, match=r"2 labelled images of fewer than two classes, and 1 .* \(other: 1\): it needs a folder"
+    ):
         list_labelled(str(tmp_path))
 
 
