@@ -17,7 +17,7 @@ from bcd_ray.learning.assessment import unreadable
 from bcd_ray.learning.audit import SHORTCUTS, shortcut_features, shortcut_probabilities
 from bcd_ray.learning.dataset import (
     LabelledImage,
-    group_numbers,
+    groups_of,
     list_folder,
     listed_layout,
     read_pixels,
@@ -51,7 +51,7 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
     """Cross-validate the settings under every protocol, write the results, and return what metrics.json holds."""
     folder = list_folder(config.data, config.allow_missing_classes)
     images = folder.images
-    listed = listed_layout(images, group_numbers(images, config.group_pattern, config.group_table))
+    listed = listed_layout(images, groups_of(images, config.group_pattern, config.group_table))
     refuse_to_replace(config.output, "metrics.json")
     synthetic = says_synthetic(config.data)
     _splits(listed, config)  # what cannot be split ends here, before an image is read

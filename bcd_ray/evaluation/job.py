@@ -8,7 +8,7 @@ import numpy.typing as npt
 from bcd_ray.errors import JobError
 from bcd_ray.evaluation.config import EvaluateConfig
 from bcd_ray.learning.assessment import assess, unreadable
-from bcd_ray.learning.dataset import group_numbers, list_folder, listed_layout, says_synthetic
+from bcd_ray.learning.dataset import groups_of, list_folder, listed_layout, says_synthetic
 from bcd_ray.learning.embedding import Embedder, Embeddings
 from bcd_ray.learning.splits import Labels, clusters
 from bcd_ray.learning.spoiling import SPOILT
@@ -26,7 +26,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     bundle = load_bundle(config.model)
     folder = list_folder(config.data, config.allow_missing_classes)
     images = folder.images
-    listed = listed_layout(images, group_numbers(images, config.group_pattern, config.group_table))
+    listed = listed_layout(images, groups_of(images, config.group_pattern, config.group_table))
     refuse_to_replace(config.output, "metrics.json")
     with Embedder(images, bundle.model, config.cache) as embedder:
         embedded, errors = embedder.embed([0, *(SPOILT if config.spoil else ())]), embedder.identified.errors

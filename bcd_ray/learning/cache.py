@@ -21,6 +21,7 @@ from bcd_ray import storage
 from bcd_ray.archives.images import DECODER_VERSION
 from bcd_ray.errors import StorageError
 from bcd_ray.learning.augmentation import AUGMENTATION_VERSION
+from bcd_ray.learning.near_duplicates import VARIANTS
 from bcd_ray.model.bundle import EMBEDDING_SIZE, Model
 from bcd_ray.model.quality import MEASURES
 from bcd_ray.progress import say
@@ -30,12 +31,12 @@ from bcd_ray.threads import map_ahead
 ROWS_PER_OBJECT = 2048  # 10 MB; what an interrupted run loses at most
 _READERS = 4  # objects read at a time
 
-FORMAT = 5  # raise it when a column would hold something else
+FORMAT = 6  # raise it when a column would hold something else
 
 IMAGES = pa.schema(
     [
         ("digest", pa.string()),
-        ("hash", pa.uint64()),
+        ("hashes", pa.binary()),
         ("error", pa.string()),
     ]
 )
@@ -59,7 +60,7 @@ VIEWS = pa.schema(
 class ImageFacts(NamedTuple):
     """What is found out of an image before it is embedded."""
 
-    hash: int = 0  # `near_duplicates.perceptual_hash`
+    hashes: bytes = bytes(8 * VARIANTS)  # `near_duplicates.perceptual_hashes`
     error: str = ""  # why the image could not be read or decoded, or empty
 
 

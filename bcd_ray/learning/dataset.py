@@ -1,6 +1,5 @@
 """Labelled images: a folder per class becomes a list, in capture order, with groups where they are known."""
 
-import io
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +13,9 @@ from bcd_ray.archives.listing import list_archive
 from bcd_ray.archives.suffixes import left_out_words
 from bcd_ray.errors import ConfigError, JobError, NotFoundError
 from bcd_ray.labels import CLASSES, classes_of_path
+from bcd_ray.learning.groups import group_numbers
 from bcd_ray.learning.splits import Labels, Layout
+from bcd_ray.learning.twins import twins
 from bcd_ray.progress import say
 from bcd_ray.storage import StoredObject
 from bcd_ray.uris import printable
@@ -117,58 +118,15 @@ def capture_order(images: Sequence[LabelledImage]) -> Labels:
     return order
 
 
+def groups_of(images: Sequence[LabelledImage], pattern: str, table: str) -> Labels | None:
+    """`groups.group_numbers` of the images."""
+    return group_numbers([image.name for image in images], pattern, table)
+
+
 def listed_layout(images: Sequence[LabelledImage], groups: Labels | None) -> Layout:
-    """What splits go by as far as a listing tells: as if every image could be read, and none were another's copy."""
+    """What splits go by as far as a listing tells: as if every image could be read, and none but twins were copies."""
     labels = np.array([image.label for image in images])
-    return Layout(labels, capture_order(images), np.arange(len(images)), groups)
-
-
-def group_numbers(images: Sequence[LabelledImage], pattern: str, table: str) -> Labels | None:
-    """(n,) number of each image's patient or slide, or None where neither a pattern nor a table says.
-
-    Args:
-        pattern: regular expression searched in an image's name; its first group, or else all it matches, is the id.
-        table: CSV or Parquet file with the columns `image` (name below the data folder) and `group`.
-
-    Raises:
-        ConfigError: the table cannot be used, or an image gets no group.
-    """
-    if not pattern and not table:
-        return None
-    if pattern:
-        matches = [re.search(pattern, image.name) for image in images]
-        groups = [match and match[1 if match.re.groups else 0] for match in matches]
-    else:
-        known = _read_groups(table)
-        groups = [known.get(image.name) for image in images]
-    lacking = [image.name for image, group in zip(images, groups, strict=True) if not group]
-    if lacking:
-        said = f"--group-pattern {pattern!r}" if pattern else f"--group-table {table}"
-        raise ConfigError(
-            f"{said} gives no group for {len(lacking)} images, such as {lacking[0]}: every image needs one"
-        )
-    return np.unique(np.array(groups, str), return_inverse=True)[1].astype(np.int64)
-
-
-def _read_groups(table: str) -> dict[str, str]:
-    import pyarrow as pa
-    from pyarrow import csv
-
-    from bcd_ray.storage import parquet
-
-    try:
-        data = storage.read_bytes(table)
-        # As text: a patient 007 is not the patient 7. Without threads: see `parquet.table_of`.
-        texts = csv.ConvertOptions(column_types={"image": pa.string(), "group": pa.string()})
-        options = {"convert_options": texts, "read_options": csv.ReadOptions(use_threads=False)}
-        rows = parquet.table_of(data) if table.endswith(".parquet") else csv.read_csv(io.BytesIO(data), **options)
-        names, groups = (rows[column].cast(pa.string()).to_pylist() for column in ("image", "group"))
-    except (pa.ArrowException, KeyError, NotFoundError) as error:
-        raise ConfigError(
-            f"--group-table {table} cannot be used ({' '.join(str(error).split())[:200]}): give a CSV or Parquet file "
-            "with the columns image and group"
-        ) from error
-    return dict(zip(names, groups, strict=True))
+    return Layout(labels, capture_order(images), twins([image.name for image in images], labels, groups), groups)
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:

@@ -19,7 +19,7 @@ from bcd_ray.errors import JobError, StorageError
 from bcd_ray.learning.augmentation import Augmenter
 from bcd_ray.learning.cache import EmbeddingCache, ImageFacts, ViewTable, none_of, to_rows
 from bcd_ray.learning.dataset import LabelledImage
-from bcd_ray.learning.near_duplicates import perceptual_hash
+from bcd_ray.learning.near_duplicates import VARIANTS, perceptual_hashes
 from bcd_ray.learning.shortcuts import SHORTCUT_VIEWS, Reducer
 from bcd_ray.learning.spoiling import SPOILT
 from bcd_ray.model.bundle import Model
@@ -44,7 +44,7 @@ class Identified:
     """What is known of n images before they are embedded."""
 
     digests: list[str]  # sha256 of each image's bytes, "" where it could not be read
-    hashes: npt.NDArray[np.uint64]  # (n,) perceptual hashes
+    hashes: npt.NDArray[np.uint64]  # (n, 8) perceptual hashes, of the image first as it is
     errors: list[str | None]  # why an image could not be read or decoded, else None
 
 
@@ -85,7 +85,7 @@ class Embedder:
         )
         self.identified = Identified(
             list(digests),
-            np.array([each.hash for each in facts], np.uint64),
+            np.frombuffer(b"".join(each.hashes for each in facts), np.uint64).reshape(len(facts), VARIANTS),
             [each.error or None for each in facts],
         )
         return self
@@ -186,7 +186,7 @@ def _facts(known: Mapping[str, ImageFacts], data: bytes | StorageError) -> tuple
         return ("" if decoded.status in PASSING_STATUSES else digest), facts  # without a digest it is not kept
     if decoded.damage:  # good enough for a person to look at, not to learn from
         return digest, ImageFacts(error=f"damaged: {decoded.damage}")
-    return digest, ImageFacts(perceptual_hash(decoded.pixels))
+    return digest, ImageFacts(perceptual_hashes(decoded.pixels).tobytes())
 
 
 class _EmbeddingActor:

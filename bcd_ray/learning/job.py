@@ -12,7 +12,7 @@ from bcd_ray.learning import quantization
 from bcd_ray.learning.assessment import assess, unreadable
 from bcd_ray.learning.audit import shortcut_features, shortcut_probabilities
 from bcd_ray.learning.config import TrainConfig
-from bcd_ray.learning.dataset import LabelledImage, group_numbers, list_folder, listed_layout, says_synthetic
+from bcd_ray.learning.dataset import LabelledImage, groups_of, list_folder, listed_layout, says_synthetic
 from bcd_ray.learning.embedding import Embedder, Identified
 from bcd_ray.learning.head import FitConfig, Parts, fit_head
 from bcd_ray.learning.layout import duplicates, lay_out
@@ -52,7 +52,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         quantization.check_installed()
     synthetic = says_synthetic(config.data)
     model = pretrained(config.weights)
-    listed = listed_layout(images, group_numbers(images, config.group_pattern, config.group_table))
+    listed = listed_layout(images, groups_of(images, config.group_pattern, config.group_table))
     labels = listed.labels
     hold_out_part(listed, config)  # what cannot be split ends here, before an image is read
     with Embedder(images, model, config.cache) as embedder:

@@ -22,7 +22,9 @@ def lay_out(listed: Layout, identified: Identified) -> tuple[Labels, Layout]:
             f"too few readable images to split: {dict(zip(CLASSES, counts.tolist(), strict=True))}; "
             f"the first that failed says: {next(filter(None, identified.errors), 'none failed')}"
         )
-    ties = near_duplicate_groups([identified.digests[index] for index in usable], identified.hashes[usable])
+    _, first, inverse = np.unique(layout.ties, return_index=True, return_inverse=True)
+    ties = first[inverse]  # twins, by their places among those that could be read
+    ties = near_duplicate_groups([identified.digests[index] for index in usable], identified.hashes[usable], ties)
     return usable, replace(layout, ties=ties)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from bcd_ray.archives.images import Decoded, Limits, Pixels, decode
 from bcd_ray.learning.augmentation import BRIGHTNESS, SHIFT, ZOOM, Augmenter
-from bcd_ray.learning.near_duplicates import NEAR_DUPLICATE_BITS, near_duplicate_groups, perceptual_hash
+from bcd_ray.learning.near_duplicates import NEAR_DUPLICATE_BITS, near_duplicate_groups, perceptual_hashes
 from bcd_ray.learning.shortcuts import SHORTCUT_VIEWS, Reducer
 from bcd_ray.learning.synthetic import draw_smear
 
@@ -104,7 +104,7 @@ def test_views_are_zoomed_shifted_and_flipped_within_their_ranges() -> None:
 
 
 def hashed(images: list[Pixels]) -> npt.NDArray[np.uint64]:
-    return np.array([perceptual_hash(pixels) for pixels in images], np.uint64)
+    return np.stack([perceptual_hashes(pixels) for pixels in images])
 
 
 def encoded(pixels: Pixels, kind: str = "JPEG", **options: int) -> bytes:
@@ -134,7 +134,7 @@ def test_near_duplicates_are_tied(class_index: int) -> None:
     for seed in range(5):
         original = draw_smear(class_index, seed)
         copies = near_duplicates(original)
-        distances = np.bitwise_count(hashed(list(copies.values())) ^ hashed([original])[0])
+        distances = np.bitwise_count(hashed(list(copies.values()))[:, 0] ^ hashed([original])[0, 0])
         assert dict(zip(copies, distances <= NEAR_DUPLICATE_BITS, strict=True)) == dict.fromkeys(copies, True)
 
 
@@ -142,6 +142,16 @@ def test_images_of_their_own_are_not_tied() -> None:
     smears = [draw_smear(class_index, seed) for class_index in range(4) for seed in range(15)]
     groups = near_duplicate_groups([str(number) for number in range(len(smears))], hashed(smears))
     assert groups.tolist() == list(range(len(smears)))
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_copy_that_is_mirrored_or_turned_is_tied(turns: int, mirrored: bool) -> None:
+    for class_index in range(4):
+        original, other = draw_smear(class_index, 7), draw_smear(class_index, 8)
+        turned = np.ascontiguousarray(np.rot90(original[:, ::-1] if mirrored else original, turns))
+        copy = decoded(encoded(turned, quality=80))
+        assert near_duplicate_groups(list("abc"), hashed([original, other, copy])).tolist() == [0, 1, 0]
 
 
 def test_only_the_copies_in_a_set_are_tied() -> None:
@@ -152,7 +162,7 @@ def test_only_the_copies_in_a_set_are_tied() -> None:
 
 
 def test_equal_bytes_are_tied_whatever_their_hashes() -> None:
-    hashes = np.array([0, 2**64 - 1, 0xFFFFFFFF], np.uint64)
+    hashes = np.array([[0], [2**64 - 1], [0xFFFFFFFF]], np.uint64)
     assert near_duplicate_groups(["a", "b", "a"], hashes).tolist() == [0, 1, 0]
 
 
@@ -160,7 +170,7 @@ def test_ties_pass_through_chains() -> None:
     """Neighbours differ in 6 bits, the ends in 24."""
     chain = [(1 << 6 * links) - 1 for links in range(5)]
     order = [4, 0, 2, 1, 3]
-    hashes = np.array([chain[place] for place in order], np.uint64)
+    hashes = np.array([[chain[place]] for place in order], np.uint64)
     assert near_duplicate_groups(list("abcde"), hashes).tolist() == [0] * 5
     without_the_middle = hashes[[0, 1, 3, 4]]  # 24, 0, 6 and 18 bits
     assert near_duplicate_groups(list("abcd"), without_the_middle).tolist() == [0, 1, 1, 0]
@@ -168,7 +178,7 @@ def test_ties_pass_through_chains() -> None:
 
 def test_the_bound_on_bits_is_met_exactly() -> None:
     within, beyond = (1 << NEAR_DUPLICATE_BITS) - 1, (1 << NEAR_DUPLICATE_BITS + 1) - 1
-    hashes = np.array([0, within, beyond << 40], np.uint64)
+    hashes = np.array([[0], [within], [beyond << 40]], np.uint64)
     assert near_duplicate_groups(list("abc"), hashes).tolist() == [0, 0, 2]
 
 
@@ -179,7 +189,7 @@ close_hashes = st.builds(lambda base, bits: base ^ bits, st.sampled_from([0, 2**
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abcdefghij"), close_hashes | any_bits), max_size=25))
 def test_groups_are_the_components_of_the_ties(images: list[tuple[str, int]]) -> None:
-    digests, hashes = [digest for digest, _ in images], np.array([value for _, value in images], np.uint64)
+    digests, hashes = [digest for digest, _ in images], np.array([value for _, value in images], np.uint64)[:, None]
     group = near_duplicate_groups(digests, hashes)
     assert group.dtype == np.int64
     assert (group[group] == group).all()

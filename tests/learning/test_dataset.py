@@ -15,7 +15,7 @@ from bcd_ray.learning.dataset import (
     SYNTHETIC_MARK,
     LabelledImage,
     capture_order,
-    group_numbers,
+    groups_of,
     list_folder,
     list_labelled,
     says_synthetic,
@@ -135,11 +135,11 @@ PATIENTS = ["Benign/p07/1.jpg", "Benign/p7/2.jpg", "Pro/p07/3.jpg"]
 
 def test_a_pattern_finds_the_groups_in_the_path(tmp_path: Path) -> None:
     images = labelled(tmp_path, PATIENTS)
-    assert group_numbers(images, r"/p(\d+)/", "").tolist() == [0, 1, 0]  # type: ignore[union-attr]
-    assert group_numbers(images, r"\d\.jpg", "").tolist() == [0, 1, 2]  # type: ignore[union-attr]
-    assert group_numbers(images, "", "") is None
-    with pytest.raises(ConfigError, match=r"gives no group for 2 images, such as Benign/p07/1\.jpg"):
-        group_numbers(images, r"/p7/", "")
+    assert groups_of(images, r"/p(\d+)/", "").tolist() == [0, 1, 0]  # type: ignore[union-attr]
+    assert groups_of(images, r"\d\.jpg", "").tolist() == [0, 1, 2]  # type: ignore[union-attr]
+    assert groups_of(images, "", "") is None
+    with pytest.raises(ConfigError, match=r"gives no group for 2 images of 3, such as Benign/p07/1\.jpg"):
+        groups_of(images, r"/p7/", "")
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -148,13 +148,14 @@ def test_a_table_gives_the_groups(tmp_path: Path, suffix: str) -> None:
     table = pa.table({"image": PATIENTS, "group": ["007", "7", "007"]})
     uri = str(tmp_path / f"groups.{suffix}")
     (pq.write_table if suffix == "parquet" else csv.write_csv)(table, uri)
-    assert group_numbers(images, "", uri).tolist() == [0, 1, 0]  # type: ignore[union-attr]
+    assert groups_of(images, "", uri).tolist() == [0, 1, 0]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
     ("content", "remedy"),
     [
-        ("image,group\nBenign/p07/1.jpg,1\n", "gives no group for 2 images, such as Benign/p7/2.jpg"),
+        ("image,group\nBenign/p07/1.jpg,1\n", "gives no group for 2 images of 3, such as Benign/p7/2.jpg"),
+        ("image,group\nBenign/p07/1.jpg,1\nBenign/p07/1.jpg,2\n", "gives Benign/p07/1.jpg two groups, '1' and '2'"),
         ("name,group\na,1\n", "with the columns image and group"),
         ("", "with the columns image and group"),
         (None, "nothing found at"),
@@ -165,4 +166,4 @@ def test_a_table_that_cannot_be_used_is_refused(tmp_path: Path, content: str | N
     if content is not None:
         (tmp_path / "groups.csv").write_text(content)
     with pytest.raises(ConfigError, match=remedy):
-        group_numbers(images, "", str(tmp_path / "groups.csv"))
+        groups_of(images, "", str(tmp_path / "groups.csv"))

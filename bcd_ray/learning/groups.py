@@ -1,0 +1,88 @@
+"""Which patient or slide an image is of, where a pattern or a table says so."""
+
+import io
+import re
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from bcd_ray import storage
+from bcd_ray.errors import ConfigError, NotFoundError
+from bcd_ray.progress import say
+
+
+def group_numbers(names: Sequence[str], pattern: str, table: str) -> npt.NDArray[np.int64] | None:
+    """(n,) number of each image's patient or slide, or None where neither a pattern nor a table says.
+
+    Ids that differ in case or white space alone are one: `P07`, `p07` and `P07 `.
+
+    Args:
+        names: paths of the images below the data folder.
+        pattern: regular expression searched in an image's name; its first group, or else all it matches, is the id.
+        table: CSV or Parquet file with the columns `image` (name below the data folder) and `group`.
+
+    Raises:
+        ConfigError: the table cannot be used, gives an image two groups, or an image gets none.
+    """
+    if not pattern and not table:
+        return None
+    if pattern:
+        matches = [re.search(pattern, name) for name in names]
+        groups = [_same(match[1 if match.re.groups else 0]) if match else "" for match in matches]
+    else:
+        known = _read_groups(table)
+        groups = [known.get(name, "") for name in names]
+        if further := len(known.keys() - set(names)):
+            say(
+                f"--group-table {table}: {further:,} of its {len(known):,} images are not among those of --data, such "
+                f"as {min(known.keys() - set(names))}: check the paths if that is too many"
+            )
+    lacking = [name for name, group in zip(names, groups, strict=True) if not group]
+    if lacking:
+        said = f"--group-pattern {pattern!r}" if pattern else f"--group-table {table}"
+        raise ConfigError(
+            f"{said} gives no group for {len(lacking)} images of {len(names)}, such as {lacking[0]}: every image needs "
+            "one"
+        )
+    return np.unique(np.array(groups, str), return_inverse=True)[1].astype(np.int64)
+
+
+def _same(group: str | None) -> str:
+    """One spelling of an id."""
+    return " ".join(unicodedata.normalize("NFKC", group or "").split()).casefold()
+
+
+def _read_groups(table: str) -> dict[str, str]:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    from bcd_ray.storage import parquet
+
+    try:
+        data = storage.read_bytes(table)
+        # As text: a patient 007 is not the patient 7. Without threads: see `parquet.table_of`.
+        texts = csv.ConvertOptions(column_types={"image": pa.string(), "group": pa.string()})
+        options = {"convert_options": texts, "read_options": csv.ReadOptions(use_threads=False)}
+        rows = parquet.table_of(data) if table.endswith(".parquet") else csv.read_csv(io.BytesIO(data), **options)
+        names, groups = (rows[column].cast(pa.string()).to_pylist() for column in ("image", "group"))
+    except (pa.ArrowException, KeyError, NotFoundError) as error:
+        raise ConfigError(
+            f"--group-table {table} cannot be used ({' '.join(str(error).split())[:200]}): give a CSV or Parquet file "
+            "with the columns image and group"
+        ) from error
+    found: dict[str, str] = {}
+    twice = 0
+    for name, group in zip(names, groups, strict=True):
+        name = (name or "").strip()
+        if name in found:
+            twice += 1
+            if found[name] != _same(group):
+                raise ConfigError(
+                    f"--group-table {table} gives {name} two groups, {found[name]!r} and {_same(group)!r}: leave one"
+                )
+        found[name] = _same(group)
+    if twice:
+        say(f"--group-table {table}: {twice:,} rows name an image again, with the same group")
+    return found
