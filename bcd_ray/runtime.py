@@ -20,6 +20,7 @@ from unittest.mock import patch
 from bcd_ray import own_ray
 from bcd_ray.errors import BcdRayError, ConfigError, JobError
 from bcd_ray.progress import say
+from bcd_ray.uris import printable
 
 _ACTOR_ON_GPU_MIB = 1600  # 1.2 GB were measured on an H200
 _MOST_ON_A_GPU = 16
@@ -131,7 +132,7 @@ def _connect(address: str) -> None:
 
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        with _stderr_silenced(), _sigterm_kept():
+        with _stderr_silenced(), _sigterm_kept(), _any_arguments():
             if address:
                 _check_address(address)
                 ray.init(address, **quiet)
@@ -147,7 +148,7 @@ def _connect(address: str) -> None:
             ) from error
         what = " ".join(str(error).split())[:200]
         if "RAY_ADDRESS" in os.environ and address:
-            raise JobError(f"no Ray ({what}): check RAY_ADDRESS={address}") from error
+            raise ConfigError(f"RAY_ADDRESS={address}: no Ray there ({what}): correct or unset it") from error
         if address:
             remedy = "end what is left of it with `ray stop`, or set RAY_ADDRESS=local for a Ray of the job's own"
             raise JobError(f"no Ray at {address}, where `ray start` began one ({what}): {remedy}") from error
@@ -201,6 +202,16 @@ def _sigterm_kept() -> Iterator[None]:
             yield
         finally:
             signal.signal(signal.SIGTERM, kept)
+
+
+@contextmanager
+def _any_arguments() -> Iterator[None]:
+    """Ray writes the command line down as UTF-8, which a file name in it need not be."""
+    from ray._private import utils
+
+    entrypoint = printable(utils.get_entrypoint_name())
+    with patch.object(utils, "get_entrypoint_name", lambda: entrypoint):
+        yield
 
 
 @contextmanager
