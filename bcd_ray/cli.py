@@ -26,9 +26,9 @@ def run(config_type: type[_Config], main: Callable[[_Config], int]) -> NoReturn:
         sys.exit(main(tyro.cli(config_type, args=add_up(config_type, sys.argv[1:]))))
     except BaseException as error:
         if terminated:  # whatever became of the interruption on its way through Ray
-            _end("terminated by SIGTERM; the same command goes on where it was", EXIT_TERMINATED)
+            _break_off("terminated by SIGTERM", EXIT_TERMINATED)
         if isinstance(error, KeyboardInterrupt):
-            _end("interrupted; the same command goes on where it was", EXIT_INTERRUPTED)
+            _break_off("interrupted", EXIT_INTERRUPTED)
         if isinstance(error, BcdRayError):
             _end(str(error), error.exit_code)
         raise
@@ -62,6 +62,16 @@ def add_up(config_type: type[Any], arguments: Sequence[str]) -> list[str]:
 def _end(words: str, code: int) -> NoReturn:
     print(f"error: {one_line(words)}", file=sys.stderr)
     sys.exit(code)
+
+
+def _break_off(words: str, code: int) -> NoReturn:
+    """End at once: a Ray that was interrupted in its start can abort where the interpreter tidies up, with code -6."""
+    try:
+        _end(f"{words}; the same command goes on where it was", code)
+    finally:
+        if isinstance(getattr(getattr(sys.stderr, "buffer", None), "raw", None), _Lasting):  # no test's
+            sys.stdout.flush()
+            os._exit(code)
 
 
 def _hear_sigterm() -> list[int]:
