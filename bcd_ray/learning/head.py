@@ -96,13 +96,12 @@ def _fit_with_ray_train(parts: Parts, config: FitConfig, wanted: int) -> FittedH
             say(f"the cluster has cores for {workers} of {wanted} workers: they fit the same head alone")
         say(f"fitting the head with Ray Train's TorchTrainer, {workers} workers")
         say_if_taken(CPU=workers * _CPUS)
+        again = FailureConfig(max_failures=_TRIES_AGAIN, controller_failure_limit=_TRIES_AGAIN)
         trainer = TorchTrainer(
             _fit_worker,
             train_loop_config={"parts": ray.put(parts), "config": config},
             scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": _CPUS}),
-            run_config=RunConfig(
-                name=Path(scratch).name, storage_path=scratch, failure_config=FailureConfig(max_failures=_TRIES_AGAIN)
-            ),
+            run_config=RunConfig(name=Path(scratch).name, storage_path=scratch, failure_config=again),
         )
         fitted: FittedHead = trainer.fit().return_value
     return fitted
