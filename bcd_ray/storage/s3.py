@@ -24,6 +24,7 @@ _ATTEMPTS = 12  # with backoff of at most 20 s between them: one and a half minu
 _PASSING_STATUSES = (429, 500, 502, 503, 504)
 _PASSING_CODES = ("ConditionalRequestConflict", "RequestTimeout", "SlowDown")
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
+_ENDPOINT = re.compile(r"https?://(\[[0-9a-f:]+\]|[^/\s:]+)(:\d+)?(/|$)", re.IGNORECASE)
 _Result = TypeVar("_Result")
 
 
@@ -164,7 +165,7 @@ def client() -> Any:
     for name in [name for name, value in os.environ.items() if name.startswith("AWS_") and not value]:
         del os.environ[name]  # as a scheduler passes on what is not set; botocore would take it for a value
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
-        if name in os.environ and not re.match(r"https?://[^/\s]+?(:\d+)?(/|$)", os.environ[name]):
+        if name in os.environ and not _ENDPOINT.match(os.environ[name]):
             raise ConfigError(f"{name}={os.environ[name]}: write it with its scheme, as in http://HOST:PORT")
     try:
         return _new_client()

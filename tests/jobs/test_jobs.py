@@ -45,6 +45,7 @@ SAID = re.compile(
     r"|[\d,]+ files that are neither shards nor images are left out: .*"
     r"|embedding  [\d,]+ of [\d,]+ (images|views) are in the cache"
     r"|\d+ training and \d+ test images, \d+ in neither part; .*"
+    r"|fitting the head in this process .*"
 )
 
 

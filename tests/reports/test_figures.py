@@ -190,3 +190,10 @@ def test_gallery_refuses_an_example_in_the_wrong_section() -> None:
         gallery([], [example(1, 1, "a.jpg")], LABELS)
     with pytest.raises(ValueError, match="one per class label, 3 in all"):
         gallery([example(0, 0)], [], LABELS[:3])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["/lab$/smears_1_b/checked$", "/data/\udce4\x1b[31m\n", "/数据/スメア"])
+def test_any_path_is_a_title_and_a_name(name: str) -> None:
+    assert "\n" not in title(confusion_matrix_figure(MATRIX, LABELS, name))
+    assert decode(gallery([example(0, 0, name)], [], LABELS)).size

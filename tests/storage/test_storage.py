@@ -1,5 +1,6 @@
 """Storage: the same promises for local folders and for a real S3 store."""
 
+import errno
 import io
 import os
 import random
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from bcd_ray import storage, uris
 from bcd_ray.errors import ChangedError, ConfigError, NotFoundError, StorageError
+from bcd_ray.storage import local
 from bcd_ray.storage import s3 as s3_side
 
 WRITERS = 16
@@ -406,6 +408,9 @@ def test_linked_folders_are_followed(tmp_path: Path) -> None:
         ("/data/../a", "/a"),
         ("file:///data/a", "/data/a"),
         ("a", f"{Path.cwd()}/a"),
+        ("//data/a", "/data/a"),
+        ("./s3:/a", f"{Path.cwd()}/s3:/a"),
+        ("2026-11-30T02:15", f"{Path.cwd()}/2026-11-30T02:15"),
     ],
 )
 def test_normalize(given: str, expected: str) -> None:
@@ -423,6 +428,11 @@ def test_normalize(given: str, expected: str) -> None:
         ("https://host/x.tar", "only local paths and s3://"),
         ("", "name a folder"),
         ("file://", "name a folder"),
+        ("file://lab/x", "only local paths"),
+        ("s3:/lab/x", "write s3://BUCKET/PREFIX"),
+        ("s3:lab", "write s3://BUCKET/PREFIX"),
+        ("S3:/lab/x", "write s3://BUCKET/PREFIX"),
+        ("s3://lab/\udce4", "no UTF-8"),
     ],
 )
 def test_normalize_refuses_with_the_remedy(given: str, remedy: str) -> None:
@@ -506,3 +516,99 @@ def test_printable_text_says_which_name_it_is_of(parts: list[str]) -> None:
     name = "".join(parts)
     assert uris.from_printable(storage.printable(name)) == name
     storage.printable(name).encode()
+
+
+def refuse_links(*_: Any, **__: Any) -> None:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))  # as exFAT and many mounts do
+
+
+def test_files_are_created_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", refuse_links)
+    output = str(tmp_path)
+    storage.check_creates(output)
+    assert storage.create(f"{output}/a", b"first")
+    assert not storage.create(f"{output}/a", b"second")
+    assert storage.read_bytes(f"{output}/a") == b"first"
+    assert_holds_only(output, "a")
+
+
+def test_a_place_where_nothing_can_be_created_safely_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", refuse_links)
+    monkeypatch.setattr(local.ctypes, "CDLL", lambda *_, **__: None)  # nor renameat2
+    with pytest.raises(ConfigError, match=r"hard links or renameat2.*Operation not permitted"):
+        storage.check_creates(str(tmp_path))
+    assert_holds_only(str(tmp_path))
+
+
+@pytest.mark.parametrize("answer", [True, StorageError("the store answers NotImplemented")])
+def test_a_store_without_conditional_writes_is_refused(
+    s3: str, monkeypatch: pytest.MonkeyPatch, answer: bool | StorageError
+) -> None:
+    def create(uri: str, data: bytes) -> bool:
+        s3_side.put(uri, data)
+        if isinstance(answer, StorageError):
+            raise answer
+        return answer
+
+    storage.check_creates(s3)
+    monkeypatch.setattr(s3_side, "create", create)
+    with pytest.raises(ConfigError, match=r"conditional writes \(If-None-Match\)"):
+        storage.check_creates(s3)
+
+
+def test_folders_that_may_not_be_listed_are_left_out_with_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(str(tmp_path), "a/x.jpg", "lost+found/y.jpg")
+    scandir, closed = os.scandir, {str(tmp_path / "lost+found")}
+
+    def refusing(path: str) -> Any:
+        if os.fspath(path) in closed:  # the tests may run as root, who may list all
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert storage.list_names(str(tmp_path)) == ["a/x.jpg"]
+    assert capsys.readouterr().err == f"{tmp_path}/lost+found is left out with all that is in it: Permission denied\n"
+    closed.add(str(tmp_path))
+    with pytest.raises(StorageError, match="Permission denied"):
+        list(storage.list_objects(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("AWS_ENDPOINT_URL", "minio:9000", r"AWS_ENDPOINT_URL=minio:9000: write it with its scheme"),
+        ("AWS_ENDPOINT_URL", "http://minio:port", r"AWS_ENDPOINT_URL=http://minio:port"),
+        ("AWS_MAX_ATTEMPTS", "x", r"AWS_MAX_ATTEMPTS=x: give a number"),
+        ("AWS_MAX_ATTEMPTS", "0", r"AWS_MAX_ATTEMPTS=0: give a number"),
+        ("AWS_PROFILE", "none", r"profile \(none\).*correct AWS_PROFILE$"),
+        ("AWS_DEFAULT_REGION", "no where", r"correct AWS_DEFAULT_REGION$"),
+        ("AWS_METADATA_SERVICE_TIMEOUT", "soon", r"correct AWS_METADATA_SERVICE_TIMEOUT$"),
+    ],
+)
+def test_an_odd_setting_of_s3_is_named(
+    s3: str, s3_environment: pytest.MonkeyPatch, name: str, value: str, remedy: str
+) -> None:
+    s3_environment.setenv(name, value)
+    with pytest.raises(ConfigError, match=remedy) as refused:
+        storage.exists(storage.join(s3, "a"))
+    assert "\n" not in str(refused.value)
+
+
+def test_empty_settings_of_s3_are_none(s3: str, s3_environment: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_MAX_ATTEMPTS", "AWS_SESSION_TOKEN"):
+        s3_environment.setenv(name, "")
+    assert not storage.exists(storage.join(s3, "none"))
+
+
+def test_the_home_folder_is_where_home_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/lab")
+    assert storage.normalize("~/x") == "/home/lab/x"
+    assert storage.normalize("~") == "/home/lab"
+    for path in ("~/x", "~nobody-of-this-name/x"):
+        monkeypatch.setenv("HOME", "")
+        with pytest.raises(ConfigError, match="no such home folder: set HOME"):
+            storage.normalize(path)

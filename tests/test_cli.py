@@ -1,0 +1,98 @@
+"""What every job's command line promises: options that add up, streams that can be written, signals, exit codes."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bcd_ray.cli import add_up
+from bcd_ray.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
+from bcd_ray.evaluation.config import EvaluateConfig
+from bcd_ray.progress import one_line
+from bcd_ray.scoring.config import ScoreConfig
+
+_JOB = """
+import sys
+from dataclasses import dataclass
+from bcd_ray.cli import run
+
+@dataclass(frozen=True)
+class Config:
+    words: tuple[str, ...] = ()
+    wait: bool = False
+
+def main(config):
+    import signal
+    print(*config.words)
+    if config.wait:
+        print("waiting", file=sys.stderr, flush=True)
+        signal.pause()
+    return 3
+
+run(Config, main)
+"""
+
+
+def start(*options: str | bytes, **streams: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", _JOB, *options], **streams)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--input", "a", "b", "--model", "m"], ["--model", "m", "--input", "a", "b"]),
+        (["--input", "a", "--model", "m", "--input", "b", "c"], ["--model", "m", "--input", "a", "b", "c"]),
+        (["--input=a", "--input=b=c"], ["--input", "a", "b=c"]),
+        (["--model", "a", "--model", "b"], ["--model", "a", "--model", "b"]),
+        (["--input"], ["--input"]),
+        (["--help"], ["--help"]),
+    ],
+)
+def test_an_option_of_several_values_adds_up(given: list[str], expected: list[str]) -> None:
+    assert add_up(ScoreConfig, given) == expected
+
+
+def test_options_of_every_job_add_up() -> None:
+    assert add_up(EvaluateConfig, ["--split", "random", "--split", "blocked"]) == ["--split", "random", "blocked"]
+
+
+def test_a_reader_that_went_changes_no_exit_code() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with start("--words", "a", stdout=write, stderr=subprocess.PIPE) as job:
+        os.close(write)
+        _, said = job.communicate(timeout=60)
+    assert (job.returncode, said) == (3, b"")
+
+
+def test_closed_streams_are_no_failure(tmp_path: Path) -> None:
+    command = f'"$0" -c "$1" --words a >&- 2>&- <&-; echo $? >{tmp_path}/code'
+    subprocess.run(["bash", "-c", command, sys.executable, _JOB], timeout=60, check=True)
+    assert (tmp_path / "code").read_text() == "3\n"
+
+
+def test_words_that_are_no_utf_8_are_shown() -> None:
+    with start("--words", b"pr\xe4parat", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+        assert job.communicate(timeout=60) == (b"pr\\udce4parat\n", b"")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [(signal.SIGTERM, EXIT_TERMINATED, "terminated by SIGTERM"), (signal.SIGINT, EXIT_INTERRUPTED, "interrupted")],
+)
+def test_a_signal_ends_the_job_with_its_code_and_a_line(number: signal.Signals, code: int, words: str) -> None:
+    with start("--wait", stderr=subprocess.PIPE, stdout=subprocess.PIPE) as job:
+        assert job.stderr
+        assert job.stderr.readline() == b"waiting\n"
+        job.send_signal(number)
+        _, said = job.communicate(timeout=60)
+    assert job.returncode == code == 128 + number
+    assert said.decode() == f"error: {words}; the same command goes on where it was\n"
+
+
+def test_a_name_does_nothing_to_a_terminal() -> None:
+    assert one_line("\x1b[31mred\n\udce4.jpg") == "\\x1b[31mred\\n\\udce4.jpg"
+    assert one_line("Präparat 1.jpg") == "Präparat 1.jpg"

@@ -1,0 +1,165 @@
+"""Ray as a job starts it: nothing of it is seen outside, left behind or waited for in vain."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bcd_ray import own_ray, runtime
+from bcd_ray.errors import ConfigError
+
+_SESSION = """
+import socket, subprocess, sys
+from bcd_ray.runtime import on_cluster, ray_session
+import ray, openvino
+assert not on_cluster()
+with ray_session():
+    assert not on_cluster()
+    @ray.remote
+    def work():
+        import bcd_ray, openvino
+        return len(openvino.Core().available_devices)
+    assert ray.get(work.remote())
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        assert other.connect_ex(("127.0.0.1", 52365)), "the agent's port is held"
+"""
+_STUB = """
+import socket
+_asked = socket.getaddrinfo
+def getaddrinfo(host, *others, **more):
+    with open({file!r}, "a") as names:
+        names.write(f"{{host}}\\n")
+    return _asked(host, *others, **more)
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+@pytest.fixture
+def folder() -> Any:
+    made = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's are too long for what is tried here
+    yield made
+    shutil.rmtree(made)
+
+
+def test_a_job_of_its_own_asks_no_host_and_leaves_nothing_in_the_home_folder(folder: Path) -> None:
+    (folder / "stub").mkdir()
+    (folder / "home").mkdir()
+    (folder / "stub/sitecustomize.py").write_text(_STUB.format(file=str(folder / "names")))
+    long = folder / ("scratch" * 12)  # as schedulers make them
+    long.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
+    environment |= {
+        "RAY_ADDRESS": "local",
+        "HOME": str(folder / "home"),
+        "TMPDIR": str(long),
+        "PYTHONPATH": f"{folder / 'stub'}:{Path(__file__).parents[1]}",
+    }
+    for name in ("CI", "TF_BUILD", "JENKINS_URL"):  # in which OpenVINO's telemetry is silent anyway
+        environment.pop(name, None)
+    done = subprocess.run(
+        [sys.executable, "-c", _SESSION], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    said = f"TMPDIR is too long a path for Ray's sockets: Ray uses {own_ray._SHORT}; RAY_TMPDIR names another folder"
+    assert done.stderr == f"{said} for it\n"
+    asked = set((folder / "names").read_text().split()) if (folder / "names").exists() else set()
+    assert [name for name in asked if any(letter.isalpha() for letter in name) and name != "localhost"] == []
+    assert list((folder / "home").iterdir()) == []
+
+
+def test_where_ray_keeps_its_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(folder))
+    assert own_ray.temporary_folder() == str(folder / "ray")
+    monkeypatch.setenv("RAY_TMPDIR", str(folder / ("long" * 20)))
+    with pytest.raises(ConfigError, match=r"RAY_TMPDIR=.*too long"):
+        own_ray.temporary_folder()
+    (folder / "file").touch()
+    monkeypatch.setenv("RAY_TMPDIR", str(folder / "file"))
+    with pytest.raises(ConfigError, match=r"RAY_TMPDIR=.*file: Ray cannot keep its files there"):
+        own_ray.temporary_folder()
+
+
+def test_a_token_stands_in_no_file_and_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    with own_ray.environment():
+        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_a_busy_machine_is_waited_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import psutil
+
+    answers = [RuntimeError("not yet"), RuntimeError("not yet"), {"up": True}]
+
+    def get_node(*which: str) -> dict[str, bool]:
+        answer = answers.pop(0)
+        if isinstance(answer, RuntimeError):
+            raise answer
+        return answer  # type: ignore[return-value]
+
+    raylet = SimpleNamespace(children=lambda: [SimpleNamespace(name=lambda: "raylet")])
+    monkeypatch.setattr(psutil, "Process", lambda: raylet)
+    monkeypatch.setattr(own_ray, "_SAID_AFTER_S", -1)
+    assert own_ray._patiently(get_node, "gcs", "node") == {"up": True}
+    assert capsys.readouterr().err.startswith("this machine is busy: Ray has been starting")
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(children=list))  # it died
+    answers.append(RuntimeError("not yet"))
+    with pytest.raises(RuntimeError, match="not yet"):
+        own_ray._patiently(get_node, "gcs", "node")
+
+
+def test_less_than_one_cpu_is_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from ray._private import utils
+
+    monkeypatch.setattr(utils, "get_num_cpus", lambda **_: 0)
+    assert own_ray._cpus() == 1
+    assert "less than one CPU" in capsys.readouterr().err
+    monkeypatch.setattr(utils, "get_num_cpus", lambda **_: 2)
+    assert own_ray._cpus() is None
+
+
+def pool_of(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], to_come: list[Any], joined: bool, most: int = 0
+) -> runtime.ActorPool:
+    found = [{"Resources": resources} for resources in nodes]
+    monkeypatch.setattr(runtime, "_nodes", lambda with_gpus: found)
+    monkeypatch.setattr(runtime, "_nodes_to_come", lambda with_gpus: to_come)
+    monkeypatch.setattr(runtime, "on_cluster", lambda: joined)
+    monkeypatch.setattr(runtime, "say_if_taken", lambda **_: None)
+    return runtime.actor_pool(most)
+
+
+def test_the_pool_grows_with_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = [({"CPU": 16.0}, 16)]  # those of cluster.yaml, none of them started
+    begun = pool_of(monkeypatch, [], workers, joined=True)
+    assert (begun.least, begun.most, begun.threads, begun.grows) == (1, 32, 8, True)
+    assert begun.options()["compute"].max_size == float("inf")
+    small = pool_of(monkeypatch, [], [({"CPU": 4.0}, 2)], joined=True)
+    assert (small.threads, small.cpus) == (4, 3.0)  # eight would fit on none of them
+    assert pool_of(monkeypatch, [], workers, joined=True, most=5).options()["compute"].max_size == 5
+    alone = pool_of(monkeypatch, [{"CPU": 2.0}], [], joined=False)
+    assert (alone.least, alone.most, alone.grows) == (1, 1, False)
+    assert alone.options()["compute"].max_size == 1
+
+
+def test_what_ray_raises_is_told_from_what_this_package_does() -> None:
+    import ray
+
+    with pytest.raises(ValueError, match="") as of_ray:
+        ray.put(ray.ObjectRef.nil()) if ray.is_initialized() else ray._private.services.canonicalize_bootstrap_address(
+            "x"
+        )
+    assert runtime._raised_by_ray(of_ray.value)
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    assert runtime._raised_by_ray(WorkerGroupError("killed", {}))
+    assert runtime._raised_by_ray(ControllerError(RuntimeError("killed")))
+    assert not runtime._raised_by_ray(ValueError("ours"))
