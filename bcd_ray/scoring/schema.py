@@ -132,3 +132,20 @@ MANIFEST = {
     "incomplete_shards": "Shards that could not be read, or not to their end: how many images they hold is unknown",
     "previous": "The manifests that came before, each by `run_id` and `sha256`: none of them can go or change unseen",
 }
+
+# What later versions brought, by version: an output is verified by what it was written as. 3 and 2 are the first known.
+_COLUMNS_ADDED: dict[int, tuple[str, ...]] = {}
+_MANIFEST_ADDED = {
+    3: ("made_by", "undelivered", "kept_shards", "current_images", "left_out", "incomplete_shards", "previous")
+}
+
+
+def columns_of(version: int) -> pa.Schema:
+    """Names and types of the published columns of a schema version."""
+    later = {name for since, names in _COLUMNS_ADDED.items() if since > version for name in names}
+    return pa.schema([(column.name, column.type) for column in COLUMNS if column.name not in later])
+
+
+def manifest_keys(version: int) -> set[str]:
+    """What stands in a manifest of a version."""
+    return MANIFEST.keys() - {name for since, names in _MANIFEST_ADDED.items() if since > version for name in names}

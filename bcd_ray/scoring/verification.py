@@ -86,8 +86,12 @@ def _breaks(manifests: list[Manifest]) -> Iterator[str]:
 
 def _problems(output: str, manifest: dict[str, Any]) -> Iterator[str]:
     run = f"run {manifest.get('run_id')}"
-    if manifest.get("manifest_version") != schema.MANIFEST_VERSION or manifest.keys() != schema.MANIFEST.keys():
-        yield f"{run}: its manifest is not of version {schema.MANIFEST_VERSION}"
+    version = manifest.get("manifest_version")
+    if not isinstance(version, int) or not 2 <= version <= schema.MANIFEST_VERSION:
+        yield f"{run}: its manifest is of version {version}, unknown here: verify with the release that wrote it"
+        return
+    if manifest.keys() != schema.manifest_keys(version):
+        yield f"{run}: its manifest is not of version {version}: restore it from a copy"
         return
     try:
         described = [[each[name] for name in _OF_A_FILE] for each in (manifest["outputs"][0], manifest["inputs"])]
@@ -107,8 +111,10 @@ def _problems(output: str, manifest: dict[str, Any]) -> Iterator[str]:
             yield f"{run}: {uri} is not the file that was published: restore it from a copy"
             return
         files.append(data)
-    if pq.read_schema(pa.BufferReader(files[0])) != schema.PREDICTIONS:
-        yield f"{run}: the columns are not those of schema version {schema.SCHEMA_VERSION}"
+    columns = pq.read_schema(pa.BufferReader(files[0]))
+    columns_version = (columns.metadata or {}).get(b"bcd_ray.schema_version", b"").decode()
+    if not columns_version.isdigit() or columns != schema.columns_of(int(columns_version)):
+        yield f"{run}: the columns are not those of schema version {columns_version or schema.SCHEMA_VERSION}"
         return
     rows, inputs = parquet.table_of(files[0], _CHECKED), parquet.table_of(files[1], ["uri", "rows"])
     if [len(rows), len(inputs)] != [count for _, count, *_ in described]:

@@ -17,11 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scoring.nights import IDENTITY, night, shard, work
 
+from bcd_ray import read
 from bcd_ray.errors import JobError
 from bcd_ray.scoring.ledger import Ledger
+from bcd_ray.scoring.state import State, digest
 from bcd_ray.scoring.verification import clear_leftovers, verify
 
 JOB = Path(__file__).parents[2] / "jobs" / "verify.py"
+OUTPUTS = Path(__file__).parent / "outputs"  # two nights each, written by the version in the name
 NIGHTS = (("/lab/a.jpg", "/lab/b.jpg", "/lab/c.tar"), ("/lab/d.jpg",), ("/lab/e.tar",))
 
 
@@ -120,7 +123,8 @@ def test_rows_that_do_not_fit_are_told(output: Path, change: Callable[[pa.Table]
     [
         ({"statuses": {"scored": 5}}, "the counts of status are not those of the manifest"),
         ({"review": {"rows": 1}}, "the counts of review are not those of the manifest"),
-        ({"manifest_version": 0}, "its manifest is not of version"),
+        ({"manifest_version": 0}, "its manifest is of version 0, unknown here"),
+        ({"manifest_version": 2}, "its manifest is not of version 2"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_told(output: Path, change: dict[str, Any], found: str) -> None:
@@ -256,3 +260,18 @@ def test_what_the_command_says_and_returns(output: Path) -> None:
 def test_an_output_without_runs_is_told(tmp_path: Path) -> None:
     told = f"{tmp_path / 'nothing'}: no run is published here: give the --output of a scoring job that ended"
     assert verify(str(tmp_path / "nothing")) == [told]
+
+
+@pytest.mark.parametrize("kept", sorted(path.name for path in OUTPUTS.iterdir()))
+def test_outputs_of_earlier_versions_are_verified_by_their_own_and_go_on(kept: str, tmp_path: Path) -> None:
+    output = str(shutil.copytree(OUTPUTS / kept, tmp_path / kept))
+    assert verify(output) == []
+    assert len(read.current(output)) == 5
+    shards = [shard(uri) for uri in ("/lab/a.jpg", "/lab/c.tar", "/lab/d.jpg")]
+    assert State(output).missed(shards, digest(IDENTITY)).not_scored == {"corrupt_image": 1}
+    assert night(output, shards) is None  # nothing is scored anew
+    manifest = night(output, [*shards, shard("/lab/e.jpg")])
+    assert manifest
+    assert manifest["run_number"] == 3
+    assert verify(output) == []
+    assert len(read.current(output)) == 6
