@@ -23,7 +23,7 @@ from bcd_ray.errors import StorageError
 from bcd_ray.learning.augmentation import AUGMENTATION_VERSION
 from bcd_ray.learning.near_duplicates import VARIANTS
 from bcd_ray.model.bundle import EMBEDDING_SIZE, Model
-from bcd_ray.model.quality import MEASURES
+from bcd_ray.model.quality import MEASURES, QUALITY_VERSION
 from bcd_ray.progress import say
 from bcd_ray.storage import parquet
 from bcd_ray.threads import map_ahead
@@ -200,5 +200,5 @@ def _key(model: Model) -> str:
     for name in sorted(name for name in model.tensors if not name.startswith("head.")):
         backbone.update(name.encode())
         backbone.update(np.ascontiguousarray(model.tensors[name]).tobytes())
-    facts = [backbone.hexdigest(), model.preprocessing, DECODER_VERSION, AUGMENTATION_VERSION, FORMAT]
+    facts = [backbone.hexdigest(), model.preprocessing, DECODER_VERSION, AUGMENTATION_VERSION, QUALITY_VERSION, FORMAT]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from bcd_ray.archives.images import SIZE, Pixels
 
+QUALITY_VERSION = 1  # raise it when the same pixels would give other measures
 MEASURES = ("focus", "brightness", "clipped", "contrast")
 NEARLY_WHITE = 253
 STEP = 4

@@ -19,6 +19,7 @@ Floats = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
+TRIAGE_VERSION = 1  # raise it when the same bundle and numbers would give other decisions
 DIRECTIONS = 128  # of the embeddings that the distance knows one by one; 64 separate photographs from smears as well
 REASONS = {
     "low_confidence": "The certainty is under the limit: the model hesitates, or another class is about as near",

@@ -14,6 +14,8 @@ from bcd_ray.archives.suffixes import left_out_words
 from bcd_ray.errors import ConfigError, JobError, NotFoundError
 from bcd_ray.model.bundle import Bundle, load_bundle
 from bcd_ray.model.choice import Choice, choose_engine, precision
+from bcd_ray.model.quality import QUALITY_VERSION
+from bcd_ray.model.triage import TRIAGE_VERSION
 from bcd_ray.progress import Progress, say
 from bcd_ray.runtime import actor_pool, gpu_count, library_versions, ray_session
 from bcd_ray.scoring import schema
@@ -104,6 +106,8 @@ def _identity(bundle: Bundle, config: ScoreConfig) -> dict[str, Any]:
         "model_version": bundle.version,
         "schema_version": schema.SCHEMA_VERSION,
         "decoder_version": DECODER_VERSION,
+        "quality_version": QUALITY_VERSION,
+        "triage_version": TRIAGE_VERSION,
         "precision": precision(config.engine, bundle),
         "max_image_bytes": config.max_image_bytes,
         "max_pixels": config.max_pixels,

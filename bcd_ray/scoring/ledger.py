@@ -17,6 +17,7 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -33,10 +34,12 @@ from bcd_ray.errors import JobError, NotFoundError
 from bcd_ray.scoring import schema
 from bcd_ray.scoring.state import Rows, State, digest, ends_of_chain, is_of_a_run, manifest_of, read_manifests
 from bcd_ray.storage import StoredObject, parquet
+from bcd_ray.threads import map_ahead
 from bcd_ray.uris import from_printable
 
 _LEAST_LOOSE, _MOST_LOOSE, _ONE_IN = 64, 512, 192  # loose images of a unit, 240 in the mean
 _ROWS_PER_GROUP = 65_536
+_READERS = 16  # of units, at publication
 _MEMBERS, _LEFT_OUT, _MADE_BY = b"members", b"left_out", b"made_by"  # in the metadata of a unit's rows
 _ADDED_AT_PUBLICATION = ("run_id", "run_number")
 _BY_STATUS = pa.map_(pa.string(), pa.int64())
@@ -299,8 +302,7 @@ class Ledger:
         if len({shard.uri for unit in plan.units for shard in unit.shards}) != sum(len(u.shards) for u in plan.units):
             raise JobError("the plan lists a shard twice: report this")
         waiting: list[tuple[pa.Table, pa.Table]] = []
-        for unit in plan.units:
-            rows = parquet.read(self._unit_uri(unit.unit_id), "delete it")
+        for unit, rows in zip(plan.units, self._read_units(plan.units), strict=True):
             read = _read_shards(unit, rows)
             rows = rows.append_column("run_id", pa.repeat(pa.scalar(plan.run_id), len(rows)))
             rows = rows.append_column("run_number", pa.repeat(pa.scalar(plan.run_number, pa.int32()), len(rows)))
@@ -310,6 +312,15 @@ class Ledger:
                 waiting = []
         if waiting:
             yield pa.concat_tables(rows for rows, _ in waiting), pa.concat_tables(read for _, read in waiting)
+
+    def _read_units(self, units: Iterable[Unit]) -> Iterator[pa.Table]:
+        """The rows of units in order, many read at a time: a GET takes some 15 ms."""
+
+        def read(unit: Unit) -> pa.Table:
+            return parquet.read(self._unit_uri(unit.unit_id), "delete it")
+
+        with ThreadPoolExecutor(_READERS) as pool:
+            yield from map_ahead(pool, read, units, ahead=2 * _READERS)
 
     def _create_file(self, uri: str, path: Path) -> dict[str, Any]:
         """Publish a file, unless an earlier attempt at the same run did, and describe it."""

@@ -110,7 +110,7 @@ MANIFEST = {
     "run_number": "Runs of one output count up from 1 in the order of their plans; one that was given up leaves a gap",
     "started_at": "When the run was planned, UTC",
     "published_at": "When the rows were published, UTC",
-    "identity": "Everything besides the shards that changes the rows: model, schema, decoder, limits",
+    "identity": "Everything besides the shards that changes the rows: model, schema, limits, versions of what computes",
     "engine": "What the network was to run on when the run was begun, and why that",
     "versions": "Versions of this package, Python and the libraries where the run was begun",
     "made_by": "What made the rows, by count: `rows`, `engine`, `versions`; several where a run was ended elsewhere",

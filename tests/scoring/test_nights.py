@@ -2,13 +2,14 @@
 
 from collections import Counter
 from pathlib import Path
+from threading import Barrier
 
 import duckdb
 import pyarrow.parquet as pq
 import pytest
 from scoring.nights import FACTS, IDENTITY, night, rows_of, shard, work
 
-from bcd_ray import read
+from bcd_ray import read, storage
 from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.scoring.access import check_access, folders_of
 from bcd_ray.scoring.ledger import Ledger, Unit
@@ -232,3 +233,20 @@ def test_an_image_more_or_less_renames_one_unit(output: str) -> None:
     for place in (0, 777, 12_345, 19_999):
         assert len(before - units(numbers[:place] + numbers[place + 1 :])) <= 2
     assert len(before - units([*numbers, 20_000])) <= 1
+
+
+def test_units_are_read_many_at_a_time_and_published_in_order(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    met, read_bytes = Barrier(4, timeout=20), storage.read_bytes
+
+    def together(uri: str) -> bytes:
+        if "/_work/units/" in uri:
+            met.wait()  # breaks if fewer are read at a time
+        return read_bytes(uri)
+
+    tars = [shard(f"/lab/{number:02d}.tar") for number in range(16)]
+    monkeypatch.setattr(storage, "read_bytes", together)
+    assert night(output, tars)
+    (path,) = Path(output, "predictions").iterdir()
+    uris = pq.read_table(path)["shard_uri"].to_pylist()
+    assert uris == sorted(uris)
+    assert set(uris) == {tar.uri for tar in tars}
