@@ -2,6 +2,7 @@
 a second copy of the same command."""
 
 import re
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -223,10 +224,29 @@ def _grow(place: str, step: Fault | None, stage: Stage) -> None:
 
 
 def _disks(place: str) -> Iterator[Scenario]:
+    yield Scenario("disk not mounted", place, "links of the archive lead nowhere for a night", _unmount)
     for step in (Fault("plan"), Fault("unit"), Fault("unit", first=6), *(Fault(name) for name in _PUBLISHED)):
         name = f"before {step.step}{f' number {step.first}' * (step.first > 1)} is written"
         yield Scenario("disk full", place, name, partial(_fill_disk, step))
     yield Scenario("disk full", place, "that of temporary files", partial(_fill_temporary_disk))
+
+
+def _unmount(stage: Stage) -> None:
+    """What was scored holds, the exit code says that it could not be read, and once it is back nothing is to be done."""
+    case = Case(stage, "local", stage.own_archive("local", "shards/0", "loose"))
+    case.publishes()
+    folder, disk = Path(case.archive, "loose"), Path(f"{case.archive}-disk")
+    folder.rename(disk)
+    folder.mkdir()
+    for image in disk.iterdir():
+        (folder / image.name).symlink_to(f"{disk}-elsewhere/{image.name}")
+    attempt = case.publishes(code=3)
+    assert "6 shards could not be read this time: their earlier rows hold" in attempt.out, attempt.out
+    assert case.rows()["status"].to_pylist() == ["scored"] * 12
+    assert case.manifests()[1]["undelivered"] == {"missing": 6}
+    shutil.rmtree(folder)
+    disk.rename(folder)
+    case.check()
 
 
 def _fill_disk(step: Fault, stage: Stage) -> None:
