@@ -232,7 +232,7 @@ def _disks(place: str) -> Iterator[Scenario]:
 
 
 def _unmount(stage: Stage) -> None:
-    """What was scored holds, the exit code says that it could not be read, and once it is back nothing is to be done."""
+    """What was scored holds, the exit code says that it could not be read; once it is back nothing is to be done."""
     case = Case(stage, "local", stage.own_archive("local", "shards/0", "loose"))
     case.publishes()
     folder, disk = Path(case.archive, "loose"), Path(f"{case.archive}-disk")
