@@ -16,6 +16,16 @@ READER = ("reader-key", "reader-secret")  # credentials that may list and read, 
 _LAB = ("lab-key", "lab-secret")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The whole suite in two processes, which wait for Ray and stores in turns; a choice of it in one, which shares."""
+    return 2 if config.args == config.getini("testpaths") else 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, else the others have ended while it runs."""
+    items.sort(key=lambda item: item.path.name != "test_faults.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes the embeddings that the user keeps."""

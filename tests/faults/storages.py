@@ -35,6 +35,7 @@ _TARGETS = {  # requests by what they are for: method, where, and what below it
     "write the inputs": ("PUT", "output", r"/manifests/.*\.inputs\.parquet"),
     "write the manifest": ("PUT", "output", r"/manifests/.*\.json"),
 }
+_FAILURES = {"500": 1, "503": 2, "reset": 1, "lost": 1, "stall": 1, "cut": 1, "stall-body": 1}  # and how often each
 _READING = [name for name, (method, _, _) in _TARGETS.items() if method == "GET"]
 _PUBLISHED = ("predictions", "inputs", "manifest")
 
@@ -49,24 +50,26 @@ def scenarios(place: str) -> Iterator[Scenario]:
 
 def _requests(place: str) -> Iterator[Scenario]:
     """Requests that fail once or twice and then do not."""
-    kinds = {"500": 1, "503": 2, "reset": 1, "lost": 1, "stall": 1, "cut": 1, "stall-body": 1}
-    for kind, times in kinds.items():
+    for kind, times in _FAILURES.items():
         targets = _READING if kind in ("cut", "stall-body") else list(_TARGETS)
         for start in range(3):
             some = targets[start::3]
             name = f"{kind}{' twice' * (times == 2)} to " + ", ".join(some)
-            yield Scenario("request failed", place, name, partial(_fail_requests, kind, times, some), len(some))
+            yield Scenario("request failed", place, name, partial(_fail_requests, dict.fromkeys(some, kind)), len(some))
+    ways = "503 lost stall cut lost reset stall-body lost 500 503 lost stall 503 lost reset".split()
+    mixed = dict(zip(_TARGETS, ways, strict=True))
+    yield Scenario("request failed", place, "each once, in all ways", partial(_fail_requests, mixed), len(mixed))
     for step in ("plan", "unit", "predictions"):
         name = f"credentials expire before {step} is written and are renewed"
         yield Scenario("request failed", place, name, partial(_expire, step))
 
 
-def _fail_requests(kind: str, times: int, targets: list[str], stage: Stage) -> None:
+def _fail_requests(failures: dict[str, str], stage: Stage) -> None:
     case = Case(stage, "s3")
-    rules = [Rule(kind, _pattern(case, target), times) for target in targets]
-    stage.proxy.rules = rules
+    rules = {target: Rule(kind, _pattern(case, target), _FAILURES[kind]) for target, kind in failures.items()}
+    stage.proxy.rules = list(rules.values())
     case.publishes()
-    missed = [target for target, rule in zip(targets, rules, strict=True) if rule.hits < times]
+    missed = [target for target, rule in rules.items() if rule.hits < rule.times]
     assert not missed, f"not injected: {missed}"
     case.check()
 
