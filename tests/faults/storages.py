@@ -56,8 +56,8 @@ def _requests(place: str) -> Iterator[Scenario]:
             some = targets[start::3]
             name = f"{kind}{' twice' * (times == 2)} to " + ", ".join(some)
             yield Scenario("request failed", place, name, partial(_fail_requests, dict.fromkeys(some, kind)), len(some))
-    ways = "503 lost stall cut lost reset stall-body lost 500 503 lost stall 503 lost reset".split()
-    mixed = dict(zip(_TARGETS, ways, strict=True))
+    ways = ["503", "lost", "stall", "cut", "lost", "reset", "stall-body", "lost", "500"]  # in the order of the targets
+    mixed = dict(zip(_TARGETS, [*ways, "503", "lost", "stall", "503", "lost", "reset"], strict=True))
     yield Scenario("request failed", place, "each once, in all ways", partial(_fail_requests, mixed), len(mixed))
     for step in ("plan", "unit", "predictions"):
         name = f"credentials expire before {step} is written and are renewed"
