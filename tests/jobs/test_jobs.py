@@ -166,7 +166,7 @@ def test_a_cluster_that_dies_is_told_in_a_line(bundle: Path, synthetic_archive: 
 
 
 def test_cores_that_another_job_holds_are_waited_for_aloud(
-    ray_cluster: None, bundle: Path, small_archive: Path, tmp_path: Path
+    bundle: Path, small_archive: Path, tmp_path: Path, in_process: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
@@ -176,17 +176,17 @@ def test_cores_that_another_job_holds_are_waited_for_aloud(
 
     holder = ray.remote(num_cpus=1)(Holder).remote()
     assert ray.get(holder.holds.remote())
-    options = ("--model", bundle, "--input", small_archive, "--output", tmp_path / "scores")
-    command = [sys.executable, "jobs/score.py", *map(str, options)]
-    address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    with subprocess.Popen(command, cwd=ROOT, env=os.environ | address, stderr=subprocess.PIPE, text=True) as job:
-        assert job.stderr
-        try:
-            assert any(line.startswith("waiting for the cluster: needs 1.5 CPU, 1 of 2 free;") for line in job.stderr)
-        finally:
-            ray.kill(holder)
-        assert "24/24 images" in job.stderr.read()
-    assert job.returncode == EXIT_OK
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        ray.kill(holder)
+
+    monkeypatch.setattr(runtime, "say", say)
+    ended = in_process("score", "--model", bundle, "--input", small_archive, "--output", tmp_path / "scores")
+    assert [line.partition(";")[0] for line in said] == ["waiting for the cluster: needs 1.5 CPU, 1 of 2 free"]
+    assert "24/24 images" in ended.err
+    assert ended.code == EXIT_OK
 
 
 def test_a_cluster_that_wants_a_token_says_so(ray_cluster: None, small_archive: Path, tmp_path: Path) -> None:
@@ -209,18 +209,18 @@ def test_a_cluster_that_is_not_there(
     assert not (tmp_path / "scores/manifests").exists()
 
 
-def test_wrong_usage_as_a_process(tmp_path: Path) -> None:
-    unknown = as_process("score", "--model", "m", "--input", "i", "--output", "o", "--no-such-option", "1")
+def test_wrong_usage(tmp_path: Path, in_process: Job) -> None:
+    unknown = in_process("score", "--model", "m", "--input", "i", "--output", "o", "--no-such-option", "1")
     assert unknown.code == EXIT_CONFIG
     assert "--no-such-option" in unknown.err
-    missing = as_process("train", "--data", tmp_path / "none", "--output", tmp_path / "model")
+    missing = in_process("train", "--data", tmp_path / "none", "--output", tmp_path / "model")
     assert missing.code == EXIT_CONFIG
     assert missing.err == f"error: --data: nothing found at {tmp_path}/none: check the path\n"
     assert missing.out == ""
 
 
-def test_every_option_has_its_help() -> None:
-    text = " ".join(as_process("train", "--help").out.replace("│", " ").split())
+def test_every_option_has_its_help(in_process: Job) -> None:
+    text = " ".join(in_process("train", "--help").out.replace("│", " ").split())
     assert "Folder of labelled images, one folder per class" in text
     assert "the same seed gives the same metrics" in text
 
