@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from archives.format_cases import CASES, DOCS, PATIENT, Case, table
+from mutation_campaign import run
 
 from bcd_ray.archives.images import Decoded, Limits, decode
 
@@ -19,6 +20,14 @@ def test_each_format_becomes_what_the_table_says(case: Case) -> None:
     if case.shows is not None:
         expected = case.shows if case.shows.ndim == 3 else case.shows[..., None]
         assert np.abs(result.pixels.astype(int) - expected).max() <= case.tolerance
+
+
+def test_mutated_files_of_every_format_neither_raise_nor_hang_nor_end_the_process() -> None:
+    """The short form of `python tests/mutation_campaign.py --minutes 10`."""
+    found, outcomes = run(seconds=4, seed=1)
+    assert found == []
+    assert outcomes["scored"] > 0
+    assert outcomes["corrupt_image"] > 0
 
 
 def test_the_table_of_the_documentation_is_that_of_the_cases() -> None:

@@ -57,12 +57,12 @@ class Directory:
     def planes(self, file_size: int) -> int:
         """Pictures in this one directory, of which its tags describe the first.
 
-        Programs copy the text of a stack to one picture of it: what the file has no room for is not counted.
+        Programs copy the text of a stack to one picture of it: a file without room for two is none.
         """
         in_tags = max(self.number(_DEPTH, 1), len(self.tags.get(_STK_PLANES, ())) // 2, 1)
         in_text = _planes_in_text(bytes(self.tags.get(_DESCRIPTION, b"")), self.number(SAMPLES, 1), self.pixels)
         room = sum(length for _, length in self.segments)
-        if self.number(COMPRESSION, 1) == 1 and file_size < in_text * room:
+        if self.number(COMPRESSION, 1) == 1 and file_size < 2 * room:
             return in_tags
         return max(in_tags, in_text)
 
