@@ -16,6 +16,7 @@ import numpy.typing as npt
 from bcd_ray import storage
 from bcd_ray.archives.images import PASSING_STATUSES, Decoded, Limits, Pixels, Rejected, decode
 from bcd_ray.errors import JobError, StorageError
+from bcd_ray.labels import CLASSES
 from bcd_ray.learning.augmentation import Augmenter
 from bcd_ray.learning.cache import EmbeddingCache, ImageFacts, ViewTable, none_of, to_rows
 from bcd_ray.learning.dataset import LabelledImage
@@ -86,7 +87,7 @@ class Embedder:
         self.identified = Identified(
             list(digests),
             np.frombuffer(b"".join(each.hashes for each in facts), np.uint64).reshape(len(facts), VARIANTS),
-            [each.error or None for each in facts],
+            _without_contradictions(self._images, digests, [each.error or None for each in facts]),
         )
         return self
 
@@ -150,6 +151,25 @@ class Embedder:
         finally:
             self._cache.flush()
         progress.finish()
+
+
+def _without_contradictions(
+    images: Sequence[LabelledImage], digests: Sequence[str], errors: list[str | None]
+) -> list[str | None]:
+    """The errors, with one for each image whose bytes stand in two classes: nobody knows which of them is right."""
+    labels: dict[str, set[int]] = {}
+    for image, digest in zip(images, digests, strict=True):
+        labels.setdefault(digest, set()).add(image.label)
+    found = [index for index, digest in enumerate(digests) if errors[index] is None and len(labels[digest]) > 1]
+    for index in found:
+        names = " and ".join(CLASSES[label] for label in sorted(labels[digests[index]]))
+        errors[index] = f"two_classes: the same image stands in {names}: keep it in one"
+    if found:
+        some = ", ".join(images[index].name for index in found[:4])
+        say(
+            f"{len(found):,} images are left out: the same bytes stand in two classes, such as {some}; keep one of each"
+        )
+    return errors
 
 
 def _unit(views: Sequence[int | str]) -> str:

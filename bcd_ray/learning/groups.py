@@ -49,6 +49,26 @@ def group_numbers(names: Sequence[str], pattern: str, table: str) -> npt.NDArray
     return np.unique(np.array(groups, str), return_inverse=True)[1].astype(np.int64)
 
 
+def merged(groups: npt.NDArray[np.int64], digests: Sequence[str]) -> npt.NDArray[np.int64]:
+    """(n,) groups, those that hold the same image taken for one, and told: a patient under two ids, or a mistake."""
+    first_of, whole = dict[str, int](), {group: group for group in groups.tolist()}
+
+    def root(group: int) -> int:
+        while whole[group] != group:
+            group = whole[group]
+        return group
+
+    shared = set[int]()
+    for group, digest in zip(groups.tolist(), digests, strict=True):
+        one, other = root(first_of.setdefault(digest, group)), root(group)
+        if one != other:
+            whole[max(one, other)] = min(one, other)
+            shared |= {first_of[digest], group}
+    if shared:
+        say(f"{len(shared):,} groups hold an image of another group, byte for byte: they are taken for one patient")
+    return np.array([root(group) for group in groups.tolist()], np.int64)
+
+
 def _same(group: str | None) -> str:
     """One spelling of an id."""
     return " ".join(unicodedata.normalize("NFKC", group or "").split()).casefold()

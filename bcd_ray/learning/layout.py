@@ -8,6 +8,7 @@ import numpy as np
 from bcd_ray.errors import JobError
 from bcd_ray.labels import CLASSES
 from bcd_ray.learning.embedding import Identified
+from bcd_ray.learning.groups import merged
 from bcd_ray.learning.near_duplicates import near_duplicate_groups
 from bcd_ray.learning.splits import Labels, Layout
 
@@ -25,7 +26,8 @@ def lay_out(listed: Layout, identified: Identified) -> tuple[Labels, Layout]:
     _, first, inverse = np.unique(layout.ties, return_index=True, return_inverse=True)
     ties = first[inverse]  # twins, by their places among those that could be read
     ties = near_duplicate_groups([identified.digests[index] for index in usable], identified.hashes[usable], ties)
-    return usable, replace(layout, ties=ties)
+    groups = None if layout.groups is None else merged(layout.groups, [identified.digests[i] for i in usable])
+    return usable, replace(layout, ties=ties, groups=groups)
 
 
 def duplicates(layout: Layout, digests: Sequence[str]) -> dict[str, int]:

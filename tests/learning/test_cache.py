@@ -157,6 +157,21 @@ def test_images_that_cannot_be_decoded_are_kept_too(
     assert again.identified.digests.count("") == 1
 
 
+def test_an_image_in_two_classes_is_in_neither(smears: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = min((smears / "Benign").iterdir())
+    (smears / "Pre/copied.jpg").write_bytes(first.read_bytes())
+    (smears / "Benign/again.jpg").write_bytes(first.read_bytes())
+    images = list_labelled(str(smears))
+    with Embedder(images, MODEL, "") as embedder:
+        errors = embedder.identified.errors
+    found = {image.name: error for image, error in zip(images, errors, strict=True) if error}
+    assert found == dict.fromkeys(
+        [f"Benign/{first.name}", "Benign/again.jpg", "Pre/copied.jpg"],
+        "two_classes: the same image stands in benign and pre_b: keep it in one",
+    )
+    assert "3 images are left out: the same bytes stand in two classes" in capsys.readouterr().err
+
+
 def test_images_that_all_fail_ask_nothing_of_the_cache(
     ray_cluster: None, smears: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
