@@ -33,6 +33,7 @@ def run(config_type: type[_Config], main: Callable[[_Config], int]) -> NoReturn:
             _end(str(error), error.exit_code)
         raise
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         gc.freeze()  # Python's last collection, through all that Ray and Matplotlib leave, takes a second
 
 

@@ -141,7 +141,7 @@ def _connect(address: str) -> None:
     except BcdRayError:
         raise
     except Exception as error:  # Ray raises of many types, a bare Exception among them
-        if "AuthenticationError" in (type(error).__name__, *str(error.__cause__).split("(")):
+        if "AuthenticationError" in f"{type(error).__name__} {error.__cause__!r}":
             raise ConfigError(
                 "this Ray wants another token, or any: set RAY_AUTH_MODE=token, with its own in ~/.ray/auth_token or "
                 "in RAY_AUTH_TOKEN"

@@ -42,7 +42,7 @@ AS_BUNDLE = ("--augmented-views", "1", "--epochs", "5")  # how the shared bundle
 SAID = re.compile(
     r"(embedding|scoring|packing)  [\d,]+(/[\d,]+)? (images|views)(  [\d,]+/[\d,]+ units)?  \d+ s(  \d+/s)?"
     r"|run [0-9a-f]{16}: [\d,]+ of [\d,]+ units done before; engine openvino: the cluster has no GPU"
-    r"|[\d,]+ files that are neither shards nor images are left out: .*"
+    r"|[\d,]+ files that are (neither shards nor images|no images) are left out: .*"
     r"|embedding  [\d,]+ of [\d,]+ (images|views) are in the cache"
     r"|\d+ training and \d+ test images, \d+ in neither part; .*"
     r"|fitting the head in this process .*"
@@ -394,7 +394,7 @@ MISTAKES: list[tuple[str, dict[str, Option], str]] = [
     ("score", {"--input": "/no/such/folder"}, r"--input: nothing found at /no/such/folder: check the path"),
     ("score", {"--input": empty}, r"--input: nothing found at .*/empty: check the path"),
     ("score", {"--input": without_images}, r"--input .*/empty holds no tar, Parquet, JPEG, PNG, TIFF or BMP file"),
-    ("score", {"--input": "s3://no-such-bucket/a"}, r"nothing found at s3://no-such-bucket/a .*check bucket"),
+    ("score", {"--input": "s3://no-such-bucket/a"}, r"nothing found at s3://no-such-bucket/a/? .*check bucket"),
     ("score", {"--input": "hdfs://a/b"}, r"only local paths and s3://"),
     ("score", {"--input": ""}, r"an empty path was given"),
     ("score", {"--model": "/no/such/model"}, r"/no/such/model is no model bundle .*give the --output of jobs/train"),
