@@ -3,7 +3,8 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from threading import Lock, Semaphore
 from typing import Any, TypeVar
 
 _THREADS_A_CORE = 2  # that call an engine: while one waits for the network, another decodes
@@ -60,3 +61,25 @@ def in_chunks(
             chunk, weighs = [], 0
     if chunk:
         yield chunk
+
+
+class Turns:
+    """Lets several threads work side by side, and one that may kill the process only while no other does.
+
+    Who works beside a killer dies with it, and would be taken for one.
+    """
+
+    def __init__(self, side_by_side: int) -> None:
+        self._all, self._free, self._asking = side_by_side, Semaphore(side_by_side), Lock()
+
+    @contextmanager
+    def turn(self, *, alone: bool) -> Iterator[None]:
+        """Wait for a place, or for all of them."""
+        places = self._all if alone else 1
+        with self._asking:  # one at a time, or two could hold half of the places each, for ever
+            for _ in range(places):
+                self._free.acquire()
+        try:
+            yield
+        finally:
+            self._free.release(places)

@@ -34,17 +34,30 @@ __all__ = [
 DECODER_VERSION = 4  # raise it when the same bytes would give other pixels
 
 
-def decode(data: bytes, limits: Limits) -> Decoded | Rejected:
-    """Decode an encoded image and resize it to 224x224, whatever its aspect ratio, as the paper does.
-
-    Nothing that a library raises gets out, of whatever type: what is wrong is a `Rejected`.
-    """
+def decode_plain(data: bytes, limits: Limits) -> Decoded | Rejected | None:
+    """What can be said of an image at once, in bounded time and memory: a plain JPEG's pixels; else None."""
     if not data:
         return Rejected("empty_file", "the file has no content")
     if len(data) > limits.max_bytes:
         return too_large(len(data), limits)
+    if not data.startswith(jpeg.MAGIC) or not jpeg.is_plain(jpeg.read_header(data)):
+        return None
     try:
-        return _decode(data, limits)
+        # Pillow takes 0.06 ms to open a JPEG, a sixth of what it takes to decode one of 224x224.
+        plain = jpeg.plain_jpeg(data, limits)
+    except MemoryError as error:
+        return failed(error)
+    return jpeg.finish(plain, None) if plain else None
+
+
+def decode(data: bytes, limits: Limits) -> Decoded | Rejected:
+    """Decode an encoded image and resize it to 224x224, whatever its aspect ratio, as the paper does.
+
+    Nothing that a library raises gets out, of whatever type: what is wrong is a `Rejected`. Jobs call
+    `isolation.decode`, which also survives an image that kills its process or takes for ever.
+    """
+    try:
+        return decode_plain(data, limits) or _decode(data, limits)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of a library in Rust is no Exception

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bcd_ray import storage
-from bcd_ray.archives.images import Decoded, Limits, Pixels, decode
+from bcd_ray.archives.images import Decoded, Limits, Pixels
+from bcd_ray.archives.isolation import decode
 from bcd_ray.archives.listing import list_archive
 from bcd_ray.archives.shards import Entry, read_shards
 from bcd_ray.errors import ConfigError, NotFoundError

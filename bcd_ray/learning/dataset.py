@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bcd_ray import storage
-from bcd_ray.archives.images import Decoded, Limits, Pixels, decode
+from bcd_ray.archives.images import Decoded, Limits, Pixels
+from bcd_ray.archives.isolation import decode
 from bcd_ray.archives.listing import list_archive
 from bcd_ray.archives.suffixes import left_out_words
 from bcd_ray.errors import ConfigError, JobError, NotFoundError

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bcd_ray import storage
-from bcd_ray.archives.images import PASSING_STATUSES, Decoded, Limits, Pixels, Rejected, decode
+from bcd_ray.archives.images import PASSING_STATUSES, Decoded, Limits, Pixels, Rejected
+from bcd_ray.archives.isolation import decode
 from bcd_ray.errors import JobError, StorageError
 from bcd_ray.labels import CLASSES
 from bcd_ray.learning.augmentation import Augmenter
@@ -203,7 +204,8 @@ def _facts(known: Mapping[str, ImageFacts], data: bytes | StorageError) -> tuple
     decoded = decode(data, Limits())
     if isinstance(decoded, Rejected):
         facts = ImageFacts(error=f"{decoded.status}: {decoded.error}")
-        return ("" if decoded.status in PASSING_STATUSES else digest), facts  # without a digest it is not kept
+        kept = decoded.status not in (*PASSING_STATUSES, "crashed", "timed_out")
+        return (digest if kept else ""), facts  # without a digest it is not kept
     if decoded.damage:  # good enough for a person to look at, not to learn from
         return digest, ImageFacts(error=f"damaged: {decoded.damage}")
     return digest, ImageFacts(perceptual_hashes(decoded.pixels).tobytes())

@@ -7,10 +7,8 @@ and only what killed while it was alone is given up.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
-from threading import Lock, Semaphore
 from typing import Any, Literal, NamedTuple
 
 from bcd_ray.archives.images import Limits, Rejected
@@ -98,28 +96,6 @@ class Entries:
         status = self._start.fatal[step]
         why = "it took more memory than there was" if status == "interrupted" else "look with care"
         return Rejected(status, f"{step.split()[0]} it alone killed the process, {_PROOFS} times of {_PROOFS}: {why}")
-
-
-class Turns:
-    """Lets several threads work side by side, and one that may kill the process only while no other does.
-
-    Who works beside a killer dies with it, and would be taken for one.
-    """
-
-    def __init__(self, side_by_side: int) -> None:
-        self._all, self._free, self._asking = side_by_side, Semaphore(side_by_side), Lock()
-
-    @contextmanager
-    def turn(self, *, alone: bool) -> Iterator[None]:
-        """Wait for a place, or for all of them."""
-        places = self._all if alone else 1
-        with self._asking:  # one at a time, or two could hold half of the places each, for ever
-            for _ in range(places):
-                self._free.acquire()
-        try:
-            yield
-        finally:
-            self._free.release(places)
 
 
 @dataclass

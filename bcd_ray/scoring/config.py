@@ -30,6 +30,10 @@ class ScoreConfig:
     """Larger images are refused unread."""
     max_pixels: int = 100_000_000
     """Images of more pixels are refused undecoded."""
+    max_decode_seconds: float = 30.0
+    """Processor time for decoding an image, after which it is given up."""
+    max_decode_bytes: int = 2 << 30
+    """Memory that decoding may take on each actor, all images at a time together; plain JPEGs take 50 MB a core."""
     max_actors: int = 0
     """Most scoring actors on a cluster that grows; 0: as many as its cores allow, also those of nodes that join."""
     engine: Literal["auto", "openvino", "openvino-int8", "torch", "torch-cuda"] = "auto"
@@ -42,7 +46,8 @@ class ScoreConfig:
         object.__setattr__(self, "input", tuple(uris.real(uris.normalize(uri)) for uri in self.input))
         normalize(self, "model", "output")
         at_least(self, 0, "max_unscored", "max_left_out", "max_undelivered", "max_actors")
-        at_least(self, 1, "max_image_bytes", "max_pixels")
+        at_least(self, 1, "max_image_bytes", "max_pixels", "max_decode_seconds")
+        at_least(self, 256 << 20, "max_decode_bytes")
 
 
 @dataclass(frozen=True)

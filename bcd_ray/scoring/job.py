@@ -111,6 +111,7 @@ def _identity(bundle: Bundle, config: ScoreConfig) -> dict[str, Any]:
         "precision": precision(config.engine, bundle),
         "max_image_bytes": config.max_image_bytes,
         "max_pixels": config.max_pixels,
+        "max_decode_seconds": config.max_decode_seconds,
     }
 
 
@@ -119,7 +120,7 @@ def _score_units(units: list[Unit], bundle: Bundle, choice: Choice, ledger: Ledg
     import ray
 
     pool = actor_pool(config.max_actors, choice.on_gpu)
-    limits = Limits(config.max_image_bytes, config.max_pixels)
+    limits = Limits(config.max_image_bytes, config.max_pixels, config.max_decode_seconds, config.max_decode_bytes)
     arguments = (ray.put(bundle), folders_of(units), choice.name, ledger, limits, pool.threads, start_counter())
     counts = ray.data.from_items(
         [{"unit": unit} for unit in units], override_num_blocks=count_tasks(units, pool.most, choice.on_gpu)

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bcd_ray.archives.images import Decoded, Limits, Pixels, Rejected, decode
-from bcd_ray.archives.isolation import Decoder, decode_apart, die_at_once
+from bcd_ray.archives.images import Decoded, Limits, Pixels, Rejected
+from bcd_ray.archives.isolation import Decoder, decode, decode_apart, die_at_once
 from bcd_ray.archives.shards import Entry
 from bcd_ray.errors import StorageError
 from bcd_ray.labels import CLASSES
@@ -23,9 +23,9 @@ from bcd_ray.model.triage import Triage
 from bcd_ray.runtime import library_versions
 from bcd_ray.scoring import schema
 from bcd_ray.scoring.access import check_access
-from bcd_ray.scoring.attempts import FIRST, ONE_BY_ONE, Entries, Start, Turns, nobody
+from bcd_ray.scoring.attempts import FIRST, ONE_BY_ONE, Entries, Start, nobody
 from bcd_ray.scoring.ledger import Ledger, Unit
-from bcd_ray.threads import EngineThreads, in_chunks, keep_blas_to_its_thread
+from bcd_ray.threads import EngineThreads, Turns, in_chunks, keep_blas_to_its_thread
 
 _NOT_FINITE = "the network gave numbers that are not finite: look at the model, and at the machine or GPU"
 _CHUNK_BYTES = 16 << 20  # 8 JPEGs of 5 megapixels; a TIFF of 20 MB goes alone
@@ -75,8 +75,8 @@ class UnitScorer:
     ) -> pa.Table:
         """One row for each image of the unit, of all columns but the run's; `left_out` counts members that are none.
 
-        Ray starts a unit again, without end, when it killed its worker. So the second attempt decodes each image in a
-        process of its own, and the next take one image after the other, and `tell` which.
+        Ray starts a unit again, without end, when it killed its worker. So the second attempt decodes plain JPEGs apart
+        too, and the next take one image after the other, and `tell` which.
         """
         decode_one = decode if start.attempt == 1 else decode_apart
         alone = start.attempt >= ONE_BY_ONE

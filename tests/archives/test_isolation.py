@@ -1,43 +1,121 @@
-"""Turns: threads work side by side, and one that may kill the process only alone."""
+"""An image costs itself only, whatever it does to the process that decodes it: helpers die of stand-ins here."""
 
+import io
+import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier, Event
+from pathlib import Path
 
-from bcd_ray.scoring.attempts import Turns
+import numpy as np
+import pytest
+from PIL import Image
+
+from bcd_ray.archives import images, isolation
+from bcd_ray.archives.images import Decoded, Limits, Rejected
+from bcd_ray.archives.isolation import decode, decode_apart
+from bcd_ray.learning.synthetic import draw_smear
+
+QUICK = Limits(max_seconds=0.2)
+_DECODER = """
+import os, signal, time
+from bcd_ray.archives import images, isolation
+real = images.decode
+def decode(data, limits):
+    mark = data[-8:].rstrip(b"_")
+    if mark == b"spin":
+        while True: pass
+    if mark == b"sleep":
+        time.sleep(1000)
+    if mark.startswith(b"SIG"):
+        os.kill(os.getpid(), getattr(signal, mark.decode()))
+    if mark == b"memory":
+        bytearray(500 << 20)
+    if mark == b"print":
+        os.write(1, b"a library says something")
+    return real(data, limits)
+images.decode = decode
+isolation.serve()
+"""
 
 
-def test_as_many_as_there_are_places_work_side_by_side() -> None:
-    turns, met = Turns(2), Barrier(2, timeout=10)
-
-    def work(_: int) -> int:
-        with turns.turn(alone=False):
-            return met.wait()  # breaks if the other is not let in
-
-    with ThreadPoolExecutor(2) as pool:
-        assert sorted(pool.map(work, range(2))) == [0, 1]
+def drawn(kind: str = "PNG", mark: bytes = b"") -> bytes:
+    """A picture, with a mark that the stand-in of a decoder acts on; libraries read past it."""
+    sink = io.BytesIO()
+    Image.fromarray(draw_smear(0, seed=1)).save(sink, kind)
+    return sink.getvalue() + mark.ljust(8, b"_")
 
 
-def test_one_that_wants_to_be_alone_waits_for_the_others_and_they_for_it() -> None:
-    turns, inside, leave = Turns(2), Event(), Event()
-    order: list[str] = []
+@pytest.fixture(autouse=True)
+def _marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    isolation.end_helpers()
+    monkeypatch.setattr(isolation, "COMMAND", [sys.executable, "-P", "-c", _DECODER])
 
-    def first() -> None:
-        with turns.turn(alone=False):
-            inside.set()
-            leave.wait(10)
-            order.append("first")
 
-    def alone() -> None:
-        with turns.turn(alone=True):
-            order.append("alone")
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "JPEG"])
+def test_a_sound_image_is_the_same_decoded_apart(kind: str) -> None:
+    found, expected = decode_apart(drawn(kind), Limits()), images.decode(drawn(kind), Limits())
+    assert isinstance(found, Decoded)
+    assert isinstance(expected, Decoded)
+    assert np.array_equal(found.pixels, expected.pixels)
+    assert (found.width, found.height) == (expected.width, expected.height)
+    assert decode_apart(b"GIF89a", Limits()) == images.decode(b"GIF89a", Limits())
 
+
+@pytest.mark.parametrize(
+    ("mark", "status"),
+    [
+        (b"spin", "timed_out"),
+        (b"sleep", "timed_out"),
+        (b"SIGSEGV", "crashed"),
+        (b"SIGABRT", "crashed"),
+        (b"SIGKILL", "crashed"),
+    ],
+)
+def test_what_hangs_or_kills_costs_itself_only(mark: bytes, status: str) -> None:
     with ThreadPoolExecutor(3) as pool:
-        works = [pool.submit(first)]
-        assert inside.wait(10)
-        works += [pool.submit(alone), pool.submit(alone)]  # two that want all places do not block each other
-        leave.set()
-        for work in works:
-            work.result(10)
-    assert order == ["first", "alone", "alone"]
-    with turns.turn(alone=True):  # all places are free again
-        pass
+        work = [pool.submit(decode, drawn(mark=each), QUICK) for each in (b"", mark, b"")]
+        before, found, after = (each.result() for each in work)
+    assert isinstance(found, Rejected)
+    assert found.status == status
+    assert isinstance(before, Decoded)
+    assert isinstance(after, Decoded)
+    assert isinstance(decode(drawn(), QUICK), Decoded)
+
+
+def test_an_image_that_needs_more_than_its_share_is_tried_alone_with_all() -> None:
+    assert isinstance(decode(drawn(mark=b"memory"), Limits()), Decoded)
+    found = decode(drawn(mark=b"memory"), Limits(max_memory=400 << 20))
+    assert isinstance(found, Rejected)
+    assert found.status == "resource_error"
+
+
+def test_what_a_library_prints_is_no_answer() -> None:
+    assert isinstance(decode(drawn(mark=b"print"), Limits()), Decoded)
+
+
+def test_plain_jpegs_need_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "decode_apart", lambda *_: pytest.fail("went apart"))
+    assert isinstance(decode(drawn("JPEG"), Limits()), Decoded)
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"}])
+def test_a_jpeg_that_could_take_long_goes_apart(options: dict[str, object]) -> None:
+    sink = io.BytesIO()
+    Image.fromarray(draw_smear(0, seed=1)).save(sink, "JPEG", **options)
+    assert images.decode_plain(sink.getvalue(), Limits()) is None
+    assert isinstance(decode(sink.getvalue(), Limits()), Decoded)
+
+
+def test_no_helper_outlives_its_parent(tmp_path: Path) -> None:
+    assert isinstance(decode(drawn(), Limits()), Decoded)
+    helper = next(iter(waiting.get() for waiting in isolation._idle.values() if not waiting.empty()))
+    helper._process.stdin.close()  # as the kernel does when a process ends
+    assert helper._process.wait(10) == 0
+    helper.end()
+
+
+def test_where_no_process_can_be_made_the_machine_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "COMMAND", [os.fspath("/nowhere")])
+    found = decode(drawn(), Limits())
+    assert isinstance(found, Rejected)
+    assert found.status == "resource_error"

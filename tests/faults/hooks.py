@@ -33,7 +33,7 @@ def install() -> None:
     import botocore.config
 
     from bcd_ray import storage
-    from bcd_ray.archives import images
+    from bcd_ray.archives import images, isolation
     from bcd_ray.scoring import attempts
     from bcd_ray.storage import local, s3
 
@@ -45,8 +45,9 @@ def install() -> None:
     local._write_beside = _around(local._write_beside, lambda uri, _: f"{_step_of(uri)} beside")
     s3._upload_parts = _parts_as_events(s3._upload_parts)
     attempts.read_shards = _start_as_event(attempts.read_shards)
-    _decoders.append(images.decode)
-    images.decode = decode
+    _decoders.append(images.decode_plain)
+    images.decode_plain = decode_plain
+    isolation.COMMAND[-1] = f"from faults import hooks; hooks.install(); {isolation.COMMAND[-1]}"
     attempts._StartCounter.count = _around(attempts._StartCounter.count, lambda *_: "count")  # type: ignore[method-assign]
 
 
@@ -68,8 +69,8 @@ def install_in_driver() -> None:
     s3._PART_BYTES = _plan()["part_bytes"] or s3._PART_BYTES
 
 
-def decode(data: bytes, limits: Any) -> Any:
-    """`images.decode` as an event; the subject is the end of the data, where tests put their mark."""
+def decode_plain(data: bytes, limits: Any) -> Any:
+    """Every image's first step as an event; the subject is the end of the data, where tests put their mark."""
     _event("decode", "before", data[-16:].decode("latin1"))
     return _decoders[0](data, limits)
 

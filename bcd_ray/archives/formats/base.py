@@ -15,6 +15,8 @@ class Limits:
 
     max_bytes: int = 64 << 20
     max_pixels: int = 100_000_000
+    max_seconds: float = 30.0  # of processor time, to decode it
+    max_memory: int = 2 << 30  # of the processes apart that decode, all together
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ _SEGMENTS = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xFF)})  # markers that 
 _FRAMES = frozenset({*range(0xC0, 0xD0), _JPEG_LS}) - {0xC4, 0xC8, 0xCC}
 _HIERARCHICAL, _ARITHMETIC = (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), (0xC9, 0xCA, 0xCB)
 _ICC = b"ICC_PROFILE\0"
+_SEQUENTIAL = (0xC0, 0xC1)
+_MOST_PIXELS = 8_000_000  # of a plain one after scaling, 24 MB: larger ones are very long
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Header:
     height: int = 0
     components: int = 0
     profile: bytes | None = None
+    one_scan: bool = False  # the first scan holds all components
 
 
 def read_header(data: bytes) -> Header:
@@ -37,7 +40,7 @@ def read_header(data: bytes) -> Header:
     found, profile, place = Header(), list[bytes](), 2
     while len(data) > place + 3 and data[place] == _MARKER and (marker := data[place + 1]) in _SEGMENTS:
         if marker == _START_OF_SCAN:
-            found.complete = True
+            found.complete, found.one_scan = True, data[place + 4 : place + 5] == bytes([found.components])
             break
         end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
         if marker in _FRAMES and end >= place + 10:
@@ -55,6 +58,22 @@ def read_header(data: bytes) -> Header:
     return found
 
 
+def is_plain(header: Header) -> bool:
+    """Whether a JPEG can be decoded in time and memory that its size bounds, and lies as it is written.
+
+    That is one of a single scan (of many, a small file can take minutes), of few pixels once scaled, and without EXIF,
+    XMP or profile.
+    """
+    usual = header.complete and header.one_scan and header.frame in _SEQUENTIAL and header.precision == 8
+    fits = header.width * header.height <= _MOST_PIXELS * _scale(header.width, header.height) ** 2
+    return usual and fits and not header.app1 and header.profile is None
+
+
+def _scale(width: int, height: int) -> int:
+    """By how much the decoder makes a large image smaller, at once."""
+    return next((scale for scale in (8, 4, 2) if min(width, height) >= scale * _LEAST_SCALED), 1)
+
+
 def plain_jpeg(data: bytes, limits: Limits) -> tuple[Pixels, int, int] | None:
     """Pixels, of a large image at 1/2, 1/4 or 1/8, width and height of an undamaged colour JPEG, or None.
 
@@ -65,7 +84,7 @@ def plain_jpeg(data: bytes, limits: Limits) -> tuple[Pixels, int, int] | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours not in ("YCbCr", "RGB") or width * height > limits.max_pixels:
             return None
-        scale = next((scale for scale in (8, 4, 2) if min(width, height) >= scale * _LEAST_SCALED), 1)
+        scale = _scale(width, height)
         least = {"min_width": -(-width // scale), "min_height": -(-height // scale)} if scale > 1 else {}
         pixels: Pixels = simplejpeg.decode_jpeg(data, **least)
     except Exception:  # KeyError too, for samplings that its list lacks: Pillow says what it is, if anything
