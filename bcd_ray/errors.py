@@ -5,7 +5,8 @@ BcdRayError
 └── JobError         1: the job failed
     └── StorageError 1: an object could not be read or written
         ├── NotFoundError  there is no such object
-        └── ChangedError   the object is no longer the one that was listed
+        ├── ChangedError   the object is no longer the one that was listed
+        └── UnsafeError    it is no regular file, or a link that leads elsewhere
 """
 
 EXIT_OK = 0
@@ -42,3 +43,7 @@ class NotFoundError(StorageError):
 
 class ChangedError(StorageError):
     """The object is no longer the one that was listed."""
+
+
+class UnsafeError(StorageError):
+    """It is no regular file, or a link that leads out of its folder: it is not read."""

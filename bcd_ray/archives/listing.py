@@ -8,7 +8,7 @@ from bcd_ray import storage
 from bcd_ray.archives.magic import HEAD_BYTES, image_suffix
 from bcd_ray.archives.shards import Kind, kind_of
 from bcd_ray.archives.suffixes import HIDDEN, is_sidecar, suffix_of
-from bcd_ray.errors import StorageError
+from bcd_ray.errors import StorageError, UnsafeError
 from bcd_ray.storage import StoredObject
 from bcd_ray.threads import map_ahead
 
@@ -55,5 +55,7 @@ def _begins_like_an_image(listed: StoredObject) -> bool:
     try:
         with storage.open_stream(listed, HEAD_BYTES) as stream:
             return image_suffix(stream.read(HEAD_BYTES)) is not None
+    except UnsafeError:  # a row says so
+        return True
     except StorageError:  # left out, and counted
         return False

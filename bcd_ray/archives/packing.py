@@ -17,7 +17,7 @@ from bcd_ray.errors import ConfigError, NotFoundError, StorageError
 from bcd_ray.labels import CLASSES, class_of_path, classes_of_path
 from bcd_ray.progress import Progress, say
 from bcd_ray.runtime import ray_session, say_if_taken
-from bcd_ray.storage import parquet
+from bcd_ray.storage import StoredObject, parquet
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Packed:
 class _Source:
     name: str  # path below the input: the image's id in a Parquet shard
     key: str  # the same as a WebDataset key
-    uri: str
+    stored: StoredObject
     label: str | None
 
 
@@ -80,7 +80,8 @@ def _list_sources(uri: str) -> tuple[list[_Source], Counter[str]]:
         say(f"{len(doubtful):,} images get no label: their folders name two classes, as {doubtful[0]} does ({classes})")
     keys = _unique_keys(names)
     return [
-        _Source(name, key, storage.join(uri, name), class_of_path(name)) for name, key in zip(names, keys, strict=True)
+        _Source(name, key, stored, class_of_path(name))
+        for name, key, stored in zip(names, keys, listing.shards, strict=True)
     ], listing.left_out
 
 
@@ -101,7 +102,8 @@ def _write_shard(group: dict[str, Any]) -> dict[str, Any]:
     contents, failures = [], []
     for source in group["sources"]:
         try:
-            contents.append((source, storage.read_bytes(source.uri)))
+            storage.refuse_unsafe(source.stored)
+            contents.append((source, storage.read_bytes(source.stored.uri)))
         except StorageError as error:
             failures.append(str(error))
     write = _tar if group["uri"].endswith(".tar") else _parquet

@@ -20,7 +20,7 @@ from bcd_ray.archives.magic import HEAD_BYTES, image_suffix
 from bcd_ray.archives.streams import UnreadableError, decompressed
 from bcd_ray.archives.suffixes import HIDDEN, IMAGE_SUFFIXES, left_out_words, suffix_of
 from bcd_ray.archives.zips import read_zip
-from bcd_ray.errors import ChangedError, NotFoundError, StorageError
+from bcd_ray.errors import ChangedError, NotFoundError, StorageError, UnsafeError
 from bcd_ray.storage import StoredObject
 from bcd_ray.threads import map_ahead
 from bcd_ray.uris import hidden_part
@@ -162,6 +162,7 @@ def _read_tar(stream: BinaryIO, limits: Limits) -> Iterator[tuple[str, bytes | R
         # tarfile's own gzip checks no checksum.
         with tarfile.open(fileobj=decompressed(stream), mode="r|", tarinfo=_MarkedTarInfo) as tar:
             for member in tar:
+                tar.members.clear()  # tarfile keeps all that it saw: 2 kB each
                 if not member.isdir():
                     yield member.name, _read_member(tar, member, limits)
             if not getattr(tar, "end_marker_seen", False):
@@ -275,4 +276,6 @@ def _not_delivered(error: StorageError) -> Rejected:
     """Failures of storage, which the next run tries again."""
     if isinstance(error, NotFoundError):
         return Rejected("missing", "was listed but is gone")
+    if isinstance(error, UnsafeError):
+        return Rejected("unsafe_member", str(error))
     return Rejected("changed" if isinstance(error, ChangedError) else "read_error", str(error))

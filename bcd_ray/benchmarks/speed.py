@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -289,7 +290,10 @@ def _link(data: str, folder: Path, most: int) -> None:
         image = images[number * step % len(images)]
         path = folder / _LOOKS[image.label] / f"{number:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(Path(image.stored.uri).resolve())
+        try:
+            path.hardlink_to(Path(image.stored.uri).resolve())
+        except OSError:  # on another file system
+            shutil.copyfile(image.stored.uri, path)
 
 
 def _plot(found: dict[str, Any], path: Path) -> None:

@@ -12,7 +12,7 @@ from bcd_ray.archives.images import Decoded, Limits, Pixels
 from bcd_ray.archives.isolation import decode
 from bcd_ray.archives.listing import list_archive
 from bcd_ray.archives.suffixes import left_out_words
-from bcd_ray.errors import ConfigError, JobError, NotFoundError
+from bcd_ray.errors import ConfigError, JobError, NotFoundError, UnsafeError
 from bcd_ray.labels import CLASSES, classes_of_path
 from bcd_ray.learning.groups import group_numbers
 from bcd_ray.learning.splits import Labels, Layout
@@ -57,13 +57,15 @@ def list_folder(uri: str, allow_missing: bool = False) -> LabelledFolder:
     """The images below a normalized URI whose folders name a class; says what is left out.
 
     Raises:
-        ConfigError: there is nothing, an image's folders name two classes, a class has no image (unless
-            `allow_missing`), or all but one have none.
+        ConfigError: there is nothing, a link leads out of the folder, an image's folders name two classes, a class has
+            no image (unless `allow_missing`), or all but one have none.
     """
     found, folders, doubtful = [], Counter[str](), []
     try:
         listing = list_archive(uri, ("image",))
-    except NotFoundError as error:
+        for stored in listing.shards:
+            storage.refuse_unsafe(stored)
+    except (NotFoundError, UnsafeError) as error:
         raise ConfigError(f"--data: {error}") from error
     for stored in listing.shards:
         name = stored.uri[len(uri) + 1 :]

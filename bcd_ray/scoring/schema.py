@@ -84,7 +84,7 @@ STATUSES = {
     "too_many_pixels": "More pixels than `--max-pixels`; not decoded",
     "multiple_pictures": "A multi-page or animated file, a stack in one page, or DICOM of several frames",
     "unsupported_mode": "Pixels whose range or colours nothing defines, such as floating-point or signed ones",
-    "unsafe_member": "A link, a device, or an absolute or `..` name in a tar",
+    "unsafe_member": "A link out of the archive, a pipe or a device; in a tar or zip any link, or a name with `..`",
     "unreadable_shard": "One row for the part of a shard that cannot be read",
     "empty_shard": "One row for a tar, zip or Parquet file without images",
     "not_finite": "The network gave no finite numbers for it: look at the model and the machine",

@@ -36,6 +36,7 @@ __all__ = [
     "open_stream",
     "printable",
     "read_bytes",
+    "refuse_unsafe",
     "write_bytes",
 ]
 
@@ -62,6 +63,12 @@ def read_bytes(uri: str) -> bytes:
     if is_s3(uri):
         return s3.get(uri)
     return local.get(uri)
+
+
+def refuse_unsafe(listed: StoredObject) -> None:
+    """UnsafeError for what is listed and is not to be read: no regular file, or a link that leads elsewhere."""
+    if not is_s3(listed.uri):
+        local.refuse_unsafe(listed)
 
 
 @contextmanager

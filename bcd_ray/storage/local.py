@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from bcd_ray.errors import ChangedError, NotFoundError, StorageError
+from bcd_ray.errors import ChangedError, NotFoundError, StorageError, UnsafeError
 from bcd_ray.progress import say
 from bcd_ray.storage.objects import StoredObject
 from bcd_ray.uris import hidden_part
 
+LINK_OUT, NO_FILE = "link-out", "no-file"  # etags of what is listed and not read
+_UNSAFE = {
+    LINK_OUT: "is a link that leads out of the folder: copy or hard-link what it leads to, or name that folder itself",
+    NO_FILE: "is a pipe, a device or a socket, not a file: take it out of the folder",
+}
 PROBE = ".write-check-"
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of Linux' renameat2
 _BROKEN_OFF = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|" + re.escape(PROBE) + "[0-9a-f]{32}")
@@ -26,62 +32,82 @@ _BROKEN_OFF = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|" + re.escape(PROBE) + "[0-9a
 def list_objects(uri: str, hidden: set[str]) -> Iterator[StoredObject]:
     """Every file at or below a path, in any order; hidden files and folders go to `hidden`.
 
-    Folders that may not be listed, such as lost+found at the root of a disk, are left out with a line.
+    A link to what is listed under its own name adds nothing; one that leads out of the path, and what is no regular
+    file, is listed and never read. Folders that may not be listed, such as lost+found at the root of a disk, are left
+    out with a line.
     """
     with _translated(uri):
         if os.path.isfile(uri):
-            stat = os.stat(uri)
-            yield StoredObject(uri, stat.st_size, _etag(stat))
+            yield from _list_file(uri)
             return
-        paths = []
-        for folder, files in _folders(uri, hidden):
-            hidden.update(os.path.join(folder, name) for name in files if hidden_part(name))
-            paths += [os.path.join(folder, name) for name in files if not hidden_part(name)]
-        for path in paths:
-            try:
-                stat = os.stat(path)
-            except OSError:  # a dangling link, or gone since: a row says so when it is read
-                yield StoredObject(path, 0, "missing")
-            else:
-                yield StoredObject(path, stat.st_size, _etag(stat))
+        yield from _walk(uri, os.path.realpath(uri), hidden, frozenset())
 
 
-def _folders(uri: str, hidden: set[str]) -> Iterator[tuple[str, list[str]]]:
-    """Every folder at or below a path, each once, with its files; links to folders are followed after all real ones.
+def _walk(top: str, root: str, hidden: set[str], followed: frozenset[str]) -> Iterator[StoredObject]:
+    """Links go by their targets' own names where those are listed: ids are made from names."""
+    for folder, folders, files in os.walk(top, onerror=partial(_leave_out, root)):
+        hidden.update(os.path.join(folder, name) for name in folders + files if hidden_part(name))
+        folders[:] = [name for name in folders if not hidden_part(name)]
+        for path in (os.path.join(folder, name) for name in folders):
+            if os.path.islink(path):
+                yield from _list_link(path, root, hidden, followed)
+        for path in (os.path.join(folder, name) for name in files if not hidden_part(name)):
+            yield from _list_link(path, root, hidden, followed) if os.path.islink(path) else _list_file(path)
 
-    So a folder goes by its own name, whatever links to it come and go: ids are made from names.
-    """
-    seen, waiting = set[str](), [uri]
-    while waiting:
-        links = []
-        for folder, folders, files in os.walk(waiting.pop(0), onerror=partial(_leave_out, uri)):
-            place = os.path.realpath(folder)
-            if place in seen:  # a link back, or a second one
-                folders.clear()
-                continue
-            seen.add(place)
-            hidden.update(os.path.join(folder, name) for name in folders if hidden_part(name))
-            inside = [name for name in folders if not hidden_part(name)]
-            linked = {name for name in inside if os.path.islink(os.path.join(folder, name))}
-            links += [os.path.join(folder, name) for name in linked]
-            folders[:] = [name for name in inside if name not in linked]
-            yield folder, files
-        waiting += sorted(links)
+
+def _list_link(path: str, root: str, hidden: set[str], followed: frozenset[str]) -> Iterator[StoredObject]:
+    target = os.path.realpath(path)
+    inside = os.path.relpath(target, root)
+    if not os.path.exists(path):
+        yield StoredObject(path, 0, "missing")  # a row says so when it is read
+    elif inside == ".." or inside.startswith("../"):
+        yield StoredObject(path, 0, LINK_OUT)
+    elif inside == "." or not hidden_part(inside):
+        return  # it is listed under its own name
+    elif not os.path.isdir(path):
+        yield from _list_file(path)
+    elif target not in followed:
+        yield from _walk(path, root, hidden, followed | {target})
+
+
+def _list_file(path: str) -> Iterator[StoredObject]:
+    try:
+        found = os.stat(path)
+    except OSError:  # gone since
+        yield StoredObject(path, 0, "missing")
+    else:
+        yield StoredObject(path, found.st_size, _etag(found) if stat.S_ISREG(found.st_mode) else NO_FILE)
 
 
 def get(uri: str) -> bytes:
     """The file's bytes."""
-    with _translated(uri):
-        return Path(uri).read_bytes()
+    with _translated(uri), _open_regular(uri) as stream:
+        return stream.read()
 
 
 @contextmanager
 def open_stream(listed: StoredObject) -> Iterator[BinaryIO]:
     """A reader of a file; ChangedError if it is not the listed version."""
-    with _translated(listed.uri), open(listed.uri, "rb", buffering=1 << 20) as stream:
+    refuse_unsafe(listed)
+    with _translated(listed.uri), _open_regular(listed.uri) as stream:
         if _etag(os.fstat(stream.fileno())) != listed.etag:
             raise ChangedError(f"{listed.uri} changed since it was listed: run the same command again")
         yield stream
+
+
+def refuse_unsafe(listed: StoredObject) -> None:
+    """UnsafeError for what a listing found to be no regular file of its folder."""
+    if listed.etag in _UNSAFE:
+        raise UnsafeError(f"{listed.uri} {_UNSAFE[listed.etag]}")
+
+
+def _open_regular(path: str) -> BinaryIO:
+    """A regular file to read; to open a pipe would wait for a writer."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UnsafeError(f"{path} {_UNSAFE[NO_FILE]}")
+    return open(descriptor, "rb", buffering=1 << 20)
 
 
 def put(uri: str, data: bytes) -> None:
@@ -122,8 +148,8 @@ def _leave_out(root: str, error: OSError) -> None:
     say(f"{error.filename} is left out with all that is in it: {error.strerror}")
 
 
-def _etag(stat: os.stat_result) -> str:
-    return f"{stat.st_size:x}-{stat.st_mtime_ns:x}"
+def _etag(found: os.stat_result) -> str:
+    return f"{found.st_size:x}-{found.st_mtime_ns:x}"
 
 
 def _name(beside: str, uri: str) -> None:

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import random
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bcd_ray import storage, uris
-from bcd_ray.errors import ChangedError, ConfigError, NotFoundError, StorageError
+from bcd_ray.errors import ChangedError, ConfigError, NotFoundError, StorageError, UnsafeError
 from bcd_ray.storage import local
 from bcd_ray.storage import s3 as s3_side
 
@@ -392,11 +393,39 @@ def test_a_dangling_link_is_listed_so_that_a_row_can_say_so(tmp_path: Path) -> N
         storage.read_bytes(dangling.uri)
 
 
-def test_linked_folders_are_followed(tmp_path: Path) -> None:
-    fill(str(tmp_path / "elsewhere"), "x.jpg")
+@pytest.mark.parametrize("name", ["x.jpg", "a"], ids=["file", "folder"])
+def test_a_link_that_leads_out_is_listed_and_never_read(tmp_path: Path, name: str) -> None:
+    fill(str(tmp_path / "elsewhere"), "x.jpg", "a/x.jpg")
     (tmp_path / "data").mkdir()
-    (tmp_path / "data/link").symlink_to(tmp_path / "elsewhere")
-    assert storage.list_names(str(tmp_path / "data")) == ["link/x.jpg"]
+    (tmp_path / "data/link").symlink_to(tmp_path / "elsewhere" / name)
+    found = listed(str(tmp_path / "data"))
+    assert found.uri == str(tmp_path / "data/link")
+    with pytest.raises(UnsafeError, match="leads out"), storage.open_stream(found):
+        pass
+
+
+def test_a_link_to_what_is_listed_adds_nothing_and_one_to_a_hidden_place_is_followed(tmp_path: Path) -> None:
+    fill(str(tmp_path / "data"), "2031/x.jpg", ".store/1.jpg", ".store/more/2.jpg")
+    for link, target in (("latest", "2031"), ("y.jpg", "2031/x.jpg"), ("z.jpg", ".store/1.jpg"), ("m", ".store/more")):
+        (tmp_path / "data" / link).symlink_to(target)
+    (tmp_path / "data/.store/more/again").symlink_to(".")
+    (tmp_path / "night").symlink_to("data")
+    for name in ("data", "night"):
+        assert storage.list_names(str(tmp_path / name)) == ["2031/x.jpg", "m/2.jpg", "z.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_what_is_no_file_is_listed_and_nobody_waits_for_it(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.jpg"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        os.mknod(path, stat.S_IFSOCK | 0o600)
+    found = listed(str(tmp_path))
+    with pytest.raises(UnsafeError, match="not a file"), storage.open_stream(found):
+        pass
+    with pytest.raises(StorageError):
+        storage.read_bytes(str(path))
 
 
 @pytest.mark.parametrize(
