@@ -162,7 +162,7 @@ def _read_tar(stream: BinaryIO, limits: Limits) -> Iterator[tuple[str, bytes | R
         # tarfile's own gzip checks no checksum.
         with tarfile.open(fileobj=decompressed(stream), mode="r|", tarinfo=_MarkedTarInfo) as tar:
             for member in tar:
-                tar.members.clear()  # tarfile keeps all that it saw: 2 kB each
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all that it saw: 2 kB each
                 if not member.isdir():
                     yield member.name, _read_member(tar, member, limits)
             if not getattr(tar, "end_marker_seen", False):
