@@ -393,7 +393,7 @@ Option = str | Callable[[Places], Path]
 MISTAKES: list[tuple[str, dict[str, Option], str]] = [
     ("score", {"--input": "/no/such/folder"}, r"--input: nothing found at /no/such/folder: check the path"),
     ("score", {"--input": empty}, r"--input: nothing found at .*/empty: check the path"),
-    ("score", {"--input": without_images}, r"--input .*/empty holds no tar, Parquet, JPEG, PNG, TIFF or BMP file"),
+    ("score", {"--input": without_images}, r"--input .*/empty holds no tar, zip or Parquet file, and no image"),
     ("score", {"--input": "s3://no-such-bucket/a"}, r"nothing found at s3://no-such-bucket/a/? .*check bucket"),
     ("score", {"--input": "hdfs://a/b"}, r"only local paths and s3://"),
     ("score", {"--input": ""}, r"an empty path was given"),
@@ -409,7 +409,7 @@ MISTAKES: list[tuple[str, dict[str, Option], str]] = [
     ("score", {"--max-unscored": "-1"}, r"--max-unscored must be at least 0"),
     ("score", {"--max-pixels": "0"}, r"--max-pixels must be at least 1"),
     ("train", {"--data": "/no/such/folder"}, r"--data: nothing found at /no/such/folder: check the path"),
-    ("train", {"--data": one_class}, r"fewer than two classes: it needs a folder per class, such as Benign"),
+    ("train", {"--data": one_class}, r"fewer than two classes.*: it needs a folder per class, such as Benign"),
     ("train", {"--output": below_a_file}, r"cannot write to the output"),
     ("train", {"--output": lambda places: places.bundle}, r"holds results already: choose another folder"),
     ("train", {"--epochs": "0"}, r"--epochs must be at least 1"),
