@@ -104,8 +104,11 @@ def refuse_unsafe(listed: StoredObject) -> None:
 def _open_regular(path: str) -> BinaryIO:
     """A regular file to read; to open a pipe would wait for a writer."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
+        if stat.S_ISDIR(mode):  # of a name that was a file's when it was listed
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         raise UnsafeError(f"{path} {_UNSAFE[NO_FILE]}")
     return open(descriptor, "rb", buffering=1 << 20)
 
