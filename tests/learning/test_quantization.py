@@ -12,7 +12,7 @@ import pyarrow.dataset as ds
 import pytest
 from PIL import Image
 
-from bcd_ray.archives import images
+from bcd_ray.archives.formats import jpeg
 from bcd_ray.archives.images import Decoded, Limits, Pixels, decode
 from bcd_ray.errors import ConfigError
 from bcd_ray.learning.dataset import LabelledImage, list_labelled
@@ -122,7 +122,7 @@ def test_large_jpegs_decoded_to_a_fraction_get_nearly_the_same_probabilities(
         return softmax(run("openvino", quantized.bundle, pixels).logits)
 
     scaled = probabilities()
-    monkeypatch.setattr(images, "_plain_jpeg", lambda image, data: None)
+    monkeypatch.setattr(jpeg, "plain_jpeg", lambda data, limits: None)
     whole = probabilities()
     assert 0 < np.abs(scaled - whole).max() < bound
     clear = leads(whole) > lead

@@ -169,7 +169,7 @@ def test_too_few_blocks_for_the_folds_are_refused() -> None:
         cross_validate(Layout(LABELS, PLAIN.order, PLAIN.ties, groups), Rules("grouped", 100, 5), 5, 0.3, 0)
 
 
-COMMON = {"augmented_views": 0, "cache": ""}
+COMMON = {"augmented_views": 0, "cache": "", "allow_missing_classes": True}
 
 
 @pytest.mark.parametrize(
