@@ -25,7 +25,8 @@ class EvaluateConfig(FitOptions):
     split: tuple[Protocol, ...] = ("random", "blocked", "forward")
     """Protocols to cross-validate (see jobs/train.py)."""
     folds: int = 5
-    """Folds of each protocol; `forward` always has two: the first share of the capture order and the last."""
+    """Folds of each protocol; `forward` always has two, the first share of the file numbers and the last. 0 leaves out
+    each group of `grouped` in turn, the figure to go by, and gives the other protocols 5."""
     seeds: int = 3
     """Repetitions, each with a split and a fit of its own."""
 
@@ -47,12 +48,14 @@ class EvaluateConfig(FitOptions):
                 "group_pattern",
                 "group_table",
                 "allow_missing_classes",
+                "group_column",
                 "spoil",
             }
             for each in fields(self):
                 if each.name not in kept and getattr(self, each.name) != each.default:
                     raise ConfigError(f"--{each.name.replace('_', '-')} goes with --cross-validate")
-        at_least(self, 2, "folds")
+        if self.folds < 0 or self.folds == 1:
+            raise ConfigError("--folds must be at least 2, or 0 to leave out each group in turn")
         at_least(self, 1, "seeds")
         if not self.split:
             raise ConfigError("--split names no protocol")

@@ -43,6 +43,7 @@ from bcd_ray.storage import parquet
 
 _GALLERY = 12  # disputed labels that are drawn; the table has all
 _GAP = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "malignant_sensitivity", "malignant_specificity")
+_OF_GROUPS = ("recall", "benign_or_malignant")
 Logits = npt.NDArray[np.float32]
 Runs = Sequence[Floats]  # of each seed: probabilities (n, 4), NaN where an image was in no test part
 
@@ -51,7 +52,7 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
     """Cross-validate the settings under every protocol, write the results, and return what metrics.json holds."""
     folder = list_folder(config.data, config.allow_missing_classes)
     images = folder.images
-    listed = listed_layout(images, groups_of(images, config.group_pattern, config.group_table))
+    listed = listed_layout(images, *groups_of(images, config.group_pattern, config.group_table, config.group_column))
     refuse_to_replace(config.output, "metrics.json")
     synthetic = says_synthetic(config.data)
     _splits(listed, config)  # what cannot be split ends here, before an image is read
@@ -76,6 +77,8 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
         results[name], draws[name] = _measure(layout, runs[name], folds, drawn_whole)
         rules = _rules(name, config)
         results[name]["protocol"] = rules.text()
+        if not _folds(name, config):
+            results[name] |= _of_groups(layout.labels, runs[name], folds[0])
         of_first = folds[0], logits[0], rules, _fit_config(config, 0)
         results[name]["triage"] = _triage(augmented, quality, layout, *of_first, drawn_whole)
         results[name]["shortcuts"] = {}
@@ -116,7 +119,8 @@ def _splits(layout: Layout, config: EvaluateConfig) -> dict[str, list[list[Fold]
     for protocol in config.split:
         rules = Rules(protocol, config.block, config.embargo)
         of_seeds = [
-            cross_validate(layout, rules, config.folds, config.test_fraction, seed) for seed in range(config.seeds)
+            cross_validate(layout, rules, _folds(protocol, config), config.test_fraction, seed)
+            for seed in range(config.seeds)
         ]
         for fold in chain(*of_seeds):
             require_classes(layout, fold, rules, folds=True)
@@ -127,6 +131,10 @@ def _splits(layout: Layout, config: EvaluateConfig) -> dict[str, list[list[Fold]
         else:
             splits[protocol] = of_seeds
     return splits
+
+
+def _folds(protocol: str, config: EvaluateConfig) -> int:
+    return config.folds or (0 if protocol == "grouped" else 5)
 
 
 def _rules(name: str, config: EvaluateConfig) -> Rules:
@@ -196,7 +204,12 @@ def _measure(
     tested = ~np.isnan(runs[0][:, 0])
     labels, probabilities = layout.labels[tested], [run[tested] for run in runs]
     of_folds = [
-        {"seed": seed, "fold": number, **{part: int(getattr(fold, part).sum()) for part in ("train", "test")}}
+        {
+            "seed": seed,
+            "fold": number,
+            "group": fold.group,
+            **{part: int(getattr(fold, part).sum()) for part in ("train", "test")},
+        }
         | {"left_out": int((~fold.train & ~fold.test).sum())}
         | point_figures(layout.labels[fold.test], run[fold.test])
         for seed, run in enumerate(runs)
@@ -217,26 +230,57 @@ def _measure(
     }, draws
 
 
+def _of_groups(labels: Labels, runs: Runs, folds: Sequence[Fold]) -> dict[str, Any]:
+    """How well each group is told that was left out, and the mean over those that were left out whole.
+
+    `recall` is the share of a group's images that are right, `benign_or_malignant` the share on the right side of that
+    line; mean and deviation over seeds. `always_trained_on` counts the images of small groups.
+    """
+    groups = []
+    for name in dict.fromkeys(fold.group for fold in folds):
+        own = [fold for fold in folds if fold.group == name]
+        test = np.any([fold.test for fold in own], axis=0)
+        right = [run[test].argmax(axis=1) == labels[test] for run in runs]
+        side = [(run[test].argmax(axis=1) > 0) == (labels[test] > 0) for run in runs]
+        found: dict[str, Any] = {"group": name, "classes": [CLASSES[label] for label in np.unique(labels[test])]}
+        found |= {"images": int(test.sum()), "cut": any(fold.cut for fold in own)}
+        for figure, of_seeds in (("recall", right), ("benign_or_malignant", side)):
+            shares = [float(each.mean()) for each in of_seeds]
+            found |= {figure: float(np.mean(shares)), f"{figure}_std": float(np.std(shares))}
+        groups.append(found)
+    whole = [each for each in groups if not each["cut"]]
+    means = {name: float(np.mean([each[name] for each in whole])) for name in _OF_GROUPS} if whole else {}
+    always = int((~np.any([fold.test for fold in folds], axis=0)).sum())
+    return {"groups": groups, "mean_over_groups": means, "always_trained_on": always}
+
+
 def _mean_by_name(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def _spread_by_name(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+def _spread_by_name(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Mean and standard deviation of the figures that every row has; one row has no deviation."""
     names = [name for name in rows[0] if isinstance(rows[0][name], float) and all(name in row for row in rows)]
-    deviation = {name: float(np.std([row[name] for row in rows], ddof=1)) if len(rows) > 1 else 0.0 for name in names}
-    return {name: {"mean": mean, "std": deviation[name]} for name, mean in _mean_by_name(rows).items() if name in names}
+    values = {name: [row[name] for row in rows] for name in names}
+    return {
+        name: {"mean": float(np.mean(each)), "std": float(np.std(each, ddof=1)) if len(rows) > 1 else 0.0}
+        for name, each in values.items()
+    }
 
 
 def _gap(results: Mapping[str, Any], draws: Mapping[str, Figures]) -> dict[str, Any]:
-    """By how much a random split of images flatters: random minus blocked, drawn in pairs over the same blocks."""
-    if not {"random", "blocked"} <= results.keys():
-        return {}
-    values = {name: [results[each]["pooled"][name]["value"] for each in ("random", "blocked")] for name in _GAP}
-    differences = {name: draws["random"][name] - draws["blocked"][name] for name in _GAP}
-    return {
-        "random_minus_blocked": with_intervals({name: one - two for name, (one, two) in values.items()}, differences)
-    }
+    """By how much a random split of images flatters: random minus another, drawn in pairs over the same blocks.
+
+    Not in pairs where `grouped` leaves small groups untested.
+    """
+    gaps = {}
+    for other in ("grouped", "blocked"):
+        if {"random", other} <= results.keys():
+            values = {name: [results[each]["pooled"][name]["value"] for each in ("random", other)] for name in _GAP}
+            differences = {name: draws["random"][name] - draws[other][name] for name in _GAP}
+            point = {name: one - two for name, (one, two) in values.items()}
+            gaps[f"random_minus_{other}"] = with_intervals(point, differences)
+    return gaps
 
 
 def _predictions(
@@ -318,11 +362,29 @@ def format_validation(metrics: Mapping[str, Any]) -> str:
         lines.append(f"triage, {name}: {automatic_words(result['triage']['automatic'])}")
         before, after = (result["triage"]["calibration"][when]["ece"] for when in ("before", "after"))
         lines.append(f"expected calibration error, {name}: {before:.3f}, after temperature scaling {after:.3f}")
-    for name, gap in metrics["gap"].get("random_minus_blocked", {}).items():
-        if name in ("macro_f1", "accuracy"):
-            lines.append(f"random minus blocked, {name.replace('_', ' ')}: {figure_words(gap)} points")
+    for protocols, gaps in metrics["gap"].items():
+        for name in ("macro_f1", "accuracy"):
+            between = f"{protocols.replace('_', ' ')}, {name.replace('_', ' ')}"
+            lines.append(f"{between}: {figure_words(gaps[name])} points")
+    lines += _group_lines(metrics["protocols"].get("grouped", {}))
     lines.append(f"{metrics['disputed_labels']} given labels are disputed: see disputed_labels.csv")
     return "\n".join(lines)
+
+
+def _group_lines(result: Mapping[str, Any]) -> list[str]:
+    """A line for each group that was left out, and the figure to go by."""
+    lines = [
+        f"left out {each['group']} ({', '.join(each['classes'])}, {each['images']} images): recall "
+        f"{100 * each['recall']:.1f} %, benign or malignant {100 * each['benign_or_malignant']:.1f} %"
+        + (": the only group of its class, cut in two by file numbers: not a new day" if each["cut"] else "")
+        for each in result.get("groups", [])
+    ]
+    if means := result.get("mean_over_groups"):
+        lines.append(
+            f"a group that was never seen, mean of {sum(not each['cut'] for each in result['groups'])}: recall "
+            f"{100 * means['recall']:.1f} %, benign or malignant {100 * means['benign_or_malignant']:.1f} %"
+        )
+    return lines
 
 
 def _cells(figures: Mapping[str, Any]) -> str:

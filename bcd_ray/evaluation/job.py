@@ -26,7 +26,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     bundle = load_bundle(config.model)
     folder = list_folder(config.data, config.allow_missing_classes)
     images = folder.images
-    listed = listed_layout(images, groups_of(images, config.group_pattern, config.group_table))
+    listed = listed_layout(images, *groups_of(images, config.group_pattern, config.group_table, config.group_column))
     refuse_to_replace(config.output, "metrics.json")
     with Embedder(images, bundle.model, config.cache) as embedder:
         embedded, errors = embedder.embed([0, *(SPOILT if config.spoil else ())]), embedder.identified.errors

@@ -35,13 +35,17 @@ class FitOptions:
     test_fraction: float = 0.3
     """Share of each class that is kept for the test; cross-validation uses it for `forward` alone."""
     block: int = 100
-    """Images in a block of capture order, at most: what `blocked` keeps whole, and what the intervals draw."""
+    """Images in a block of file numbers, at most: what `blocked` keeps whole, and what the intervals draw."""
     embargo: int = 40
-    """Images left out of training on each side of a test block in capture order, with `blocked` and `forward`."""
+    """Images left out of training on each side of a test block in file numbers, with `blocked` and `forward`."""
     group_pattern: str = ""
-    """For `grouped`: regular expression that finds the patient or slide in an image's path; its first group, if any."""
+    """Regular expression that finds an image's group (patient, slide or sitting at the microscope) in its path; its
+    first group, if any."""
     group_table: str = ""
-    """For `grouped`: CSV or Parquet with the columns `image` (path below --data) and `group`: a path or s3://."""
+    """CSV or Parquet that says the groups, with the columns `image` (path below --data) and that of --group-column: a
+    path or s3://."""
+    group_column: str = "group"
+    """Column of --group-table that says the group."""
     allow_missing_classes: bool = False
     """Go on where a class has no image, whose folder may have another name than it should."""
     cache: str = field(default_factory=_default_cache)
@@ -68,8 +72,8 @@ class FitOptions:
     def _check_groups(self, protocols: Collection[str]) -> None:
         if "grouped" in protocols and not (self.group_pattern or self.group_table):
             raise ConfigError(
-                "--split grouped needs --group-pattern or --group-table: the images do not say which patient they are "
-                "of; without such ids use --split blocked"
+                "--split grouped needs --group-pattern or --group-table: the images do not say which patient, slide or "
+                "sitting they are of; without such ids no split tells what a new day will bring"
             )
 
 
@@ -82,8 +86,8 @@ class TrainConfig(FitOptions):
     output: str
     """Where the model bundle goes: an empty or new folder, a path or s3://."""
     split: Protocol = "random"
-    """Which images are the test: `random`, the paper's; `blocked`, runs of the capture order; `forward`, the first
-    share of the capture order; `grouped`, whole patients or slides."""
+    """Which images are the test: `random`, the paper's; `blocked`, runs of file numbers; `forward`, the first share of
+    the file numbers; `grouped`, whole patients, slides or sittings. Only `grouped` says what a new day will bring."""
     holdout: Literal["test", "validation"] = "test"
     """Part to evaluate on. `validation` sets the test images aside, unseen, and evaluates on a fifth of the training
     images: choose settings with it."""

@@ -1,4 +1,4 @@
-"""Labelled images: a folder per class becomes a list, in capture order, with groups where they are known."""
+"""Labelled images: a folder per class becomes a list, in order of file numbers, with groups where they are known."""
 
 import re
 from collections import Counter
@@ -111,8 +111,11 @@ def _check_classes(uri: str, folder: LabelledFolder, allow_missing: bool) -> Non
         say(f"{total:,} files that are no images are left out: {left_out_words(folder.files)}")
 
 
-def capture_order(images: Sequence[LabelledImage]) -> Labels:
-    """(n,) position of each image among those of its class, in the natural order of names: the files' numbers count."""
+def file_order(images: Sequence[LabelledImage]) -> Labels:
+    """(n,) position of each image among those of its class, in the natural order of names: the files' numbers count.
+
+    Whether that is the order of capture, only who named the files can tell.
+    """
     order = np.zeros(len(images), np.int64)
     position = Counter[int]()
     for index in sorted(range(len(images)), key=lambda index: _natural(images[index].name)):
@@ -121,12 +124,14 @@ def capture_order(images: Sequence[LabelledImage]) -> Labels:
     return order
 
 
-def groups_of(images: Sequence[LabelledImage], pattern: str, table: str) -> Labels | None:
+def groups_of(
+    images: Sequence[LabelledImage], pattern: str, table: str, column: str = "group"
+) -> tuple[Labels | None, tuple[str, ...]]:
     """`groups.group_numbers` of the images."""
-    return group_numbers([image.name for image in images], pattern, table)
+    return group_numbers([image.name for image in images], pattern, table, column)
 
 
-def listed_layout(images: Sequence[LabelledImage], groups: Labels | None) -> Layout:
+def listed_layout(images: Sequence[LabelledImage], groups: Labels | None, names: tuple[str, ...] = ()) -> Layout:
     """What splits go by as far as a listing tells: as if every image could be read, and none but twins were copies."""
     labels = np.array([image.label for image in images])
     return Layout(labels, capture_order(images), twins([image.name for image in images], labels, groups), groups)

@@ -1,4 +1,4 @@
-"""Which patient or slide an image is of, where a pattern or a table says so."""
+"""Which patient, slide or sitting an image is of, where a pattern or a table says so."""
 
 import io
 import re
@@ -13,26 +13,29 @@ from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.progress import say
 
 
-def group_numbers(names: Sequence[str], pattern: str, table: str) -> npt.NDArray[np.int64] | None:
-    """(n,) number of each image's patient or slide, or None where neither a pattern nor a table says.
+def group_numbers(
+    names: Sequence[str], pattern: str, table: str, column: str = "group"
+) -> tuple[npt.NDArray[np.int64] | None, tuple[str, ...]]:
+    """(n,) number of each image's patient, slide or sitting, None where nobody says; and the groups' ids by number.
 
     Ids that differ in case or white space alone are one: `P07`, `p07` and `P07 `.
 
     Args:
         names: paths of the images below the data folder.
         pattern: regular expression searched in an image's name; its first group, or else all it matches, is the id.
-        table: CSV or Parquet file with the columns `image` (name below the data folder) and `group`.
+        table: CSV or Parquet file with the column `image`, names below the data folder.
+        column: of the table, the one that says the group.
 
     Raises:
         ConfigError: the table cannot be used, gives an image two groups, or an image gets none.
     """
     if not pattern and not table:
-        return None
+        return None, ()
     if pattern:
         matches = [re.search(pattern, name) for name in names]
         groups = [_same(match[1 if match.re.groups else 0]) if match else "" for match in matches]
     else:
-        known = _read_groups(table)
+        known = _read_groups(table, column)
         groups = [known.get(name, "") for name in names]
         if further := len(known.keys() - set(names)):
             say(
@@ -46,7 +49,8 @@ def group_numbers(names: Sequence[str], pattern: str, table: str) -> npt.NDArray
             f"{said} gives no group for {len(lacking)} images of {len(names)}, such as {lacking[0]}: every image needs "
             "one"
         )
-    return np.unique(np.array(groups, str), return_inverse=True)[1].astype(np.int64)
+    ids, numbers = np.unique(np.array(groups, str), return_inverse=True)
+    return numbers.astype(np.int64), tuple(ids.tolist())
 
 
 def merged(groups: npt.NDArray[np.int64], digests: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -74,7 +78,7 @@ def _same(group: str | None) -> str:
     return " ".join(unicodedata.normalize("NFKC", group or "").split()).casefold()
 
 
-def _read_groups(table: str) -> dict[str, str]:
+def _read_groups(table: str, column: str) -> dict[str, str]:
     import pyarrow as pa
     from pyarrow import csv
 
@@ -83,14 +87,14 @@ def _read_groups(table: str) -> dict[str, str]:
     try:
         data = storage.read_bytes(table)
         # As text: a patient 007 is not the patient 7. Without threads: see `parquet.table_of`.
-        texts = csv.ConvertOptions(column_types={"image": pa.string(), "group": pa.string()})
+        texts = csv.ConvertOptions(column_types={"image": pa.string(), column: pa.string()})
         options = {"convert_options": texts, "read_options": csv.ReadOptions(use_threads=False)}
         rows = parquet.table_of(data) if table.endswith(".parquet") else csv.read_csv(io.BytesIO(data), **options)
-        names, groups = (rows[column].cast(pa.string()).to_pylist() for column in ("image", "group"))
+        names, groups = (rows[each].cast(pa.string()).to_pylist() for each in ("image", column))
     except (pa.ArrowException, KeyError, NotFoundError) as error:
         raise ConfigError(
             f"--group-table {table} cannot be used ({' '.join(str(error).split())[:200]}): give a CSV or Parquet file "
-            "with the columns image and group"
+            f"with the columns image and {column} (see --group-column)"
         ) from error
     found: dict[str, str] = {}
     twice = 0

@@ -52,7 +52,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         quantization.check_installed()
     synthetic = says_synthetic(config.data)
     model = pretrained(config.weights)
-    listed = listed_layout(images, groups_of(images, config.group_pattern, config.group_table))
+    listed = listed_layout(images, *groups_of(images, config.group_pattern, config.group_table, config.group_column))
     labels = listed.labels
     hold_out_part(listed, config)  # what cannot be split ends here, before an image is read
     with Embedder(images, model, config.cache) as embedder:

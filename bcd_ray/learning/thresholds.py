@@ -1,9 +1,10 @@
 """Where the limits of triage come from: predictions for training images by heads that had not seen them.
 
-The training part is cut into folds under the split's own protocol. Each fold's images are predicted by a head, and held
-against a distance model, fitted on the others (cross-conformal prediction: Vovk, Annals of Mathematics and Artificial
-Intelligence 74, 2015). The limits then go with a head fitted on all of them, a slightly better one: no exact guarantee,
-and none at all for images of another source than those trained on.
+The training part is cut into folds of whole groups where they are known, else of blocks of file numbers, whatever the
+split: images by chance would stand beside their own day, and promise too much. Each fold's images are predicted by a
+head, and held against a distance model, fitted on the others (cross-conformal prediction: Vovk, Annals of Mathematics
+and Artificial Intelligence 74, 2015). The limits then go with a head fitted on all of them, a slightly better one: no
+exact guarantee, and none at all for images of another source than those trained on.
 """
 
 import os
@@ -16,9 +17,10 @@ import numpy.typing as npt
 
 from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.labels import CLASSES
+from bcd_ray.learning.config import Protocol
 from bcd_ray.learning.embedding import Embeddings
 from bcd_ray.learning.head import FitConfig, fit
-from bcd_ray.learning.splits import Fold, Layout, Rules, clusters, cross_validate
+from bcd_ray.learning.splits import Fold, Layout, Mask, Rules, clusters, cross_validate
 from bcd_ray.metrics.calibration import (
     Floats,
     Labels,
@@ -36,7 +38,7 @@ from bcd_ray.threads import keep_blas_to_its_thread
 RISK = 0.01  # errors among the predictions that are not sent to review
 OOD_RATE = 0.01  # share of training images, each held out, beyond the limit of the distance
 QUALITY_RATE = 0.002  # share of training images beyond the values that each limit of a quality measure comes from
-_FOLDS = (5, 4, 3, 2)  # the first that the smallest class has blocks or groups for
+_FOLDS = (5, 4, 3, 2)  # the first that the smallest class has blocks for
 
 
 def fit_triage(
@@ -52,11 +54,10 @@ def fit_triage(
         config: of the bundle's head.
 
     Returns:
-        What the bundle holds, and `triage_figures` of the n images, each held out.
+        What the bundle holds, and `triage_figures` of the images, each held out.
     """
-    labels = layout.labels
-    logits, distances, model = predict_held_out(views, layout, rules, config)
-    drawn_whole = clusters(layout, rules.block)
+    tested, logits, distances, model = predict_held_out(views, layout, rules, config)
+    labels, drawn_whole, quality = layout.labels[tested], clusters(layout, rules.block)[tested], quality[tested]
     settings = choose_limits(logits, distances, quality, labels, drawn_whole) | {"precision": model.precision}
     figures = triage_figures(decide(settings, distances, logits, quality), logits, labels, drawn_whole)
     return Triage(model, settings), figures
@@ -64,12 +65,13 @@ def fit_triage(
 
 def predict_held_out(
     views: Embeddings, layout: Layout, rules: Rules, config: FitConfig
-) -> tuple[npt.NDArray[np.float32], Floats, DistanceModel]:
-    """Of n training images, logits (n, 4) by a head, and distances (n, 4), that did not see the image in question.
+) -> tuple[Mask, npt.NDArray[np.float32], Floats, DistanceModel]:
+    """Of n training images, which m are held out in turn, and the distance model of all n.
 
-    The third is the distance model of all n.
+    Of the m between these logits (m, 4) by a head, and distances (m, 4), that did not see the image in question.
     """
     labels, folds = layout.labels, inner_folds(layout, rules, config.seed)
+    tested = np.any([fold.test for fold in folds], axis=0)
     logits, distances = np.zeros((len(labels), len(CLASSES)), np.float32), np.zeros((len(labels), len(CLASSES)))
 
     def model_of(part: Labels | slice) -> DistanceModel:
@@ -83,7 +85,7 @@ def predict_held_out(
             logits[fold.test] = head.logits(views[0, fold.test])
         for fold in folds:
             distances[fold.test] = next(models).distances(views[0, fold.test])
-        return logits, distances, next(models)
+        return tested, logits[tested], distances[tested], next(models)
 
 
 def choose_limits(
@@ -126,18 +128,21 @@ def triage_figures(decisions: Decisions, logits: Floats, labels: Labels, drawn_w
 
 
 def inner_folds(layout: Layout, rules: Rules, seed: int) -> Sequence[Fold]:
-    """Folds of a training part under the split's protocol; of `forward`, blocks, which can test every part of it.
+    """Folds of a training part: of groups where they are known, of blocks where not, whatever the split.
 
-    Blocks and embargo are half as long as the split's: the training part has gaps already, and whole ones would leave
-    the heads so few images that they say little about the head fitted on all.
+    Of groups five folds where every class has as many, else each group in turn. Blocks and embargo are half as long as
+    the split's: the training part has gaps already, and whole ones would leave the heads so few images that they say
+    little about the head fitted on all.
     """
-    if rules.protocol in ("blocked", "forward"):
-        smallest = int(np.bincount(layout.labels)[np.unique(layout.labels)].min())
-        block = max(1, min(rules.block // 2, smallest // _FOLDS[0]))
-        rules = Rules("blocked", block, min(rules.embargo // 2, block // 2))
-    for count in _FOLDS:
+    smallest = int(np.bincount(layout.labels)[np.unique(layout.labels)].min())
+    block = max(1, min(rules.block // 2, smallest // _FOLDS[0]))
+    protocol: Protocol = "blocked" if layout.groups is None else "grouped"
+    rules = Rules(protocol, block, min(rules.embargo // 2, block // 2))
+    for count in _FOLDS if layout.groups is None else (_FOLDS[0], 0):
         try:
-            return cross_validate(layout, rules, count, 0.0, seed)
+            folds = cross_validate(layout, rules, count, 0.0, seed)
         except ConfigError:
             continue
+        if all(set(layout.labels[fold.train]) == set(layout.labels) for fold in folds):
+            return folds
     raise JobError("a class has too few training images, blocks or groups to set the limits of triage: add images")

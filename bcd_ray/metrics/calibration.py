@@ -112,7 +112,7 @@ def least_for_risk(certainty: Floats, correct: Mask, clusters: Labels, risk: flo
 def risk_interval(decided: Mask, correct: Mask, clusters: Labels) -> dict[str, Any]:
     """Share decided without review, errors among them, and `spread.interval` of both, each cluster drawn whole.
 
-    Neighbours in a capture order err together, so single images drawn with replacement would promise too much.
+    Neighbours in the file numbers err together, so single images drawn with replacement would promise too much.
     """
     _, numbers = np.unique(clusters, return_inverse=True)
     counts = [np.bincount(numbers, weights=mask) for mask in (np.ones(len(numbers)), decided, decided & ~correct)]

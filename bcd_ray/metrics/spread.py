@@ -1,6 +1,6 @@
 """Figures of merit with their spread; each is a function of image weights, so that a bootstrap is a reweighting.
 
-The bootstrap draws whole blocks of capture order, or groups, with replacement within each class: neighbouring images
+The bootstrap draws whole blocks of file numbers, or groups, with replacement within each class: neighbouring images
 are not independent, and a bootstrap over images would give intervals that are too narrow (cluster bootstrap: Davison
 and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8).
 """

@@ -6,7 +6,7 @@ from typing import Any
 
 from bcd_ray.metrics.classification import format_metrics
 from bcd_ray.progress import one_line
-from bcd_ray.reports.report import LIMITS_CHOSEN, audit_words, automatic_words
+from bcd_ray.reports.report import LIMITS_CHOSEN, NOTHING_OF_A_NEW_DAY, audit_words, automatic_words
 
 
 def model_card(info: Mapping[str, Any], metrics: Mapping[str, Any]) -> bytes:
@@ -23,11 +23,11 @@ def model_card(info: Mapping[str, Any], metrics: Mapping[str, Any]) -> bytes:
         if int8
         else ""
     )
-    patients = (
-        "The groups are as the user gave them."
-        if training["split"] == "grouped"
-        else "Images of one patient can stand on both sides, so these figures are no measure of\nperformance on new "
-        "patients."
+    patients = "The groups are as the user gave them." if training["split"] == "grouped" else NOTHING_OF_A_NEW_DAY
+    held_for = (
+        "Groups were left out in turn to choose them."
+        if training["group_table"] or training["group_pattern"]
+        else "No groups are known: the risk holds for images of the days that were trained on, and for no other."
     )
     return f"""# Model card
 {synthetic}
@@ -41,7 +41,7 @@ to support a haematologist. It makes no diagnosis and replaces no expert: every 
 **Protocol.** {metrics["protocol"]}. {patients}
 
 **Figures** on the {metrics["part"]} part, one run with seed {training["seed"]}; intervals by a bootstrap over blocks
-of capture order, or groups, and none where there is no error, or one block a class:
+of file numbers, or groups, and none where there is no error, or one block a class:
 
 ```
 {format_metrics(metrics)}
@@ -49,7 +49,7 @@ of capture order, or groups, and none where there is no error, or one block a cl
 
 **Shortcuts.** {audit_words(metrics)}
 
-**Triage.** {automatic_words(metrics["triage"][metrics["part"]]["automatic"])} {LIMITS_CHOSEN}
+**Triage.** {automatic_words(metrics["triage"][metrics["part"]]["automatic"])} {LIMITS_CHOSEN} {held_for}
 {quantized}
 **Known limits.** One hospital, one stain and one microscope per data set; colour of the background alone can give the
 class away. Images of other stains, cells or magnifications are outside what the model knows; triage flags those that

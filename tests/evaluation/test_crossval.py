@@ -107,6 +107,34 @@ def test_the_gap_between_random_and_blocked_is_stated(validated: tuple[dict[str,
         assert f"\ntriage, {name}: 0.0 % of the images" in text
 
 
+def test_each_slide_is_left_out(
+    validated: tuple[dict[str, Any], Path], synthetic_archive: Path, ray_cluster: None, tmp_path: Path
+) -> None:
+    config = EvaluateConfig(
+        data=str(synthetic_archive),
+        output=str(tmp_path / "out"),
+        cross_validate=True,
+        split=("random", "grouped"),
+        folds=0,
+        seeds=1,
+        augmented_views=0,
+        block=3,
+        embargo=1,
+        group_pattern=r"\d\.jpg",
+    )
+    metrics = validate(config)
+    found = metrics["protocols"]["grouped"]
+    assert [each["group"] for each in found["groups"]] == [f"{digit}.jpg" for digit in range(10)]
+    shares = [each["recall"] for each in found["groups"]]
+    assert found["mean_over_groups"]["recall"] == pytest.approx(np.mean(shares))
+    assert found["always_trained_on"] == 0
+    assert {each["group"] for each in found["folds"]} == {f"{digit}.jpg" for digit in range(10)}
+    text = format_validation(metrics)
+    assert "a group that was never seen, mean of 10: recall" in text
+    assert "random minus grouped, accuracy:" in text
+    assert "On a group that was never seen" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_planted_mistakes_are_disputed() -> None:
     random = np.random.default_rng(0)
     truth = np.repeat(np.arange(4), 50)
@@ -175,7 +203,7 @@ def test_shortcuts_show_no_cell(class_index: int) -> None:
         ({"model": "m", "epochs": 9}, "--epochs goes with --cross-validate"),
         ({"cross_validate": True, "split": ("grouped",)}, "--split grouped needs --group-pattern or --group-table"),
         ({"cross_validate": True, "split": ()}, "--split names no protocol"),
-        ({"cross_validate": True, "folds": 1}, "--folds must be at least 2"),
+        ({"cross_validate": True, "folds": 1}, "--folds must be at least 2, or 0"),
         ({"cross_validate": True, "group_pattern": "("}, "is no regular expression"),
         ({"cross_validate": True, "group_pattern": "a", "group_table": "b"}, "exclude each other"),
     ],

@@ -14,7 +14,7 @@ from bcd_ray.labels import CLASSES
 from bcd_ray.learning.dataset import (
     SYNTHETIC_MARK,
     LabelledImage,
-    capture_order,
+    file_order,
     groups_of,
     list_folder,
     list_labelled,
@@ -119,9 +119,9 @@ def labelled(tmp_path: Path, names: list[str]) -> list[LabelledImage]:
     return list_labelled(str(tmp_path / "data"))
 
 
-def test_capture_order_is_by_number_within_each_class(tmp_path: Path) -> None:
+def test_file_order_is_by_number_within_each_class(tmp_path: Path) -> None:
     images = labelled(tmp_path, [f"Benign/WBC-{n}.jpg" for n in (10, 9, 100, 1)] + ["Pro/b-2.jpg", "Pro/b-1.jpg"])
-    order = capture_order(images)
+    order = file_order(images)
     by_class: dict[int, list[str]] = {0: [], 3: []}
     for index in np.argsort(order, kind="stable"):
         by_class[images[index].label].append(images[index].name)
@@ -135,9 +135,9 @@ PATIENTS = ["Benign/p07/1.jpg", "Benign/p7/2.jpg", "Pro/p07/3.jpg"]
 
 def test_a_pattern_finds_the_groups_in_the_path(tmp_path: Path) -> None:
     images = labelled(tmp_path, PATIENTS)
-    assert groups_of(images, r"/p(\d+)/", "").tolist() == [0, 1, 0]  # type: ignore[union-attr]
-    assert groups_of(images, r"\d\.jpg", "").tolist() == [0, 1, 2]  # type: ignore[union-attr]
-    assert groups_of(images, "", "") is None
+    assert groups_of(images, r"/p(\d+)/", "")[0].tolist() == [0, 1, 0]  # type: ignore[union-attr]
+    assert groups_of(images, r"\d\.jpg", "")[0].tolist() == [0, 1, 2]  # type: ignore[union-attr]
+    assert groups_of(images, "", "") == (None, ())
     with pytest.raises(ConfigError, match=r"gives no group for 2 images of 3, such as Benign/p07/1\.jpg"):
         groups_of(images, r"/p7/", "")
 
@@ -148,7 +148,9 @@ def test_a_table_gives_the_groups(tmp_path: Path, suffix: str) -> None:
     table = pa.table({"image": PATIENTS, "group": ["007", "7", "007"]})
     uri = str(tmp_path / f"groups.{suffix}")
     (pq.write_table if suffix == "parquet" else csv.write_csv)(table, uri)
-    assert groups_of(images, "", uri).tolist() == [0, 1, 0]  # type: ignore[union-attr]
+    assert groups_of(images, "", uri)[0].tolist() == [0, 1, 0]  # type: ignore[union-attr]
+    (pq.write_table if suffix == "parquet" else csv.write_csv)(table.rename_columns(["image", "sitting"]), uri)
+    assert groups_of(images, "", uri, "sitting")[1] == ("007", "7")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from bcd_ray.evaluation.config import EvaluateConfig
 from bcd_ray.evaluation.cross_validation import validate
 from bcd_ray.learning.config import Protocol, TrainConfig
 from bcd_ray.learning.job import train
-from bcd_ray.learning.splits import Fold, Layout, Rules, blocks, clusters, cross_validate, hold_out
+from bcd_ray.learning.splits import Fold, Layout, Rules, blocks, clusters, cross_validate, hold_out, lone
+from bcd_ray.learning.thresholds import inner_folds
 
 PROTOCOLS: tuple[Protocol, ...] = ("random", "blocked", "forward", "grouped")
 
@@ -43,11 +44,13 @@ def assert_apart(layout: Layout, rule: Rules, fold: Fold) -> None:
     """No image in both parts, no near duplicate across, the embargo kept, groups whole; no other image is left out."""
     assert not (fold.train & fold.test).any()
     assert not set(layout.ties[fold.train]) & set(layout.ties[fold.test])
+    numbered = np.full(len(layout.labels), rule.protocol in ("blocked", "forward"))
     if rule.protocol == "grouped":
         assert layout.groups is not None
-        assert not set(layout.groups[fold.train]) & set(layout.groups[fold.test])
-    tested = [(layout.labels[i], layout.order[i]) for i in np.flatnonzero(fold.test)]
-    embargo = rule.embargo if rule.protocol in ("blocked", "forward") else 0
+        numbered = lone(layout)  # cut in two
+        assert not set(layout.groups[fold.train & ~numbered]) & set(layout.groups[fold.test])
+    tested = [(layout.labels[i], layout.order[i]) for i in np.flatnonzero(fold.test & numbered)]
+    embargo = rule.embargo
     for image in np.flatnonzero(~fold.test):
         places = [abs(order - layout.order[image]) for label, order in tested if label == layout.labels[image]]
         near = bool(embargo) and min(places, default=embargo + 1) <= embargo
@@ -90,7 +93,7 @@ def test_a_split_within_a_part_stays_in_it(layout: Layout, rule: Rules, fraction
 
 @untimed
 @given(layouts(), st.integers(1, 50))
-def test_blocks_are_runs_of_capture_order_of_one_class(layout: Layout, length: int) -> None:
+def test_blocks_are_runs_of_file_numbers_of_one_class(layout: Layout, length: int) -> None:
     numbers = blocks(layout, length)
     for number in np.unique(numbers):
         members = numbers == number
@@ -117,7 +120,7 @@ def test_each_class_gives_its_share(fraction: float) -> None:
     assert all(abs(test[label == LABELS].mean() - fraction) <= 10 / (label == LABELS).sum() for label in range(4))
 
 
-def test_forward_tests_the_ends_of_the_capture_order() -> None:
+def test_forward_tests_the_ends_of_the_file_numbers() -> None:
     rule = Rules("forward", 10, 5)
     first, last = cross_validate(PLAIN, rule, folds=5, fraction=0.3, seed=0)
     for label, size in enumerate((100, 200, 150, 50)):
@@ -165,11 +168,49 @@ def test_too_few_blocks_for_the_folds_are_refused() -> None:
     ):
         cross_validate(PLAIN, Rules("blocked", 100, 5), folds=5, fraction=0.3, seed=0)
     groups = np.arange(500) % 3
-    with pytest.raises(ConfigError, match=r"benign has only 3 groups of the grouped protocol: lower --folds$"):
+    with pytest.raises(ConfigError, match=r"only 3 groups .*: lower --folds, or leave out each .* with --folds 0$"):
         cross_validate(Layout(LABELS, PLAIN.order, PLAIN.ties, groups), Rules("grouped", 100, 5), 5, 0.3, 0)
 
 
-COMMON = {"augmented_views": 0, "cache": "", "allow_missing_classes": True}
+def test_each_group_is_left_out_in_turn() -> None:
+    """Of sittings: two of each class but the last, which has one and is cut; a third of few images is trained on."""
+    sizes = {
+        "a": (0, 60),
+        "b": (0, 40),
+        "c": (1, 100),
+        "d": (1, 88),
+        "e": (1, 12),
+        "f": (2, 90),
+        "g": (2, 60),
+        "h": (3, 50),
+    }
+    groups = np.repeat(np.arange(8), [size for _, size in sizes.values()])
+    layout = Layout(LABELS, PLAIN.order, PLAIN.ties, groups, tuple(sizes))
+    folds = cross_validate(layout, Rules("grouped", 10, 5), folds=0, fraction=0.3, seed=0)
+    assert [(fold.group, fold.cut) for fold in folds] == [
+        *((name, False) for name in "abcdfg"),
+        *[("h", True)] * 2,
+    ]
+    for fold in folds[:6]:
+        assert (fold.test == (groups == list(sizes).index(fold.group))).all()
+        assert (fold.train == ~fold.test).all()
+    first, last = folds[6:]
+    assert PLAIN.order[first.test].tolist() == list(range(25))
+    assert PLAIN.order[first.train & (groups == 7)].tolist() == list(range(30, 50))  # but for the embargo
+    assert PLAIN.order[last.test].tolist() == list(range(25, 50))
+
+
+def test_limits_of_triage_never_come_from_images_by_chance() -> None:
+    rule = Rules("random", 100, 40)
+    for fold in inner_folds(PLAIN, rule, 0):
+        numbers = blocks(PLAIN, 10)  # a fifth of the smallest class
+        assert not set(numbers[fold.train]) & set(numbers[fold.test])
+    groups = np.repeat(np.arange(8), [60, 40, 100, 100, 90, 60, 25, 25])
+    names = [fold.group for fold in inner_folds(Layout(LABELS, PLAIN.order, PLAIN.ties, groups), rule, 0)]
+    assert names == [str(number) for number in range(8)]
+
+
+COMMON = {"augmented_views": 0, "cache": ""}
 
 
 @pytest.mark.parametrize(
