@@ -10,7 +10,6 @@ pickle.
 import hashlib
 import json
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +19,7 @@ from safetensors.numpy import load, save
 from bcd_ray import storage
 from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.labels import CLASSES
+from bcd_ray.model.backbones import BACKBONES
 from bcd_ray.model.engines.int8 import Int8Graph
 from bcd_ray.model.network import Tensors
 from bcd_ray.model.triage import Triage
@@ -76,13 +76,11 @@ def pretrained(weights: WeightsName) -> Model:
     `keras`, the paper's, come with this package; `torchvision` downloads its own.
     """
     if weights == "keras":
-        path = resources.files("bcd_ray.model") / "weights" / "mobilenet_v2_imagenet_keras.safetensors"
-        backbone = load(path.read_bytes())
+        backbone = BACKBONES["mobilenet_v2"].weights()
     else:
         from bcd_ray.model.engines.torch import torchvision_backbone
 
         backbone = torchvision_backbone()
-    backbone = {name: value for name, value in backbone.items() if not name.endswith("num_batches_tracked")}
     head = np.zeros((len(CLASSES), EMBEDDING_SIZE), np.float32)
     return Model(backbone, PREPROCESSING[weights]).with_head(head, head[:, 0].copy())
 

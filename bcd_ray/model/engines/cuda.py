@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from bcd_ray.archives.images import SIZE, Pixels
 from bcd_ray.errors import JobError
+from bcd_ray.model.backbones import mobilenet_v2
 from bcd_ray.model.engines.base import Outputs
-from bcd_ray.model.network import Tensors, folded, mobilenet_v2
+from bcd_ray.model.network import Tensors, folded
 from bcd_ray.model.quality import NEARLY_WHITE, STEP
 
 

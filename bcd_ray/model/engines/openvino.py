@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bcd_ray.archives.images import SIZE, Pixels
+from bcd_ray.model.backbones import BACKBONES, Backbone, mobilenet_v2, padding
 from bcd_ray.model.engines.base import Outputs
-from bcd_ray.model.network import Tensors, folded, mobilenet_v2
+from bcd_ray.model.network import Tensors, folded
 
 BATCH = 2  # images a request: more leave a CPU's caches (with 8 the job does 0.85 times as many images a second)
 
@@ -37,6 +38,17 @@ class OpenVinoEngine:
         return engine
 
     def _compile(self, graph: Any, threads: int) -> None:
+        self._requests = Requests(graph, threads)
+
+    def infer(self, images: Sequence[Pixels]) -> Outputs:
+        """As `Engine.infer`."""
+        return Outputs(*self._requests.run(images))
+
+
+class Requests:
+    """A compiled graph of a fixed batch, and the requests that threads run it by."""
+
+    def __init__(self, graph: Any, threads: int) -> None:
         import openvino
 
         config = {
@@ -48,10 +60,11 @@ class OpenVinoEngine:
         }
         self._compiled = openvino.Core().compile_model(graph, "CPU", config)
         self._batch: int = self._compiled.input(0).shape[0]
+        self._outputs = range(len(self._compiled.outputs))
         self._idle = list[Any]()
 
-    def infer(self, images: Sequence[Pixels]) -> Outputs:
-        """As `Engine.infer`."""
+    def run(self, images: Sequence[Pixels]) -> list[npt.NDArray[np.float32]]:
+        """Of each output (n, count) of n >= 1 images."""
         try:
             request = self._idle.pop()
         except IndexError:
@@ -61,11 +74,11 @@ class OpenVinoEngine:
             batch = np.stack(images[start : start + self._batch])
             count = len(batch)
             if count < self._batch:  # the compiled shape is fixed
-                batch = np.concatenate([batch, np.zeros((self._batch - count, SIZE, SIZE, 3), np.uint8)])
+                batch = np.concatenate([batch, np.zeros((self._batch - count, *batch.shape[1:]), np.uint8)])
             request.infer({0: batch}, share_inputs=True, share_outputs=True)
-            parts.append([request.get_output_tensor(index).data[:count].copy() for index in (0, 1)])
+            parts.append([request.get_output_tensor(index).data[:count].copy() for index in self._outputs])
         self._idle.append(request)
-        return Outputs(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 
 def openvino_backbone(tensors: Tensors, preprocessing: Mapping[str, Any], batch: int = BATCH) -> Any:
@@ -73,15 +86,51 @@ def openvino_backbone(tensors: Tensors, preprocessing: Mapping[str, Any], batch:
     import openvino
     from openvino import opset13 as ops
 
-    same = preprocessing["padding"] == "same"
+    images = ops.parameter([batch, SIZE, SIZE, 3], np.uint8, name="images")
+    convolve = _convolve(tensors, BACKBONES["mobilenet_v2"].epsilon, preprocessing["padding"])
+    value = mobilenet_v2(_scaled(images, preprocessing), convolve, ops.add)
+    return openvino.Model([_pooled(value)], [images], "smear_classifier")
+
+
+def openvino_stages(tensors: Tensors, backbone: Backbone, size: int, batch: int) -> Any:
+    """The means of a backbone's stages, (batch, sum of widths), of grey images (batch, size, size, 1) uint8."""
+    import openvino
+    from openvino import opset13 as ops
+
+    images, means = ops.parameter([batch, size, size, 1], np.uint8, name="images"), list[Any]()
+    how = backbone.preprocessing["padding"]
+    grey = {name: backbone.preprocessing[name][:1] for name in ("mean", "std")}  # of the three colours the same
+    convolve = _convolve(tensors, backbone.epsilon, how, grey=True)
+    backbone.walk(_scaled(images, grey), convolve, ops.add, lambda value: means.append(_pooled(value)))
+    return openvino.Model([ops.concat(means, 1)], [images], "stages")
+
+
+def _scaled(images: Any, preprocessing: Mapping[str, Any]) -> Any:
+    from openvino import opset13 as ops
+
+    mean, std = (np.array(preprocessing[key], np.float32) for key in ("mean", "std"))
+    value = ops.divide(ops.subtract(ops.convert(images, "f32"), ops.constant(mean)), ops.constant(std))
+    return ops.transpose(value, ops.constant(np.array([0, 3, 1, 2])))
+
+
+def _pooled(value: Any) -> Any:
+    from openvino import opset13 as ops
+
+    return ops.reduce_mean(value, ops.constant(np.array([2, 3])), keep_dims=False)
+
+
+def _convolve(tensors: Tensors, epsilon: float, how: str, grey: bool = False) -> Any:
+    """A backbone's `convolve` in OpenVINO; of grey images the first one adds its colours up."""
+    from openvino import opset13 as ops
 
     def convolve(value: Any, convolution: str, norm: str, stride: int = 1, clamp: bool = True) -> Any:
-        weight, bias = folded(tensors, convolution, norm)
-        kernel = weight.shape[-1]
-        after = 0 if kernel == 1 else 1
-        before = 0 if same and stride == 2 else after  # TensorFlow's SAME pads stride 2 below and right alone
+        weight, bias = folded(tensors, convolution, norm, epsilon)
+        kernel, depthwise = weight.shape[-1], weight.shape[1] == 1
+        if grey and weight.shape[1] == 3:
+            weight = weight.sum(axis=1, keepdims=True)
+        before, after = padding(kernel, stride, how)
         layout = ([stride, stride], [before, before], [after, after], [1, 1])
-        if kernel == 3 and weight.shape[1] == 1:
+        if depthwise:
             value = ops.group_convolution(value, ops.constant(weight[:, :, None]), *layout)
         else:
             value = ops.convolution(value, ops.constant(weight), *layout)
@@ -89,12 +138,7 @@ def openvino_backbone(tensors: Tensors, preprocessing: Mapping[str, Any], batch:
         value = ops.add(value, ops.constant(bias.reshape(1, -1, 1, 1)))
         return ops.clamp(value, 0.0, 6.0) if clamp else value
 
-    images = ops.parameter([batch, SIZE, SIZE, 3], np.uint8, name="images")
-    mean, std = (np.array(preprocessing[key], np.float32) for key in ("mean", "std"))
-    value = ops.divide(ops.subtract(ops.convert(images, "f32"), ops.constant(mean)), ops.constant(std))
-    value = mobilenet_v2(ops.transpose(value, ops.constant(np.array([0, 3, 1, 2]))), convolve, ops.add)
-    embeddings = ops.reduce_mean(value, ops.constant(np.array([2, 3])), keep_dims=False)
-    return openvino.Model([embeddings], [images], "smear_classifier")
+    return convolve
 
 
 def with_head(backbone: Any, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> Any:

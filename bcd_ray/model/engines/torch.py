@@ -8,13 +8,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn import functional
 from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
 from bcd_ray.archives.images import Pixels
 from bcd_ray.errors import ConfigError
 from bcd_ray.labels import CLASSES
+from bcd_ray.model.backbones import Backbone, padding
 from bcd_ray.model.engines.base import Outputs
 from bcd_ray.model.network import Tensors
+
+_OF_A_NORM = ("running_mean", "running_var", "weight", "bias")
 
 
 class SmearClassifier(nn.Module):
@@ -46,6 +50,29 @@ class SmearClassifier(nn.Module):
         # Channels stand last in memory already, the layout that convolutions are fastest in.
         embeddings = self.features(scaled.permute(0, 3, 1, 2)).mean((2, 3))
         return embeddings, self.head(embeddings)
+
+
+def torch_stages(tensors: Tensors, backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
+    """The means of a backbone's stages, (n, sum of widths), of grey images (n, H, W, 1) uint8, on their device."""
+
+    def on_device(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.array(tensors[name])).to(images.device)
+
+    def convolve(value: torch.Tensor, convolution: str, norm: str, stride: int = 1, clamp: bool = True) -> torch.Tensor:
+        weight = on_device(f"{convolution}.weight")
+        before, after = padding(weight.shape[-1], stride, backbone.preprocessing["padding"])
+        groups = value.shape[1] // weight.shape[1]
+        value = functional.conv2d(
+            functional.pad(value, (before, after, before, after)), weight, None, stride, 0, 1, groups
+        )
+        mean, variance, scale, shift = (on_device(f"{norm}.{each}") for each in _OF_A_NORM)
+        value = functional.batch_norm(value, mean, variance, scale, shift, eps=backbone.epsilon)
+        return functional.relu6(value) if clamp else value
+
+    mean, std = (torch.tensor(backbone.preprocessing[name], device=images.device) for name in ("mean", "std"))
+    scaled, means = (images.expand(-1, -1, -1, 3) - mean) / std, list[torch.Tensor]()
+    backbone.walk(scaled.permute(0, 3, 1, 2), convolve, torch.add, lambda value: means.append(value.mean((2, 3))))
+    return torch.cat(means, 1)
 
 
 class TorchEngine:
