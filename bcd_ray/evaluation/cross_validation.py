@@ -33,7 +33,7 @@ from bcd_ray.metrics.classification import confusion_matrix
 from bcd_ray.metrics.spread import Figures, Floats, bootstrap, figure_words, point_figures, with_intervals
 from bcd_ray.model.bundle import pretrained
 from bcd_ray.model.network import softmax
-from bcd_ray.model.triage import Decisions
+from bcd_ray.model.triage import Counts, Decisions
 from bcd_ray.progress import Progress
 from bcd_ray.reports.figures import Example, confusion_matrix_figure, disputed_labels, protocols_figure
 from bcd_ray.reports.report import automatic_words, validation_report
@@ -56,7 +56,7 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
     refuse_to_replace(config.output, "metrics.json")
     synthetic = says_synthetic(config.data)
     _splits(listed, config)  # what cannot be split ends here, before an image is read
-    with Embedder(images, pretrained(config.weights), config.cache) as embedder:
+    with Embedder(images, pretrained(config.weights, config.representation), config.cache) as embedder:
         identified = embedder.identified
         usable, layout = lay_out(listed, identified)
         splits = _splits(layout, config)
@@ -66,6 +66,7 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
     augmented = embedded.embeddings[: config.augmented_views + 1, usable]
     reduced = {shortcut: of_all[usable] for shortcut, of_all in shortcut_features(embedded).items()}
     drawn_whole, quality = clusters(layout, config.block), embedded.quality[0, usable]
+    cells = None if embedded.cells is None else embedded.cells[0, usable]
 
     progress = Progress("fitting", (config.seeds + len(SHORTCUTS)) * sum(len(f[0]) for f in splits.values()), "heads")
     runs, draws, results = dict[str, Runs](), dict[str, Figures](), dict[str, Any]()
@@ -80,7 +81,7 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
         if not _folds(name, config):
             results[name] |= _of_groups(layout.labels, runs[name], folds[0])
         of_first = folds[0], logits[0], rules, _fit_config(config, 0)
-        results[name]["triage"] = _triage(augmented, quality, layout, *of_first, drawn_whole)
+        results[name]["triage"] = _triage(augmented, quality, cells, layout, *of_first, drawn_whole)
         results[name]["shortcuts"] = {}
         for shortcut, of_shortcut in reduced.items():
             found = _shortcut(shortcut, of_shortcut, layout, folds[0], config, progress)
@@ -143,7 +144,13 @@ def _rules(name: str, config: EvaluateConfig) -> Rules:
 
 def _fit_config(config: EvaluateConfig, seed: int) -> FitConfig:
     return FitConfig(
-        config.epochs, config.learning_rate, config.label_smoothing, config.batch_size, workers=0, seed=seed
+        config.epochs,
+        config.learning_rate,
+        config.label_smoothing,
+        config.batch_size,
+        workers=0,
+        seed=seed,
+        balanced=config.representation != "field",
     )
 
 
@@ -153,7 +160,8 @@ def _out_of_fold(
     """Logits (n, 4) of each image by the head of the fold that tests it, NaN where none does."""
     logits = np.full((len(layout.labels), len(CLASSES)), np.nan, np.float32)
     for fold in folds:
-        head = fit(views[:, fold.train], layout.labels[fold.train], config)
+        train = layout.of(fold.train)
+        head = fit(views[:, fold.train], train.labels, config, train.groups)
         logits[fold.test] = head.logits(views[0, fold.test])
         progress.add(1)
     return logits
@@ -162,6 +170,7 @@ def _out_of_fold(
 def _triage(
     views: Embeddings,
     quality: npt.NDArray[np.float32],
+    cells: Counts | None,
     layout: Layout,
     folds: Sequence[Fold],
     logits: Logits,
@@ -172,8 +181,10 @@ def _triage(
     """`triage_figures` of all tested images, each decided on with limits from the training part of its fold alone."""
     decisions = []
     for fold in folds:
-        triage, _ = fit_triage(views[:, fold.train], quality[fold.train], layout.of(fold.train), rules, config)
-        decisions.append(triage.decide(views[0, fold.test], logits[fold.test], quality[fold.test]))
+        found = [None if cells is None else cells[part] for part in (fold.train, fold.test)]
+        of_train = views[:, fold.train], quality[fold.train], layout.of(fold.train), rules, config, found[0]
+        triage, _ = fit_triage(*of_train)
+        decisions.append(triage.decide(views[0, fold.test], logits[fold.test], quality[fold.test], found[1]))
     tested = np.concatenate([np.flatnonzero(fold.test) for fold in folds])
     together = Decisions(*(np.concatenate(parts) for parts in zip(*decisions, strict=True)))
     return triage_figures(together, logits[tested], layout.labels[tested], drawn_whole[tested])

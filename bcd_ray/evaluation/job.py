@@ -38,7 +38,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     read, labels = [images[index] for index in usable], listed.labels[usable]
     synthetic = says_synthetic(config.data)
     drawn_whole = clusters(listed, config.block)[usable]
-    decisions = bundle.triage.decide(embeddings[0], logits, quality[0])
+    cells = None if embedded.cells is None else embedded.cells[:, usable]
+    decisions = bundle.triage.decide(embeddings[0], logits, quality[0], None if cells is None else cells[0])
     metrics, figures = assess(read, decisions.probabilities, drawn_whole, config.data, synthetic)
     on_data = triage_figures(decisions, logits, labels, drawn_whole)
     figures |= triage_plots(on_data, "evaluated", synthetic)
@@ -46,7 +47,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     metrics["left_out"] = folder.left_out
     metrics["unreadable"] = unreadable(images, errors)
     if config.spoil:
-        metrics["spoilt"] = spoilt_figures(labels, embeddings[1:], quality[1:], bundle)
+        of_spoilt = None if cells is None else cells[1:]
+        metrics["spoilt"] = spoilt_figures(labels, embeddings[1:], quality[1:], bundle, of_spoilt)
     about = f"Model {bundle.version[:12]} on the {len(usable):,} readable images of {len(images):,} in {config.data}."
     data = ["Whether training saw these images, or others of the same patients, is not known here."]
     write_results(config.output, metrics, figures, model_report(metrics, figures, about, data, grouped=False))
@@ -54,17 +56,22 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def spoilt_figures(
-    labels: Labels, embeddings: Embeddings, quality: npt.NDArray[np.float32], bundle: Bundle
+    labels: Labels,
+    embeddings: Embeddings,
+    quality: npt.NDArray[np.float32],
+    bundle: Bundle,
+    cells: npt.NDArray[np.int32] | None = None,
 ) -> dict[str, dict[str, float | None]]:
     """Of n images spoilt in each of the ways of `SPOILT`: the accuracy, and the share that triage sends to an expert.
 
     `beyond_use` sums up the ways that leave an accuracy under 80 %: how many there are, and the share of their images
-    that is sent, None where there are none. `embeddings` (ways, n, 1280) and `quality` (ways, n, 4) are those of the
-    spoilt images.
+    that is sent, None where there are none. `embeddings` (ways, n, d), `quality` (ways, n, 4) and `cells` (ways, n) are
+    those of the spoilt images.
     """
     figures, useless = dict[str, dict[str, float | None]](), []
-    for name, of_way, measures in zip(SPOILT, embeddings, quality, strict=True):
-        decisions = bundle.triage.decide(of_way, bundle.model.logits(of_way), measures)
+    for way, (name, of_way, measures) in enumerate(zip(SPOILT, embeddings, quality, strict=True)):
+        found = None if cells is None else cells[way]
+        decisions = bundle.triage.decide(of_way, bundle.model.logits(of_way), measures, found)
         accuracy = float((decisions.probabilities.argmax(axis=1) == labels).mean())
         review = float(decisions.reasons.any(axis=1).mean())
         figures[name] = {"accuracy": accuracy, "review": review}

@@ -22,7 +22,7 @@ from bcd_ray.archives.images import DECODER_VERSION
 from bcd_ray.errors import StorageError
 from bcd_ray.learning.augmentation import AUGMENTATION_VERSION
 from bcd_ray.learning.near_duplicates import VARIANTS
-from bcd_ray.model.bundle import EMBEDDING_SIZE, Model
+from bcd_ray.model.bundle import Model
 from bcd_ray.model.quality import MEASURES, QUALITY_VERSION
 from bcd_ray.progress import say
 from bcd_ray.storage import parquet
@@ -41,20 +41,16 @@ IMAGES = pa.schema(
     ]
 )
 # What a view has a row of numbers of: their type, how many, and what stands for none. `quality` is what
-# `quality.measure` says of it, none of augmented views; `background` what `shortcuts.Reducer` says of view 0.
+# `quality.measure` says of it, none of augmented views; `background` what `shortcuts.Reducer` says of view 0; `cells`
+# how many `cells.find_cells` found, where the model looks at them; `embedding` has as many numbers as the model says.
 NUMBERS = {
     "quality": (np.float32, len(MEASURES), np.nan),
     "background": (np.uint8, 3, 0),
-    "embedding": (np.float32, EMBEDDING_SIZE, 0),
+    "cells": (np.int32, 1, 0),
+    "embedding": (np.float32, None, 0),
 }
 # As bytes: lists of floats take five times as long to write, and ten times to read.
-VIEWS = pa.schema(
-    [
-        ("digest", pa.string()),
-        ("view", pa.string()),
-        *((name, pa.binary(np.dtype(kind).itemsize * count)) for name, (kind, count, _) in NUMBERS.items()),
-    ]
-)
+VIEWS = ("digest", "view", *NUMBERS)
 
 
 class ImageFacts(NamedTuple):
@@ -72,8 +68,8 @@ class ViewTable:
         lacking: (v, u) which views are wanted and not there yet; none at first.
     """
 
-    def __init__(self, digests: list[str], views: list[str]) -> None:
-        self.numbers = none_of((len(views), len(digests) + 1))
+    def __init__(self, digests: list[str], views: list[str], size: int) -> None:
+        self.numbers = none_of((len(views), len(digests) + 1), size)
         self.lacking = np.zeros((len(views), len(digests)), bool)
         self.place = {digest: place for place, digest in enumerate(digests)}
         self._views = {view: number for number, view in enumerate(views)}
@@ -166,25 +162,26 @@ def _read(folder: str, name: str) -> pa.Table | None:
     return parquet.table_of(data)
 
 
-def none_of(shape: tuple[int, ...]) -> dict[str, npt.NDArray[Any]]:
-    """(*shape, count) of each of `NUMBERS`, filled with what stands for none."""
+def none_of(shape: tuple[int, ...], size: int) -> dict[str, npt.NDArray[Any]]:
+    """(*shape, count) of each of `NUMBERS`, filled with what stands for none; embeddings have `size` numbers."""
     return {
         # Zeros cost nothing before they are read: 100 MB of embeddings, written, took 0.2 s of a training run.
-        name: np.full((*shape, count), none, kind) if none else np.zeros((*shape, count), kind)
+        name: np.full((*shape, count or size), none, kind) if none else np.zeros((*shape, count or size), kind)
         for name, (kind, count, none) in NUMBERS.items()
     }
 
 
 def to_rows(columns: dict[str, Any]) -> pa.Table:
     """A table of `VIEWS` from its columns, each of `NUMBERS` as (n, count)."""
-    return pa.table({name: _column(name, columns[name]) for name in VIEWS.names}, schema=VIEWS)
+    return pa.table({name: _column(name, columns[name]) for name in VIEWS})
 
 
 def _column(name: str, values: Any) -> Any:
     if name not in NUMBERS:
-        return values
-    data = pa.py_buffer(np.ascontiguousarray(values))
-    return pa.FixedSizeBinaryArray.from_buffers(VIEWS.field(name).type, len(values), [None, data])
+        return pa.array(values, pa.string())
+    data = np.ascontiguousarray(values)
+    kind = pa.binary(data.itemsize * data.shape[1])
+    return pa.FixedSizeBinaryArray.from_buffers(kind, len(data), [None, pa.py_buffer(data)])
 
 
 def _matrix(column: pa.ChunkedArray, like: npt.NDArray[Any]) -> npt.NDArray[Any]:

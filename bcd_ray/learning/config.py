@@ -28,10 +28,14 @@ class FitOptions:
     """Share of the target spread over all classes; 0 for the paper's plain cross-entropy."""
     batch_size: int = 32
     """Images a step, over all workers together."""
+    representation: Literal["field", "cells", "both"] = "field"
+    """What of a field the model looks at: `field`, the whole of it, as in the paper; `cells`, its largest white cells
+    one by one, which says more of a day that training did not see; `both`."""
     augmented_views: int = 4
     """Augmented views of each training image; an epoch goes through the image itself and all of them."""
     weights: Literal["keras", "torchvision"] = "keras"
-    """ImageNet weights: the paper's, which come with the package, or torchvision's own, which it downloads."""
+    """ImageNet weights of `field`: the paper's, which come with the package, or torchvision's own, which it
+    downloads."""
     test_fraction: float = 0.3
     """Share of each class that is kept for the test; cross-validation uses it for `forward` alone."""
     block: int = 100
@@ -58,6 +62,8 @@ class FitOptions:
         at_least(self, 0, "augmented_views", "embargo")
         if not self.learning_rate > 0:
             raise ConfigError("--learning-rate must be above 0")
+        if self.weights != "keras" and self.representation != "field":
+            raise ConfigError(f"--weights {self.weights} goes with --representation field")
         if not 0 < self.test_fraction < 1:
             raise ConfigError("--test-fraction must be between 0 and 1")
         if not 0 <= self.label_smoothing < 1:
@@ -109,3 +115,5 @@ class TrainConfig(FitOptions):
         normalize(self, "data", "output")
         at_least(self, 0, "seed", *(["workers"] if self.workers is not None else []))
         self._check_groups((self.split,))
+        if self.int8 and self.representation != "field":
+            raise ConfigError("--int8 goes with --representation field")

@@ -134,7 +134,8 @@ def groups_of(
 def listed_layout(images: Sequence[LabelledImage], groups: Labels | None, names: tuple[str, ...] = ()) -> Layout:
     """What splits go by as far as a listing tells: as if every image could be read, and none but twins were copies."""
     labels = np.array([image.label for image in images])
-    return Layout(labels, capture_order(images), twins([image.name for image in images], labels, groups), groups)
+    ties = twins([image.name for image in images], labels, groups)
+    return Layout(labels, file_order(images), ties, groups, names)
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:

@@ -25,7 +25,8 @@ from bcd_ray.learning.near_duplicates import VARIANTS, perceptual_hashes
 from bcd_ray.learning.shortcuts import SHORTCUT_VIEWS, Reducer
 from bcd_ray.learning.spoiling import SPOILT
 from bcd_ray.model.bundle import Model
-from bcd_ray.model.engines.openvino import BATCH, OpenVinoEngine
+from bcd_ray.model.choice import open_on_cpus
+from bcd_ray.model.engines.openvino import BATCH
 from bcd_ray.model.quality import measure
 from bcd_ray.progress import Progress, say
 from bcd_ray.runtime import actor_pool, ray_session
@@ -54,9 +55,10 @@ class Identified:
 class Embedded:
     """Of n images in v views: zeros and NaN of images with an error, nothing to go by where a view was not wanted."""
 
-    embeddings: Embeddings  # (v, n, 1280)
+    embeddings: Embeddings  # (v, n, d)
     quality: npt.NDArray[np.float32]  # (v, n, 4) see `quality.measure`; NaN of augmented views
     backgrounds: npt.NDArray[np.uint8]  # (v, n, 3) red, green and blue of the background; of view 0 alone
+    cells: npt.NDArray[np.int32] | None  # (v, n) white cells found, where the model looks at them
 
 
 class Embedder:
@@ -108,7 +110,7 @@ class Embedder:
         """
         usable = [index for index, error in enumerate(self.identified.errors) if error is None]
         sources = {self.identified.digests[index]: self._images[index] for index in usable}
-        table = ViewTable(list(sources), [str(view) for view in views])
+        table = ViewTable(list(sources), [str(view) for view in views], self._model.embedding_size)
         places = np.full(len(self._images), len(sources))
         for index in usable:
             place = places[index] = table.place[self.identified.digests[index]]
@@ -123,7 +125,8 @@ class Embedder:
             self._stack.enter_context(ray_session())
             self._compute(table, sources, Progress("embedding", rest, _unit(views)))
         found = {name: values[:, places] for name, values in table.numbers.items()}
-        return Embedded(found["embedding"], found["quality"], found["background"])
+        cells = found["cells"][..., 0] if self._model.representation != "field" else None
+        return Embedded(found["embedding"], found["quality"], found["background"], cells)
 
     def _compute(self, table: ViewTable, sources: dict[str, LabelledImage], progress: Progress) -> None:
         """Embed the views that are lacking, distributed over the cluster."""
@@ -221,7 +224,7 @@ class _EmbeddingActor:
         model: Model = ray.get(model_ref)
         keep_blas_to_its_thread()
         cv2.setNumThreads(1)  # as BLAS: the actor's own threads fill its cores
-        self._engine = OpenVinoEngine(model.tensors, model.preprocessing, threads)
+        self._engine, self._size = open_on_cpus(model, threads), model.embedding_size
         self._threads = EngineThreads(threads)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -233,11 +236,14 @@ class _EmbeddingActor:
     def _embed(self, sources: list[tuple[str, str, Sequence[str]]]) -> dict[str, Any]:
         rendered = chain.from_iterable(_render(*source) for source in sources)
         digests, views, pixels, backgrounds = zip(*rendered, strict=True)
-        numbers = none_of((len(views),))
+        numbers = none_of((len(views),), self._size)
         if measured := [row for row, view in enumerate(views) if view in _MEASURED]:
             numbers["quality"][measured] = measure([pixels[row] for row in measured])
         numbers["background"][:] = backgrounds
-        numbers["embedding"] = self._engine.infer(pixels).embeddings
+        outputs = self._engine.infer(pixels)
+        numbers["embedding"] = outputs.embeddings
+        if outputs.cells is not None:
+            numbers["cells"] = outputs.cells[:, None]
         return numbers | {"digest": np.array(digests, object), "view": np.array(views, object)}
 
 

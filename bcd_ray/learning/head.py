@@ -20,12 +20,12 @@ import numpy.typing as npt
 from bcd_ray.labels import CLASSES
 from bcd_ray.learning.embedding import Embeddings
 from bcd_ray.learning.splits import Labels
-from bcd_ray.model.bundle import EMBEDDING_SIZE
 from bcd_ray.model.network import softmax
 from bcd_ray.progress import say
 from bcd_ray.runtime import on_cluster, ray_session, say_if_taken
 
 Floats = npt.NDArray[np.floating[Any]]
+_SPREAD = 0.2  # of each number where they are scaled alike: with 1 the head learns days by heart, 0.1 to 0.3 do alike
 _CPUS = 0.5  # of a Ray Train worker
 _WORKERS_ON_A_CLUSTER = 2
 _TRIES_AGAIN = 2  # where a worker or its node dies; each begins anew, which costs seconds
@@ -41,6 +41,7 @@ class FitConfig:
     batch_size: int
     workers: int | None
     seed: int
+    balanced: bool = False  # numbers of an embedding scaled alike, classes weighted alike, small groups more: for cells
 
 
 @dataclass(frozen=True)
@@ -48,28 +49,30 @@ class Parts:
     """What a head is fitted on and measured on.
 
     Attributes:
-        train: (v, n, 1280), the n training images in v views; an epoch goes once through every view of every image.
+        train: (v, n, d), the n training images in v views; an epoch goes once through every view of every image.
         train_labels: (n,).
-        held_out: (m, 1280), measured after each epoch, never trained on.
+        held_out: (m, d), measured after each epoch, never trained on.
         held_out_labels: (m,).
+        groups: (n,) of the training images, or None where nobody knows.
     """
 
     train: Embeddings
     train_labels: Labels
     held_out: Embeddings
     held_out_labels: Labels
+    groups: Labels | None = None
 
 
 @dataclass(frozen=True)
 class FittedHead:
-    """Weight (4, 1280), bias (4,), and a row per epoch: its number, loss and accuracy of both parts; none by `fit`."""
+    """Weight (4, d), bias (4,), and a row per epoch: its number, loss and accuracy of both parts; none by `fit`."""
 
     weight: npt.NDArray[np.float32]
     bias: npt.NDArray[np.float32]
     history: list[dict[str, float]]
 
     def logits(self, embeddings: Embeddings) -> npt.NDArray[np.float32]:
-        """(n, 4) of embeddings (n, 1280)."""
+        """(n, 4) of embeddings (n, d)."""
         return embeddings @ self.weight.T + self.bias
 
 
@@ -136,35 +139,77 @@ class Workers:
 _ALONE = Workers()
 
 
-def fit(views: Embeddings, labels: Labels, config: FitConfig) -> FittedHead:
-    """Fit the head in this process on n images in v views (v, n, 1280) of labels (n,), measuring nothing."""
-    *_, layer = _epochs(views.reshape(-1, EMBEDDING_SIZE), np.tile(labels, len(views)), config, _ALONE)
-    return _fitted(layer, [])
+def fit(views: Embeddings, labels: Labels, config: FitConfig, groups: Labels | None = None) -> FittedHead:
+    """Fit the head in this process on n images in v views (v, n, d) of labels and groups (n,), measuring nothing."""
+    rows = _Rows(views, labels, groups, config)
+    *_, layer = _epochs(rows, config, _ALONE)
+    return rows.fitted(layer, [])
 
 
 def fit_measured(parts: Parts, config: FitConfig, workers: Workers = _ALONE) -> FittedHead:
     """Fit the head in this process, as one of the workers, and measure it after each epoch."""
-    train, train_labels = parts.train.reshape(-1, EMBEDDING_SIZE), np.tile(parts.train_labels, len(parts.train))
-    history = []
-    for epoch, layer in enumerate(_epochs(train, train_labels, config, workers), start=1):
-        of_train = _measured("train", layer, train, train_labels, workers)
-        of_held_out = _measured("held_out", layer, parts.held_out, parts.held_out_labels, workers)
+    rows = _Rows(parts.train, parts.train_labels, parts.groups, config)
+    held_out, history = rows.scaled(parts.held_out), []
+    for epoch, layer in enumerate(_epochs(rows, config, workers), start=1):
+        of_train = _measured("train", layer, rows.features, rows.labels, workers)
+        of_held_out = _measured("held_out", layer, held_out, parts.held_out_labels, workers)
         history.append({"epoch": epoch, **of_train, **of_held_out})
-    return _fitted(layer, history)
+    return rows.fitted(layer, history)
 
 
-def _fitted(layer: Floats, history: list[dict[str, float]]) -> FittedHead:
-    return FittedHead(layer[:, :-1].copy(), layer[:, -1].copy(), history)
+class _Rows:
+    """Every view of every training image as a row: features (n, d), labels (n,) and, if balanced, weights (n,)."""
+
+    def __init__(self, views: Embeddings, labels: Labels, groups: Labels | None, config: FitConfig) -> None:
+        self.features, self.labels = views.reshape(-1, views.shape[-1]), np.tile(labels, len(views))
+        self.weights: Floats | None = None
+        self._scaling: tuple[Floats, Floats] | None = None
+        if config.balanced:
+            self.weights = np.tile(balanced_weights(labels, groups), len(views))
+            deviation = self.features.std(axis=0) + np.float32(1e-6)
+            self._scaling = self.features.mean(axis=0), np.float32(_SPREAD) / deviation
+            self.features = self.scaled(self.features)
+
+    def scaled(self, features: Embeddings) -> Embeddings:
+        """Features (m, d) as the head sees them while it is fitted."""
+        if self._scaling is None:
+            return features
+        return np.asarray((features - self._scaling[0]) * self._scaling[1], np.float32)
+
+    def fitted(self, layer: Floats, history: list[dict[str, float]]) -> FittedHead:
+        """The head of a layer (4, d + 1), for features as they are."""
+        weight, bias = layer[:, :-1].copy(), layer[:, -1].copy()
+        if self._scaling is not None:
+            weight = weight * self._scaling[1]
+            bias = bias - weight @ self._scaling[0]
+        return FittedHead(weight.astype(np.float32), bias.astype(np.float32), history)
 
 
-def _epochs(train: Embeddings, labels: Labels, config: FitConfig, workers: Workers) -> Iterator[Floats]:
-    """After each epoch over rows (n, 1280) of labels (n,) the layer (4, 1281), one array, its bias in the last column.
+def balanced_weights(labels: Labels, groups: Labels | None) -> Floats:
+    """(n,) how much each image counts: 1 in the mean, each class as much, a group by the square root of its images.
+
+    So the largest sitting of a class does not drown the others.
+    """
+    weights = np.zeros(len(labels), np.float32)
+    for label in np.unique(labels):
+        own = labels == label
+        _, member, sizes = np.unique(
+            labels[own] if groups is None else groups[own], return_inverse=True, return_counts=True
+        )
+        weights[own] = 1 / np.sqrt(sizes[member])
+        weights[own] /= weights[own].sum()
+    return np.asarray(weights / weights.mean(), np.float32)
+
+
+def _epochs(rows: _Rows, config: FitConfig, workers: Workers) -> Iterator[Floats]:
+    """After each epoch over n rows the layer (4, d + 1), one array, its bias in the last column.
 
     In numpy: the gradient of a softmax layer is a line, and torch takes 3 s to import and twice as long for a step.
     """
+    train, labels = rows.features, rows.labels
     targets = np.eye(len(CLASSES)) * (1 - config.label_smoothing) + config.label_smoothing / len(CLASSES)
     # From zero, not at random: what the training images do not span stays out of the answer for others.
-    layer = np.zeros((len(CLASSES), EMBEDDING_SIZE + 1), np.float32)
+    layer = np.zeros((len(CLASSES), train.shape[1] + 1), np.float32)
     adam = _Adam(layer.shape, config.learning_rate)
     for epoch in range(config.epochs):
         order = np.random.default_rng([config.seed, epoch]).permutation(len(train))
@@ -173,6 +218,8 @@ def _epochs(train: Embeddings, labels: Labels, config: FitConfig, workers: Worke
             own = batch[workers.rank :: workers.count]
             images = train[own]
             error = (softmax(_logits(layer, images)) - targets[labels[own]]).astype(np.float32)
+            if rows.weights is not None:
+                error *= rows.weights[own, None]
             gradient = np.concatenate([error.T @ images, error.sum(axis=0)[:, None]], axis=1)
             layer -= adam.step(workers.total(gradient) / len(batch))
         yield layer

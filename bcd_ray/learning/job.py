@@ -51,7 +51,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.int8:
         quantization.check_installed()
     synthetic = says_synthetic(config.data)
-    model = pretrained(config.weights)
+    model = pretrained(config.weights, config.representation)
     listed = listed_layout(images, *groups_of(images, config.group_pattern, config.group_table, config.group_column))
     labels = listed.labels
     hold_out_part(listed, config)  # what cannot be split ends here, before an image is read
@@ -64,17 +64,26 @@ def train(config: TrainConfig) -> dict[str, Any]:
         wanted[1 : len(fitted_on)] = np.isin(np.arange(len(images)), split.train)
         embedded = embedder.embed([*fitted_on, *reduced], wanted)
         fit_config = FitConfig(
-            config.epochs, config.learning_rate, config.label_smoothing, config.batch_size, config.workers, config.seed
+            config.epochs,
+            config.learning_rate,
+            config.label_smoothing,
+            config.batch_size,
+            config.workers,
+            config.seed,
+            balanced=config.representation != "field",
         )
         train_images = [images[index] for index in split.train]
         views = embedded.embeddings[: len(fitted_on), split.train]
         held_out, quality = embedded.embeddings[0, split.held_out], embedded.quality[0]
-        head = fit_head(Parts(views, labels[split.train], held_out, labels[split.held_out]), fit_config)
+        cells = None if embedded.cells is None else embedded.cells[0]
+        known = labels[split.train], held_out, labels[split.held_out], split.train_layout.groups
+        head = fit_head(Parts(views, *known), fit_config)
     rules = Rules(config.split, config.block, config.embargo)
-    triage, on_training = fit_triage(views, quality[split.train], split.train_layout, rules, fit_config)
+    found = [None if cells is None else cells[part] for part in (split.train, split.held_out)]
+    triage, on_training = fit_triage(views, quality[split.train], split.train_layout, rules, fit_config, found[0])
     held_out_images = [images[index] for index in split.held_out]
     logits = head.logits(held_out)
-    decisions = triage.decide(held_out, logits, quality[split.held_out])
+    decisions = triage.decide(held_out, logits, quality[split.held_out], found[1])
     on_held_out = triage_figures(decisions, logits, labels[split.held_out], split.drawn_whole)
     title = f"{config.holdout} part, {len(held_out_images)} images"
     metrics, figures = assess(held_out_images, decisions.probabilities, split.drawn_whole, title, synthetic)

@@ -32,7 +32,7 @@ from bcd_ray.metrics.calibration import (
 )
 from bcd_ray.model.network import softmax
 from bcd_ray.model.quality import limits
-from bcd_ray.model.triage import REASONS, Decisions, DistanceModel, Triage, decide, fit_distance
+from bcd_ray.model.triage import REASONS, Counts, Decisions, DistanceModel, Triage, decide, fit_distance
 from bcd_ray.threads import keep_blas_to_its_thread
 
 RISK = 0.01  # errors among the predictions that are not sent to review
@@ -42,24 +42,26 @@ _FOLDS = (5, 4, 3, 2)  # the first that the smallest class has blocks for
 
 
 def fit_triage(
-    views: Embeddings, quality: Floats, layout: Layout, rules: Rules, config: FitConfig
+    views: Embeddings, quality: Floats, layout: Layout, rules: Rules, config: FitConfig, cells: Counts | None = None
 ) -> tuple[Triage, dict[str, Any]]:
     """Fit triage on the training part alone.
 
     Args:
-        views: (v, n, 1280), the training images in v views, the first of them the images themselves.
+        views: (v, n, d), the training images in v views, the first of them the images themselves.
         quality: (n, 4), see `quality.measure`.
         layout: of the n images.
         rules: of the split; see `inner_folds`.
         config: of the bundle's head.
+        cells: (n,) white cells found, where the model looks at them.
 
     Returns:
         What the bundle holds, and `triage_figures` of the images, each held out.
     """
     tested, logits, distances, model = predict_held_out(views, layout, rules, config)
     labels, drawn_whole, quality = layout.labels[tested], clusters(layout, rules.block)[tested], quality[tested]
-    settings = choose_limits(logits, distances, quality, labels, drawn_whole) | {"precision": model.precision}
-    figures = triage_figures(decide(settings, distances, logits, quality), logits, labels, drawn_whole)
+    cells = None if cells is None else cells[tested]
+    settings = choose_limits(logits, distances, quality, labels, drawn_whole, cells) | {"precision": model.precision}
+    figures = triage_figures(decide(settings, distances, logits, quality, cells), logits, labels, drawn_whole)
     return Triage(model, settings), figures
 
 
@@ -81,7 +83,7 @@ def predict_held_out(
     with keep_blas_to_its_thread(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         models = pool.map(model_of, [*(fold.train for fold in folds), slice(None)])
         for fold in folds:
-            head = fit(views[:, fold.train], labels[fold.train], config)
+            head = fit(views[:, fold.train], labels[fold.train], config, layout.of(fold.train).groups)
             logits[fold.test] = head.logits(views[0, fold.test])
         for fold in folds:
             distances[fold.test] = next(models).distances(views[0, fold.test])
@@ -89,7 +91,12 @@ def predict_held_out(
 
 
 def choose_limits(
-    logits: npt.NDArray[np.float32], distances: Floats, quality: Floats, labels: Labels, drawn_whole: Labels
+    logits: npt.NDArray[np.float32],
+    distances: Floats,
+    quality: Floats,
+    labels: Labels,
+    drawn_whole: Labels,
+    cells: Counts | None = None,
 ) -> dict[str, Any]:
     """`Triage.settings`, but for the distance model's, from what was held out of n images; arguments (n, 4) or (n,)."""
     settings: dict[str, Any] = {
@@ -98,7 +105,7 @@ def choose_limits(
         "distance": float(np.quantile(distances.min(axis=1), 1 - OOD_RATE)),
         "quality": limits(quality, QUALITY_RATE),
     }
-    others = decide(settings, distances, logits, quality)
+    others = decide(settings, distances, logits, quality, cells)
     certainty = np.where(others.reasons.any(axis=1), -np.inf, others.certainty)
     settings["certainty"] = least_for_risk(certainty, logits.argmax(axis=1) == labels, drawn_whole, RISK)
     return settings | {"risk": RISK, "ood_rate": OOD_RATE, "quality_rate": QUALITY_RATE, "images": len(labels)}

@@ -17,15 +17,18 @@ import numpy.typing as npt
 from safetensors.numpy import load, save
 
 from bcd_ray import storage
+from bcd_ray.archives.images import SIZE
 from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.labels import CLASSES
 from bcd_ray.model.backbones import BACKBONES
+from bcd_ray.model.cells import CELLS_VERSION, CROP, MOST, REGION
 from bcd_ray.model.engines.int8 import Int8Graph
 from bcd_ray.model.network import Tensors
 from bcd_ray.model.triage import Triage
 from bcd_ray.uris import to_json
 
-EMBEDDING_SIZE = 1280
+EMBEDDING_SIZE = 1280  # of `field`
+Representation = Literal["field", "cells", "both"]
 WeightsName = Literal["keras", "torchvision"]
 
 # Input scaling, on values 0..255, and padding: those with which each set of weights was trained.
@@ -38,23 +41,40 @@ PREPROCESSING: dict[WeightsName, dict[str, Any]] = {
         "padding": "symmetric",
     },
 }
-_BUNDLE_FORMAT = 3  # 2 came with triage, 3 with its certainty
+_CROPS = {"backbone": "efficientnet_lite0", "size": CROP, "region": REGION, "most": MOST, "version": CELLS_VERSION}
+_BUNDLE_FORMAT = 4  # 2 came with triage, 3 with its certainty, 4 with representations
+_READABLE_FORMATS = (3, 4)  # of 3 all are `field`
 _DIGESTED = ("model.safetensors", "model.json")
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network as its tensors, under torchvision's names, and the scaling and padding they were trained with."""
+    """A network as its tensors and what goes into it.
+
+    `preprocessing` is the scaling and padding that MobileNetV2 was trained with, where the model looks at whole
+    fields; else `representation`, which cells are looked at and how, `crops`, and of `both` the `field`'s backbone.
+    """
 
     tensors: Tensors
     preprocessing: dict[str, Any]
 
+    @property
+    def representation(self) -> Representation:
+        """What of a field the model looks at."""
+        named: Representation = self.preprocessing.get("representation", "field")
+        return named
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers an image."""
+        return int(self.tensors["head.weight"].shape[1])
+
     def with_head(self, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> "Model":
-        """The same backbone under a head of weight (4, 1280) and bias (4,)."""
+        """The same backbone under a head of weight (4, d) and bias (4,)."""
         return Model({**self.tensors, "head.weight": weight, "head.bias": bias}, self.preprocessing)
 
     def logits(self, embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """What the head says, (n, 4), of embeddings (n, 1280)."""
+        """What the head says, (n, 4), of embeddings (n, d)."""
         said: npt.NDArray[np.float32] = embeddings @ self.tensors["head.weight"].T + self.tensors["head.bias"]
         return said
 
@@ -70,11 +90,13 @@ class Bundle:
     int8: Int8Graph | None = None
 
 
-def pretrained(weights: WeightsName) -> Model:
-    """MobileNetV2 with ImageNet weights under a zero head.
+def pretrained(weights: WeightsName, representation: Representation = "field") -> Model:
+    """The backbones of a representation with ImageNet weights under a zero head.
 
-    `keras`, the paper's, come with this package; `torchvision` downloads its own.
+    Of `field` MobileNetV2: `keras`, the paper's, come with this package; `torchvision` downloads its own.
     """
+    if representation != "field":
+        return _of_cells(representation)
     if weights == "keras":
         backbone = BACKBONES["mobilenet_v2"].weights()
     else:
@@ -83,6 +105,20 @@ def pretrained(weights: WeightsName) -> Model:
         backbone = torchvision_backbone()
     head = np.zeros((len(CLASSES), EMBEDDING_SIZE), np.float32)
     return Model(backbone, PREPROCESSING[weights]).with_head(head, head[:, 0].copy())
+
+
+def _of_cells(representation: Representation) -> Model:
+    preprocessing: dict[str, Any] = {"representation": representation, "crops": dict(_CROPS)}
+    if representation == "both":
+        preprocessing["field"] = {"backbone": "mobilenet_v2", "size": SIZE}
+    tensors, size = dict[str, npt.NDArray[np.float32]](), 0
+    for part in ("crops", "field"):
+        if part in preprocessing:
+            backbone = BACKBONES[preprocessing[part]["backbone"]]
+            tensors |= backbone.weights()
+            size += sum(backbone.widths)
+    head = np.zeros((len(CLASSES), size), np.float32)
+    return Model(tensors, preprocessing).with_head(head, head[:, 0].copy())
 
 
 def save_bundle(
@@ -99,7 +135,7 @@ def save_bundle(
         info: the facts for `model.json`, JSON-ready.
         extras: further files by their names in the bundle.
     """
-    facts = {"format": _BUNDLE_FORMAT, "architecture": "mobilenet_v2", "classes": list(CLASSES)}
+    facts: dict[str, Any] = {"format": _BUNDLE_FORMAT, "classes": list(CLASSES)}
     facts |= {"preprocessing": model.preprocessing, "triage": triage.settings, **info}
     tensors = {**model.tensors, **triage.tensors}
     graph = {"model.int8.xml": int8.xml, "model.int8.bin": int8.weights} if int8 else {}
@@ -128,7 +164,8 @@ def load_bundle(uri: str) -> Bundle:
         if f"{hashlib.sha256(contents[name]).hexdigest()}  {name}" not in digests.splitlines():
             raise _changed(uri, name, "model.sha256")
     info = json.loads(contents["model.json"])
-    if info.get("format") != _BUNDLE_FORMAT or info.get("classes") != list(CLASSES):
+    same_cells = info.get("preprocessing", {}).get("crops", _CROPS) == _CROPS
+    if info.get("format") not in _READABLE_FORMATS or info.get("classes") != list(CLASSES) or not same_cells:
         raise ConfigError(f"{uri}: written by another release of bcd_ray: train anew, or use that release")
     tensors = load(contents["model.safetensors"])
     triage = Triage.of(tensors, info["triage"])

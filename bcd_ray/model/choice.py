@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bcd_ray.errors import ConfigError
-from bcd_ray.model.bundle import Bundle
+from bcd_ray.model.bundle import Bundle, Model
 from bcd_ray.model.engines.base import Engine, EngineName
+from bcd_ray.model.engines.cells import CellsEngine
 from bcd_ray.model.engines.int8 import Int8Engine
-from bcd_ray.model.engines.openvino import OpenVinoEngine
+from bcd_ray.model.engines.openvino import OpenVinoEngine, open_stages
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def choose_engine(wanted: EngineName | Literal["auto"], gpus: int) -> Choice:
 def open_engine(name: EngineName, bundle: Bundle, threads: int) -> Engine:
     """Compile the bundle's network for `threads` cores, or for the GPU that this process was given."""
     model = bundle.model
+    if model.representation != "field":
+        return _open_cells_engine(name, model, threads)
     if name == "openvino-int8":
         assert bundle.int8 is not None, "choose_engine sees to it"
         return Int8Engine(bundle.int8, model.tensors, model.preprocessing, threads)
@@ -73,3 +76,23 @@ def open_engine(name: EngineName, bundle: Bundle, threads: int) -> Engine:
     from bcd_ray.model.engines.torch import TorchEngine
 
     return TorchEngine(model.tensors, model.preprocessing)
+
+
+def open_on_cpus(model: Model, threads: int) -> Engine:
+    """The engine in fp32 on `threads` cores, which makes the embeddings that heads are fitted on."""
+    if model.representation != "field":
+        return _open_cells_engine("openvino", model, threads)
+    return OpenVinoEngine(model.tensors, model.preprocessing, threads)
+
+
+def _open_cells_engine(name: EngineName, model: Model, threads: int) -> Engine:
+    if name == "openvino":
+        return CellsEngine(model.tensors, model.preprocessing, open_stages(threads))
+    from bcd_ray.model.engines.torch import TorchStages
+
+    device = "cuda" if name == "torch-cuda" else "cpu"
+    return CellsEngine(
+        model.tensors,
+        model.preprocessing,
+        lambda tensors, backbone, size, batch: TorchStages(tensors, backbone, device),
+    )

@@ -18,6 +18,7 @@ from bcd_ray.model.quality import MEASURES, outside
 Floats = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.int32]
 
 TRIAGE_VERSION = 1  # raise it when the same bundle and numbers would give other decisions
 DIRECTIONS = 128  # of the embeddings that the distance knows one by one; 64 separate photographs from smears as well
@@ -26,10 +27,11 @@ REASONS = {
     "out_of_distribution": "The embedding is further from every class than training images are: another kind of image",
     "poor_quality": "Focus, brightness, clipping or contrast is well outside the range of the training images",
     "conflicting_evidence": "The class with the nearest training images is not the suggested one",
+    "no_cells": "No white cell was found, of which the model makes its prediction",
     "damaged": "The decoder found damage, or something odd, and made a picture all the same: see `error`",
     "not_scored": "There is no prediction: see `status` and `error`",
 }
-_OF_SCORED = ("low_confidence", "out_of_distribution", "poor_quality", "conflicting_evidence")
+_OF_SCORED = ("low_confidence", "out_of_distribution", "poor_quality", "conflicting_evidence", "no_cells")
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Decisions(NamedTuple):
     probabilities: npt.NDArray[np.float64]  # (n, 4), calibrated
     certainty: Floats  # (n,) see `certainty`
     ood_score: Floats  # (n,) distance from the nearest class over the limit: above 1 is out of distribution
-    reasons: Mask  # (n, 4) in the order of `REASONS`
+    reasons: Mask  # (n, 5) in the order of `REASONS`
 
     def reason_names(self) -> list[list[str]]:
         """Of each image the names of its reasons, none where no review is needed."""
@@ -121,14 +123,19 @@ class Triage:
         """What goes into a bundle's model.safetensors."""
         return {"triage.means": self.model.means, "triage.factor": self.model.factor}
 
-    def decide(self, embeddings: Floats, logits: Floats, measures: Floats) -> Decisions:
-        """Decide on n images of embeddings (n, 1280), logits (n, 4) and quality measures (n, 4)."""
+    def decide(self, embeddings: Floats, logits: Floats, measures: Floats, cells: Counts | None = None) -> Decisions:
+        """Decide on n images of embeddings (n, d), logits (n, 4) and quality measures (n, 4).
+
+        `cells` (n,) counts the white cells that were found, where the model looks at them.
+        """
         distances = self.model.distances(embeddings)
-        return decide(self.settings, distances, logits, measures)
+        return decide(self.settings, distances, logits, measures, cells)
 
 
-def decide(settings: Mapping[str, Any], distances: Floats, logits: Floats, measures: Floats) -> Decisions:
-    """The rules, on distances (n, 4) to the classes, logits (n, 4) and quality measures (n, 4).
+def decide(
+    settings: Mapping[str, Any], distances: Floats, logits: Floats, measures: Floats, cells: Counts | None = None
+) -> Decisions:
+    """The rules, on distances (n, 4) to the classes, logits (n, 4), quality measures (n, 4) and cells (n,).
 
     Each comparison asks for what needs no review: what is not a number never passes one.
     """
@@ -142,6 +149,7 @@ def decide(settings: Mapping[str, Any], distances: Floats, logits: Floats, measu
             ~(score <= 1) | broken,
             outside(measures, settings["quality"]),
             distances.argmin(axis=1) != probabilities.argmax(axis=1),
+            np.zeros(len(score), bool) if cells is None else cells == 0,
         ],
         axis=1,
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from bcd_ray.metrics.classification import format_metrics
 from bcd_ray.progress import one_line
-from bcd_ray.reports.report import LIMITS_CHOSEN, NOTHING_OF_A_NEW_DAY, audit_words, automatic_words
+from bcd_ray.reports.report import LIMITS_CHOSEN, NOTHING_OF_A_NEW_DAY, audit_words, automatic_words, network_words
 
 
 def model_card(info: Mapping[str, Any], metrics: Mapping[str, Any]) -> bytes:
@@ -34,7 +34,7 @@ def model_card(info: Mapping[str, Any], metrics: Mapping[str, Any]) -> bytes:
 **Intended use.** Suggests one of four classes (benign, early Pre-B, Pre-B, Pro-B) for a peripheral blood smear image,
 to support a haematologist. It makes no diagnosis and replaces no expert: every prediction is a suggestion to check.
 
-**Model.** MobileNetV2 with frozen ImageNet weights ({training["weights"]}), global average pooling, dense softmax head.
+**Model.** {network_words(training)}
 
 **Data.** {counts["usable"]} images of {counts["images"]} found in {_code(training["data"])}; {counts["summary"]}.
 

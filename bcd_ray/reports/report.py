@@ -105,7 +105,7 @@ def training_report(info: Mapping[str, Any], metrics: Mapping[str, Any], figures
     data = [
         f"{counts['usable']:,} of {counts['images']:,} images in {training['data']} are used: {counts['summary']}.",
         f"Protocol: {metrics['protocol']}.",
-        f"MobileNetV2 with frozen ImageNet weights ({training['weights']}), global average pooling, softmax head.",
+        network_words(training),
     ]
     return model_report(metrics, figures, about, data, training["split"] == "grouped")
 
@@ -215,6 +215,18 @@ def _spoilt_section(spoilt: Mapping[str, Any]) -> Section:
     )
 
 
+def network_words(settings: Mapping[str, Any]) -> str:
+    """What computes the embeddings, in a sentence."""
+    whole = f"MobileNetV2 with frozen ImageNet weights ({settings['weights']}), global average pooling, softmax head."
+    cells = (
+        "The largest white cells of a field, in grey and with its background at one white, through EfficientNet-Lite0 "
+        "with frozen ImageNet weights: the means of four stages, averaged over the cells"
+    )
+    field = "; beside them the same of the whole field through MobileNetV2"
+    of_cells = {"cells": cells, "both": cells + field}
+    return f"{of_cells[settings['representation']]}. Softmax head." if settings["representation"] in of_cells else whole
+
+
 def automatic_words(automatic: Mapping[str, Any]) -> str:
     """How many images are not sent to review, and how many of them are wrong, with 95 % intervals, as one sentence."""
     words = (
@@ -292,9 +304,9 @@ def _data_words(metrics: Mapping[str, Any]) -> list[str]:
         "have a near duplicate, which is never on the other side of a split."
     )
     fit = (
-        f"MobileNetV2 with frozen ImageNet weights ({settings['weights']}), {settings['augmented_views']} augmented "
-        f"views an image, Adam at {settings['learning_rate']}, batches of {settings['batch_size']}. Intervals are "
-        "drawn over whole blocks of file numbers, or groups, since neighbouring images are not independent."
+        f"{network_words(settings)} {settings['augmented_views']} augmented views an image, Adam at "
+        f"{settings['learning_rate']}, batches of {settings['batch_size']}. Intervals are drawn over whole blocks of file "
+        "numbers, or groups, since neighbouring images are not independent."
     )
     protocols = [
         f"{name}: {result['protocol']} ({result['images']:,} images tested)."

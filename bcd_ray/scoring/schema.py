@@ -7,7 +7,7 @@ import pyarrow as pa
 from bcd_ray.archives.images import PASSING_STATUSES as PASSING_STATUSES
 from bcd_ray.labels import CLASSES
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 class Column(NamedTuple):
@@ -69,6 +69,13 @@ COLUMNS = (
         "0..255",
         "Largest standard deviation of a colour, low if unstained or empty; null if not scored",
     ),
+    Column(
+        "cells",
+        pa.int32(),
+        "-",
+        "White cells found in the field, of which the largest are looked at; null if not scored, or if the model looks "
+        "at whole fields",
+    ),
     Column("model_version", _TEXT, "hex", "Digest of the model bundle"),
     Column("run_id", _TEXT, "-", "The run that published the row; names its manifest"),
     Column("run_number", pa.int32(), "-", "Runs of one output count up; of a shard's rows, those of its last run hold"),
@@ -96,6 +103,7 @@ STATUSES = {
     "read_error": "The storage did not deliver it, after retries",
     "resource_error": "Memory (see `--max-decode-bytes`), disk or open files ran out while it was decoded",
 }
+
 PREDICTIONS = pa.schema(
     [
         pa.field(column.name, column.type, metadata={"description": column.description, "unit": column.unit})
@@ -135,7 +143,7 @@ MANIFEST = {
 }
 
 # What later versions brought, by version: an output is verified by what it was written as. 3 and 2 are the first known.
-_COLUMNS_ADDED: dict[int, tuple[str, ...]] = {}
+_COLUMNS_ADDED = {4: ("cells",)}
 _MANIFEST_ADDED = {
     3: ("made_by", "undelivered", "kept_shards", "current_images", "left_out", "incomplete_shards", "previous")
 }

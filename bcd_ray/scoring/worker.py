@@ -19,7 +19,7 @@ from bcd_ray.model.bundle import Bundle
 from bcd_ray.model.choice import open_engine
 from bcd_ray.model.engines.base import EngineName
 from bcd_ray.model.quality import MEASURES, measure
-from bcd_ray.model.triage import Triage
+from bcd_ray.model.triage import Counts, Triage
 from bcd_ray.runtime import library_versions
 from bcd_ray.scoring import schema
 from bcd_ray.scoring.access import check_access
@@ -30,7 +30,8 @@ from bcd_ray.threads import EngineThreads, Turns, in_chunks, keep_blas_to_its_th
 _NOT_FINITE = "the network gave numbers that are not finite: look at the model, and at the machine or GPU"
 _CHUNK_BYTES = 16 << 20  # 8 JPEGs of 5 megapixels; a TIFF of 20 MB goes alone
 _Floats = npt.NDArray[np.float32]
-_Computed = tuple[_Floats, _Floats, _Floats]  # embeddings, logits and quality measures of some images
+# Embeddings, logits, quality measures and white cells of some images; -1 cells where the model does not look at them.
+_Computed = tuple[_Floats, _Floats, _Floats, Counts]
 UNITS_AT_A_TIME = 2  # of an actor: while one opens its shard or writes its rows, the other keeps the cores busy
 
 
@@ -95,8 +96,9 @@ class UnitScorer:
         return _table(rows, computed, self._triage, self._version)
 
     def _compute(self, pixels: list[Pixels]) -> _Computed:
-        embeddings, logits, quality = self._engine.infer(pixels)
-        return embeddings, logits, measure(pixels) if quality is None else quality
+        embeddings, logits, quality, cells = self._engine.infer(pixels)
+        counts = np.full(len(pixels), -1, np.int32) if cells is None else cells
+        return embeddings, logits, measure(pixels) if quality is None else quality, counts
 
 
 class ScoringActor(UnitScorer):
@@ -143,15 +145,16 @@ def _table(rows: list[_Row], computed: list[_Computed], triage: Triage, model_ve
     quality = np.full((len(rows), len(MEASURES)), np.nan, np.float32)
     probabilities = np.full((len(rows), len(CLASSES)), np.nan)
     ood_score, certainty = np.full((2, len(rows)), np.nan)
+    cells = np.full(len(rows), -1, np.int32)
     reasons = [["not_scored"]] * len(rows)
     if computed:
-        embeddings, logits, measures = (np.concatenate(parts) for parts in zip(*computed, strict=True))
+        embeddings, logits, measures, counts = (np.concatenate(parts) for parts in zip(*computed, strict=True))
         finite = np.logical_and.reduce([np.isfinite(each).all(axis=1) for each in (embeddings, logits, measures)])
         for index in np.flatnonzero(scored)[~finite].tolist():
             rows[index].status, rows[index].error = "not_finite", _NOT_FINITE
         scored[scored] = finite
-        quality[scored] = measures[finite]
-        decisions = triage.decide(embeddings[finite], logits[finite], quality[scored])
+        quality[scored], cells[scored] = measures[finite], counts[finite]
+        decisions = triage.decide(embeddings[finite], logits[finite], quality[scored], cells[scored])
         probabilities[scored], ood_score[scored] = decisions.probabilities, decisions.ood_score
         certainty[scored] = decisions.certainty
         for index, given in zip(np.flatnonzero(scored), decisions.reason_names(), strict=True):
@@ -172,6 +175,7 @@ def _table(rows: list[_Row], computed: list[_Computed], triage: Triage, model_ve
     columns["review_reasons"] = pa.array(reasons, schema.PREDICTIONS.field("review_reasons").type)
     columns |= {"ood_score": measured(ood_score), "certainty": measured(certainty)}
     columns |= {name: measured(quality[:, index]) for index, name in enumerate(MEASURES)}
+    columns["cells"] = pa.array(cells, pa.int32(), mask=cells < 0)
     columns["model_version"] = pa.array([model_version] * len(rows), pa.string())
     columns["scored_at"] = pa.array([datetime.now(UTC)] * len(rows), pa.timestamp("us", "UTC"))
     return pa.table(columns)

@@ -4,14 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from bcd_ray.errors import JobError
 from bcd_ray.learning.synthetic import draw_smear
 from bcd_ray.model.backbones import BACKBONES
 from bcd_ray.model.cells import CROP, find_cells
 from bcd_ray.model.engines.openvino import Requests, openvino_stages
-from bcd_ray.model.engines.torch import torch_stages
+from bcd_ray.model.engines.torch import TorchStages
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -21,7 +20,7 @@ def test_stages_are_those_of_torch(name: str, size: int) -> None:
     tensors = backbone.weights()
     found = [find_cells(draw_smear(number % 4, number)) for number in range(3)]
     images = [crop for cells in found for crop in cells.crops()] if size == CROP else [c.grey[..., None] for c in found]
-    expected = torch_stages(tensors, backbone, torch.from_numpy(np.stack(images))).numpy()
+    expected = TorchStages(tensors, backbone)(images)
     (means,) = Requests(openvino_stages(tensors, backbone, size, batch=4), threads=1).run(images)
     assert means.shape == expected.shape == (len(images), sum(backbone.widths))
     assert np.abs(means - expected).max() < 1e-3 * np.abs(expected).max()

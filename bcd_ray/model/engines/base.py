@@ -12,9 +12,10 @@ from bcd_ray.archives.images import Pixels
 class Outputs(NamedTuple):
     """What the network says of n images."""
 
-    embeddings: npt.NDArray[np.float32]  # (n, 1280)
+    embeddings: npt.NDArray[np.float32]  # (n, d)
     logits: npt.NDArray[np.float32]  # (n, 4)
     quality: npt.NDArray[np.float32] | None = None  # (n, 4) of `quality.measure`, where an engine measures too
+    cells: npt.NDArray[np.int32] | None = None  # (n,) white cells found, where the model looks at them
 
 
 class Engine(Protocol):

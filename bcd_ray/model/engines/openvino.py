@@ -14,6 +14,7 @@ import numpy.typing as npt
 from bcd_ray.archives.images import SIZE, Pixels
 from bcd_ray.model.backbones import BACKBONES, Backbone, mobilenet_v2, padding
 from bcd_ray.model.engines.base import Outputs
+from bcd_ray.model.engines.cells import OpenStages, Stages
 from bcd_ray.model.network import Tensors, folded
 
 BATCH = 2  # images a request: more leave a CPU's caches (with 8 the job does 0.85 times as many images a second)
@@ -42,7 +43,8 @@ class OpenVinoEngine:
 
     def infer(self, images: Sequence[Pixels]) -> Outputs:
         """As `Engine.infer`."""
-        return Outputs(*self._requests.run(images))
+        embeddings, logits = self._requests.run(images)
+        return Outputs(embeddings, logits)
 
 
 class Requests:
@@ -90,6 +92,16 @@ def openvino_backbone(tensors: Tensors, preprocessing: Mapping[str, Any], batch:
     convolve = _convolve(tensors, BACKBONES["mobilenet_v2"].epsilon, preprocessing["padding"])
     value = mobilenet_v2(_scaled(images, preprocessing), convolve, ops.add)
     return openvino.Model([_pooled(value)], [images], "smear_classifier")
+
+
+def open_stages(threads: int) -> OpenStages:
+    """How `CellsEngine` gets its backbones on `threads` cores."""
+
+    def open_one(tensors: Tensors, backbone: Backbone, size: int, batch: int) -> Stages:
+        requests = Requests(openvino_stages(tensors, backbone, size, batch), threads)
+        return lambda images: requests.run(images)[0]
+
+    return open_one
 
 
 def openvino_stages(tensors: Tensors, backbone: Backbone, size: int, batch: int) -> Any:

@@ -18,6 +18,7 @@ from bcd_ray.model.backbones import Backbone, padding
 from bcd_ray.model.engines.base import Outputs
 from bcd_ray.model.network import Tensors
 
+_AT_A_TIME = 64  # images
 _OF_A_NORM = ("running_mean", "running_var", "weight", "bias")
 
 
@@ -52,27 +53,37 @@ class SmearClassifier(nn.Module):
         return embeddings, self.head(embeddings)
 
 
-def torch_stages(tensors: Tensors, backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
-    """The means of a backbone's stages, (n, sum of widths), of grey images (n, H, W, 1) uint8, on their device."""
+class TorchStages:
+    """The means (n, d) of a backbone's stages, of n grey images (side, side, 1) uint8, in float32: the reference."""
 
-    def on_device(name: str) -> torch.Tensor:
-        return torch.from_numpy(np.array(tensors[name])).to(images.device)
+    def __init__(self, tensors: Tensors, backbone: Backbone, device: str = "cpu") -> None:
+        self._backbone, self._device = backbone, device
+        self._tensors = {name: torch.from_numpy(np.array(each)).to(device) for name, each in tensors.items()}
 
-    def convolve(value: torch.Tensor, convolution: str, norm: str, stride: int = 1, clamp: bool = True) -> torch.Tensor:
-        weight = on_device(f"{convolution}.weight")
-        before, after = padding(weight.shape[-1], stride, backbone.preprocessing["padding"])
-        groups = value.shape[1] // weight.shape[1]
-        value = functional.conv2d(
-            functional.pad(value, (before, after, before, after)), weight, None, stride, 0, 1, groups
-        )
-        mean, variance, scale, shift = (on_device(f"{norm}.{each}") for each in _OF_A_NORM)
-        value = functional.batch_norm(value, mean, variance, scale, shift, eps=backbone.epsilon)
+    def __call__(self, images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
+        parts = [self._some(images[start : start + _AT_A_TIME]) for start in range(0, len(images), _AT_A_TIME)]
+        return np.concatenate(parts)
+
+    def _some(self, images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
+        grey = torch.from_numpy(np.stack(images)).to(self._device)
+        scaling = self._backbone.preprocessing
+        mean, std = (torch.tensor(scaling[name], device=self._device) for name in ("mean", "std"))
+        means = list[torch.Tensor]()
+        with torch.inference_mode():
+            scaled = ((grey.expand(-1, -1, -1, 3) - mean) / std).permute(0, 3, 1, 2)
+            self._backbone.walk(scaled, self._convolve, torch.add, lambda value: means.append(value.mean((2, 3))))
+            return np.asarray(torch.cat(means, 1).cpu().numpy())
+
+    def _convolve(
+        self, value: torch.Tensor, convolution: str, norm: str, stride: int = 1, clamp: bool = True
+    ) -> torch.Tensor:
+        weight = self._tensors[f"{convolution}.weight"]
+        before, after = padding(weight.shape[-1], stride, self._backbone.preprocessing["padding"])
+        value = functional.pad(value, (before, after, before, after))
+        value = functional.conv2d(value, weight, None, stride, 0, 1, value.shape[1] // weight.shape[1])
+        mean, variance, scale, shift = (self._tensors[f"{norm}.{each}"] for each in _OF_A_NORM)
+        value = functional.batch_norm(value, mean, variance, scale, shift, eps=self._backbone.epsilon)
         return functional.relu6(value) if clamp else value
-
-    mean, std = (torch.tensor(backbone.preprocessing[name], device=images.device) for name in ("mean", "std"))
-    scaled, means = (images.expand(-1, -1, -1, 3) - mean) / std, list[torch.Tensor]()
-    backbone.walk(scaled.permute(0, 3, 1, 2), convolve, torch.add, lambda value: means.append(value.mean((2, 3))))
-    return torch.cat(means, 1)
 
 
 class TorchEngine:
