@@ -305,8 +305,8 @@ def _data_words(metrics: Mapping[str, Any]) -> list[str]:
     )
     fit = (
         f"{network_words(settings)} {settings['augmented_views']} augmented views an image, Adam at "
-        f"{settings['learning_rate']}, batches of {settings['batch_size']}. Intervals are drawn over whole blocks of file "
-        "numbers, or groups, since neighbouring images are not independent."
+        f"{settings['learning_rate']}, batches of {settings['batch_size']}. Intervals are drawn over whole blocks of "
+        "file numbers, or groups, since neighbouring images are not independent."
     )
     protocols = [
         f"{name}: {result['protocol']} ({result['images']:,} images tested)."
