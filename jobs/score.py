@@ -40,8 +40,20 @@ def _print_run(manifest: dict[str, Any], output: str) -> None:
     review = dict(manifest["review"])
     print(f"{review.pop('rows', 0):,} rows need review")
     _print_counts(review.items())
+    _print_sources(manifest["sources"])
     print(f"predictions  {manifest['outputs'][0]['uri']}")
     print(f"manifest     {output}/manifests/{manifest['run_id']}.json")
+
+
+def _print_sources(sources: Mapping[str, Any] | None) -> None:
+    if not sources:
+        return
+    if unfamiliar := sources["unfamiliar"]:
+        names = ", ".join(sources["unfamiliar_first"][:3])
+        print(f"{unfamiliar:,} of {sources['judged']:,} sources are like no day that was trained on, such as {names}")
+        print("  all of their images need review: label some of them and train again, with the source as a group")
+    if few := sources["too_few_images"]:
+        print(f"{few:,} sources have too few images to tell whether their day was trained on")
 
 
 def _print_left_out(kind: str, counts: Mapping[str, int]) -> None:

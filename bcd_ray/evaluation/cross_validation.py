@@ -28,7 +28,7 @@ from bcd_ray.learning.head import FitConfig, fit
 from bcd_ray.learning.layout import duplicates, lay_out
 from bcd_ray.learning.shortcuts import SHORTCUT_VIEWS
 from bcd_ray.learning.splits import Fold, Labels, Layout, Rules, clusters, cross_validate, require_classes
-from bcd_ray.learning.thresholds import fit_triage, inner_folds, triage_figures
+from bcd_ray.learning.thresholds import fit_triage, inner_folds, triage_figures, with_sources
 from bcd_ray.metrics.classification import confusion_matrix
 from bcd_ray.metrics.spread import Figures, Floats, bootstrap, figure_words, point_figures, with_intervals
 from bcd_ray.model.bundle import pretrained
@@ -184,7 +184,8 @@ def _triage(
         found = [None if cells is None else cells[part] for part in (fold.train, fold.test)]
         of_train = views[:, fold.train], quality[fold.train], layout.of(fold.train), rules, config, found[0]
         triage, _ = fit_triage(*of_train)
-        decisions.append(triage.decide(views[0, fold.test], logits[fold.test], quality[fold.test], found[1]))
+        decided = triage.decide(views[0, fold.test], logits[fold.test], quality[fold.test], found[1])
+        decisions.append(with_sources(decided, triage, layout.of(fold.test)))
     tested = np.concatenate([np.flatnonzero(fold.test) for fold in folds])
     together = Decisions(*(np.concatenate(parts) for parts in zip(*decisions, strict=True)))
     return triage_figures(together, logits[tested], layout.labels[tested], drawn_whole[tested])

@@ -12,7 +12,7 @@ from bcd_ray.learning.dataset import groups_of, list_folder, listed_layout, says
 from bcd_ray.learning.embedding import Embedder, Embeddings
 from bcd_ray.learning.splits import Labels, clusters
 from bcd_ray.learning.spoiling import SPOILT
-from bcd_ray.learning.thresholds import triage_figures
+from bcd_ray.learning.thresholds import triage_figures, with_sources
 from bcd_ray.model.bundle import Bundle, load_bundle
 from bcd_ray.reports.report import model_report
 from bcd_ray.reports.results import refuse_to_replace, write_results
@@ -40,6 +40,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     drawn_whole = clusters(listed, config.block)[usable]
     cells = None if embedded.cells is None else embedded.cells[:, usable]
     decisions = bundle.triage.decide(embeddings[0], logits, quality[0], None if cells is None else cells[0])
+    decisions = with_sources(decisions, bundle.triage, listed.of(np.isin(np.arange(len(images)), usable)))
     metrics, figures = assess(read, decisions.probabilities, drawn_whole, config.data, synthetic)
     on_data = triage_figures(decisions, logits, labels, drawn_whole)
     figures |= triage_plots(on_data, "evaluated", synthetic)

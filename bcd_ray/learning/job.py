@@ -18,7 +18,7 @@ from bcd_ray.learning.head import FitConfig, Parts, fit_head
 from bcd_ray.learning.layout import duplicates, lay_out
 from bcd_ray.learning.shortcuts import SHORTCUT_VIEWS
 from bcd_ray.learning.splits import Fold, Labels, Layout, Rules, clusters, hold_out, require_classes
-from bcd_ray.learning.thresholds import fit_triage, inner_folds, triage_figures
+from bcd_ray.learning.thresholds import fit_triage, inner_folds, triage_figures, with_sources
 from bcd_ray.metrics.spread import spread_figures
 from bcd_ray.model.bundle import pretrained, save_bundle
 from bcd_ray.progress import say
@@ -39,6 +39,7 @@ class Split:
     train: Labels
     held_out: Labels
     train_layout: Layout
+    held_out_layout: Layout
     drawn_whole: Labels  # of the held out images, what a bootstrap draws whole
     counts: dict[str, Any]
 
@@ -84,6 +85,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     held_out_images = [images[index] for index in split.held_out]
     logits = head.logits(held_out)
     decisions = triage.decide(held_out, logits, quality[split.held_out], found[1])
+    decisions = with_sources(decisions, triage, split.held_out_layout)
     on_held_out = triage_figures(decisions, logits, labels[split.held_out], split.drawn_whole)
     title = f"{config.holdout} part, {len(held_out_images)} images"
     metrics, figures = assess(held_out_images, decisions.probabilities, split.drawn_whole, title, synthetic)
@@ -110,6 +112,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "training": asdict(config),
         "data_fingerprint": _fingerprint(images, identified.digests),
         "synthetic": synthetic,
+        "source_limit": triage.settings["source"],
         "metrics": {name: metrics[name] for name in ("part", "images", "accuracy", "macro", "protocol")},
         "versions": library_versions(),
     }
@@ -142,7 +145,7 @@ def split_images(listed: Layout, identified: Identified, config: TrainConfig) ->
         "images with a near duplicate are kept apart from the other side"
     )
     drawn_whole = clusters(layout, config.block)[fold.test]
-    parts = usable[fold.train], usable[fold.test], layout.of(fold.train), drawn_whole
+    parts = usable[fold.train], usable[fold.test], layout.of(fold.train), layout.of(fold.test), drawn_whole
     return Split(*parts, counts | {"summary": summary})
 
 

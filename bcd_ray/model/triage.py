@@ -28,6 +28,8 @@ REASONS = {
     "poor_quality": "Focus, brightness, clipping or contrast is well outside the range of the training images",
     "conflicting_evidence": "The class with the nearest training images is not the suggested one",
     "no_cells": "No white cell was found, of which the model makes its prediction",
+    "unfamiliar_source": "The images of its shard or folder are, together, less certain than any that were trained on: "
+    "another day, scanner or stain",
     "damaged": "The decoder found damage, or something odd, and made a picture all the same: see `error`",
     "not_scored": "There is no prediction: see `status` and `error`",
 }
@@ -98,7 +100,8 @@ class Triage:
     """How a bundle's predictions are calibrated and which of them are sent to review.
 
     `settings` is `triage` of model.json: `temperature`, `certainty` (None: every image goes to review), `distance`,
-    `quality` (limits by measure), and with which rates, risk and images they were chosen.
+    `quality` (limits by measure), `source` (the mean `certainty` of at least so many `images` under which a source is
+    unfamiliar; None, or no entry, where nobody knows), and with which rates, risk and images they were chosen.
     """
 
     model: DistanceModel
@@ -117,6 +120,18 @@ class Triage:
         quality = dict.fromkeys(MEASURES, (None, None))
         means = np.zeros((len(CLASSES), size), np.float32)
         return cls(DistanceModel(means, means[:0], 1.0), settings | {"quality": quality})
+
+    def unfamiliar(self, certainty: Floats, sources: Labels) -> Mask:
+        """(n,) whether the source of an image, by number (n,), is of no day that was trained on.
+
+        Of sources with few images nobody can tell: they are not. `certainty` (n,) is that of `Decisions`.
+        """
+        found = np.zeros(len(sources), bool)
+        if limit := self.settings.get("source"):
+            _, member, sizes = np.unique(sources, return_inverse=True, return_counts=True)
+            means = np.bincount(member, certainty) / sizes
+            found = ((means < limit["certainty"]) & (sizes >= limit["images"]))[member]
+        return found
 
     @property
     def tensors(self) -> dict[str, npt.NDArray[np.float32]]:

@@ -25,9 +25,15 @@ def model_card(info: Mapping[str, Any], metrics: Mapping[str, Any]) -> bytes:
     )
     patients = "The groups are as the user gave them." if training["split"] == "grouped" else NOTHING_OF_A_NEW_DAY
     held_for = (
-        "Groups were left out in turn to choose them."
-        if training["group_table"] or training["group_pattern"]
-        else "No groups are known: the risk holds for images of the days that were trained on, and for no other."
+        "The risk holds for images of the days that were trained on, and for no other. "
+        + (
+            f"A shard or folder of {source['images']} images or more whose mean certainty is under "
+            f"{source['certainty']:.4f} is like none of them, and goes to review whole (`unfamiliar_source`); of fewer "
+            "images nobody can tell."
+            if (source := info.get("source_limit"))
+            else "Too few images were trained on to tell an unknown day by its images."
+        )
+        + ("" if training["group_table"] or training["group_pattern"] else " No groups are known: classes stood in.")
     )
     return f"""# Model card
 {synthetic}

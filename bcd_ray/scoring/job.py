@@ -61,8 +61,9 @@ def score(config: ScoreConfig) -> Outcome:
     unfinished = ledger.unfinished(plan)
     with ray_session() if unfinished else nullcontext():
         choice = choose_engine(config.engine, gpu_count() if unfinished else 0)
-        facts = {"engine": asdict(choice), "versions": library_versions(), "configuration": asdict(config)}
-        facts["left_out"] = left_out
+        facts: dict[str, Any] = {"engine": asdict(choice), "versions": library_versions()}
+        facts["configuration"] = asdict(config)
+        facts |= {"left_out": left_out, "source_limit": bundle.triage.settings.get("source")}
         plan = ledger.begin(plan, facts)
         done = len(plan.units) - len(unfinished)
         say(f"run {plan.run_id}: {done:,} of {len(plan.units):,} units done before; {choice}")

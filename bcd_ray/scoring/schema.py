@@ -112,7 +112,7 @@ PREDICTIONS = pa.schema(
     metadata={"bcd_ray.schema_version": str(SCHEMA_VERSION)},
 )
 
-MANIFEST_VERSION = 3
+MANIFEST_VERSION = 4
 MANIFEST = {
     "manifest_version": "Version of this table",
     "run_id": "Names the run's files; made from its inputs, its model and its number",
@@ -129,6 +129,10 @@ MANIFEST = {
     "kept_shards": "How many shards of these keep their earlier rows: a failure of the moment takes nobody's place",
     "predicted_classes": "Scored rows by suggested class",
     "review": "Rows that an expert must look at: `rows`, and by reason (a row can have several)",
+    "source_limit": "Mean certainty of at least so many images under which a source, a shard or a folder of loose "
+    "images, is of no day that was trained on; null where the model does not know",
+    "sources": "How many sources were `judged`, had `too_few_images` to tell, and are `unfamiliar`, with the first "
+    "names; null where the model does not know",
     "superseded_shards": "Shards that were published before with other content or another identity",
     "current_images": "Images of the same inputs that were published before, as they are now",
     "outputs": "The published Parquet: `uri`, `rows`, `bytes`, `sha256`",
@@ -145,7 +149,8 @@ MANIFEST = {
 # What later versions brought, by version: an output is verified by what it was written as. 3 and 2 are the first known.
 _COLUMNS_ADDED = {4: ("cells",)}
 _MANIFEST_ADDED = {
-    3: ("made_by", "undelivered", "kept_shards", "current_images", "left_out", "incomplete_shards", "previous")
+    3: ("made_by", "undelivered", "kept_shards", "current_images", "left_out", "incomplete_shards", "previous"),
+    4: ("source_limit", "sources"),
 }
 
 
