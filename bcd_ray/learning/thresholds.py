@@ -180,4 +180,4 @@ def inner_folds(layout: Layout, rules: Rules, seed: int) -> Sequence[Fold]:
             return cross_validate(layout, rules, count, 0.0, seed)
         except ConfigError:
             continue
-    raise JobError("a class has too few training images or blocks to set the limits of triage: add images")
+    raise JobError("a class has too few training images, or blocks of them, to set the limits of triage: add images")
