@@ -50,7 +50,7 @@ class Nested:
     seeds: int = 3
     """Repetitions, each with folds and fits of its own."""
     block: int = 100
-    """Images in a block of capture order."""
+    """Images in a block of file numbers."""
     embargo: int = 40
     """Images left out on each side of a test block."""
 

@@ -1,4 +1,4 @@
-"""A folder per class becomes a list of labelled images, with their capture order and their groups."""
+"""A folder per class becomes a list of labelled images, with their order of file numbers and their groups."""
 
 from collections import Counter
 from pathlib import Path

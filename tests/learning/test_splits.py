@@ -207,7 +207,7 @@ def test_limits_of_triage_never_come_from_images_by_chance() -> None:
         assert not set(numbers[fold.train]) & set(numbers[fold.test])
 
 
-COMMON = {"augmented_views": 0, "cache": ""}
+COMMON = {"augmented_views": 0, "cache": "", "allow_missing_classes": True}
 
 
 @pytest.mark.parametrize(
