@@ -240,6 +240,7 @@ class Ledger:
             read_file = self._create_file(read_uri, path)
         manifest = {
             "manifest_version": schema.MANIFEST_VERSION,
+            "source_limit": None,
             **planned,
             "published_at": _now(),
             "statuses": dict(sorted(statuses.items())),
