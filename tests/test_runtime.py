@@ -15,9 +15,9 @@ from bcd_ray import own_ray, runtime
 from bcd_ray.errors import ConfigError
 
 _SESSION = """
-import socket, subprocess, sys
+import sys
 from bcd_ray.runtime import on_cluster, ray_session
-import ray, openvino
+import ray, openvino, psutil
 assert not on_cluster()
 with ray_session():
     assert not on_cluster()
@@ -26,9 +26,10 @@ with ray_session():
         import bcd_ray, openvino
         return len(openvino.Core().available_devices)
     assert ray.get(work.remote())
-    with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        assert other.connect_ex(("127.0.0.1", 52365)), "the agent's port is held"
+    own = {process.pid for process in psutil.Process().children(recursive=True)}
+    listen = [each for each in psutil.net_connections("tcp") if each.status == "LISTEN"]
+    assert own & {each.pid for each in listen}  # of the job's Ray, and not of one beside it
+    assert not own & {each.pid for each in listen if each.laddr.port == 52365}, "the agent's port is held"
 """
 _STUB = """
 import socket

@@ -415,7 +415,11 @@ MISTAKES: list[tuple[str, dict[str, Option], str]] = [
     ("train", {"--epochs": "0"}, r"--epochs must be at least 1"),
     ("train", {"--learning-rate": "0"}, r"--learning-rate must be above 0"),
     ("train", {"--label-smoothing": "1"}, r"--label-smoothing must be at least 0 and below 1"),
-    ("train", {"--split": "grouped"}, r"--split grouped needs --group-pattern or --group-table.*use --split blocked"),
+    (
+        "train",
+        {"--split": "grouped"},
+        r"--split grouped needs --group-pattern or --group-table.*patient, slide or sitting",
+    ),
     ("train", {"--block": "0"}, r"--block must be at least 1"),
     ("train", {"--learning-rate": "nan"}, r"--learning-rate must be above 0"),
     ("train", {"--test-fraction": "1"}, r"--test-fraction must be between 0 and 1"),

@@ -13,7 +13,7 @@ NAMES = ["Benign/a.jpg", "Benign/b.jpg", "Pro/c.jpg"]
 
 def numbers(path: Path, rows: list[str]) -> list[int]:
     (path / "groups.csv").write_text("\n".join(["image,group", *rows, ""]))
-    found = group_numbers(NAMES, "", str(path / "groups.csv"))
+    found, _ = group_numbers(NAMES, "", str(path / "groups.csv"))
     assert found is not None
     return found.tolist()
 
@@ -21,7 +21,10 @@ def numbers(path: Path, rows: list[str]) -> list[int]:
 @pytest.mark.parametrize("other", ["P07", "p07", "P07 ", " P07", "P07\u00a0", "\uff3007"])
 def test_an_id_has_one_spelling(tmp_path: Path, other: str) -> None:
     assert numbers(tmp_path, ["Benign/a.jpg,P07", f"Benign/b.jpg,{other}", "Pro/c.jpg,P08"]) == [0, 0, 1]
-    assert group_numbers(["P07 /a.jpg", "p07/b.jpg", "P7/c.jpg"], "^[^/]+", "").tolist() == [0, 0, 1]  # type: ignore[union-attr]
+    found, names = group_numbers(["P07 /a.jpg", "p07/b.jpg", "P7/c.jpg"], "^[^/]+", "")
+    assert found is not None
+    assert found.tolist() == [0, 0, 1]
+    assert len(names) == 2
 
 
 def test_an_image_with_two_groups_is_refused_and_one_named_twice_is_told(
