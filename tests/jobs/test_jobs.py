@@ -418,7 +418,7 @@ MISTAKES: list[tuple[str, dict[str, Option], str]] = [
     (
         "train",
         {"--split": "grouped"},
-        r"--split grouped needs --group-pattern or --group-table.*patient, slide or sitting",
+        r"--split grouped needs --group-pattern or --group-table.*patient, slide",
     ),
     ("train", {"--block": "0"}, r"--block must be at least 1"),
     ("train", {"--learning-rate": "nan"}, r"--learning-rate must be above 0"),

@@ -18,9 +18,8 @@ def test_a_row_of_numbers_that_are_not_finite_is_not_scored(part: int, value: fl
     rows = [_Row(entry, "0" * 64, Decoded(pixels, 224, 224)) for entry in entries]
     computed = [np.ones((3, size), np.float32) for size in (EMBEDDING_SIZE, 4, 4)]
     computed[part][1, 2] = value
-    table = _table(
-        rows, [(computed[0], computed[1], computed[2], None)], Triage.without_limits(EMBEDDING_SIZE), "0" * 64
-    )
+    of_images = (computed[0], computed[1], computed[2], np.ones(3, np.int32))
+    table = _table(rows, [of_images], Triage.without_limits(EMBEDDING_SIZE), "0" * 64)
     assert table["status"].to_pylist() == ["scored", "not_finite", "scored"]
     broken = table.slice(1, 1).to_pylist()[0]
     assert broken["predicted_class"] is broken["p_benign"] is broken["confidence"] is broken["focus"] is None
