@@ -22,7 +22,8 @@ from bcd_ray.scoring import schema
 from bcd_ray.scoring.access import folders_of
 from bcd_ray.scoring.attempts import start_counter
 from bcd_ray.scoring.config import ScoreConfig
-from bcd_ray.scoring.ledger import Ledger, Unit
+from bcd_ray.scoring.ledger import Ledger
+from bcd_ray.scoring.plan import Unit
 from bcd_ray.scoring.state import Missed, digest
 from bcd_ray.scoring.worker import UNITS_AT_A_TIME, ScoringActor
 from bcd_ray.storage import StoredObject

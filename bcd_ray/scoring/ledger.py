@@ -14,12 +14,10 @@ second copy of it finds the work done, and a reader never sees part of a run.
 import hashlib
 import json
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,87 +27,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bcd_ray import storage
-from bcd_ray.archives.shards import is_loose
 from bcd_ray.errors import JobError, NotFoundError
 from bcd_ray.scoring import schema
+from bcd_ray.scoring.grouping import groups
+from bcd_ray.scoring.plan import Plan, Unit, facts_of, plan_of, table_of
+from bcd_ray.scoring.reconciling import LEFT_OUT, MADE_BY, MEMBERS, left_out_of, read_shards
 from bcd_ray.scoring.sources import SOURCE_COLUMNS, Sources
-from bcd_ray.scoring.state import Rows, State, digest, ends_of_chain, is_of_a_run, manifest_of, read_manifests
+from bcd_ray.scoring.state import State, digest, ends_of_chain, is_of_a_run, manifest_of, read_manifests
+from bcd_ray.scoring.undelivered import Undelivered
 from bcd_ray.storage import StoredObject, parquet
 from bcd_ray.threads import map_ahead
-from bcd_ray.uris import from_printable
 
-_LEAST_LOOSE, _MOST_LOOSE, _ONE_IN = 64, 512, 192  # loose images of a unit, 240 in the mean
 _ROWS_PER_GROUP = 65_536
 _READERS = 16  # of units, at publication
-_MEMBERS, _LEFT_OUT, _MADE_BY = b"members", b"left_out", b"made_by"  # in the metadata of a unit's rows
 _ADDED_AT_PUBLICATION = ("run_id", "run_number")
-_BY_STATUS = pa.map_(pa.string(), pa.int64())
-_OF_A_PLAN = ("run_id", "run_number", "identity", "superseded_shards", "current_images")
-_EARLIER = pa.struct([("rows", pa.int64()), ("scored", pa.int64()), ("passing_failure", pa.bool_())])
 _UNIT_SCHEMA = pa.schema([field for field in schema.PREDICTIONS if field.name not in _ADDED_AT_PUBLICATION])
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """The smallest piece of work: one shard, or some loose images in a row."""
-
-    unit_id: str
-    shards: tuple[StoredObject, ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run does: units in order of their URIs. The run's id is made from them, not from the clock."""
-
-    run_id: str
-    run_number: int
-    units: tuple[Unit, ...]
-    identity: dict[str, Any]
-    superseded_shards: int
-    current_images: int  # of the same inputs, published before
-    earlier: dict[str, Rows]  # that hold of the shards in the units, by printable URI
-
-    def numbered(self, number: int) -> "Plan":
-        """The same under another number, and so another id."""
-        run_id = digest([digest(self.identity), number, [unit.unit_id for unit in self.units]])[:16]
-        return replace(self, run_id=run_id, run_number=number)
-
-
-def _passing(not_scored: Mapping[str, int]) -> int:
-    return sum(count for status, count in not_scored.items() if status in schema.PASSING_STATUSES)
-
-
-class _Undelivered:
-    """Rows that failed for the moment: counted against all images, and left out where better ones stand."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._earlier, self.images = plan.earlier, plan.current_images
-        self.lost, self.units = Counter[str](), set[str]()
-        self.kept = 0  # shards whose earlier rows hold
-
-    def without(self, rows: pa.Table, read: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Rows and shards of some units, without the rows that are not to be published."""
-        kept = set[str]()
-        columns = (read[name].to_pylist() for name in ("uri", "unit_id", "rows", "not_scored"))
-        for uri, unit_id, count, not_scored in zip(*columns, strict=True):
-            failed, earlier = dict(not_scored), self._earlier.get(uri)
-            passing = _passing(failed)
-            # One row may stand for a whole shard: how many images it held is known where it was read before.
-            images = max(count, earlier.rows if earlier and passing else 0)
-            self.images += images
-            if passing:
-                self.lost[max(failed, key=lambda status: status in schema.PASSING_STATUSES)] += images - count + passing
-                self.units.add(unit_id)
-                if not Rows(count, count - sum(failed.values()), True).supersede(earlier):
-                    kept.add(uri)
-        if not kept:
-            return rows, read
-        self.kept += len(kept)
-        holds = pc.invert(pc.is_in(read["uri"], pa.array(kept, pa.string())))
-        read = read.set_column(read.schema.get_field_index("holds"), "holds", holds)
-        published = pc.if_else(holds, read["rows"], 0)
-        read = read.set_column(read.schema.get_field_index("rows"), "rows", published)
-        return rows.filter(pc.invert(pc.is_in(rows["shard_uri"], pa.array(kept, pa.string())))), read
 
 
 class Ledger:
@@ -133,7 +65,7 @@ class Ledger:
                 waiting.append(shard)
                 if last := state.of(shard):
                     earlier[storage.printable(shard.uri)] = last.held
-        for group in _groups(waiting):
+        for group in groups(waiting):
             before = [state.of(shard) for shard in group]
             # What was tried before is tried anew, so its unit is another one.
             tried = [one.tried if one else 0 for one in before]
@@ -149,20 +81,7 @@ class Ledger:
         Returns the plan under the number that it got: a run that was planned at the same time may have taken the next.
         """
         plan = self._claimed(plan)
-        known = [(unit, shard) for unit in plan.units for shard in unit.shards]
-        before = [plan.earlier.get(storage.printable(shard.uri)) for _, shard in known]
-        table = pa.table(
-            {
-                "unit_id": pa.array([unit.unit_id for unit, _ in known], pa.string()),
-                "uri": pa.array([storage.printable(shard.uri) for _, shard in known], pa.string()),
-                "size": pa.array([shard.size for _, shard in known], pa.int64()),
-                "etag": pa.array([shard.etag for _, shard in known], pa.string()),
-                # How many images a tar or a Parquet shard holds is known once it is read.
-                "images": pa.array([1 if is_loose(shard.uri) else None for _, shard in known], pa.int64()),
-                "earlier": pa.array([one and one._asdict() for one in before], _EARLIER),
-            },
-            metadata={"bcd_ray": json.dumps(_described(plan) | {"started_at": _now(), **facts})},
-        )
+        table = table_of(plan, {"started_at": _now(), **facts})
         storage.create(self._plan_uri(plan.run_id), parquet.bytes_of(table, compression="zstd"))
         return plan
 
@@ -196,8 +115,8 @@ class Ledger:
         `left_out` counts the members of its shard that are no images, by suffix; `made_by` is the engine and versions.
         """
         rows = rows.select(_UNIT_SCHEMA.names).cast(_UNIT_SCHEMA)
-        record = {_MEMBERS: str(len(rows)), _LEFT_OUT: json.dumps(left_out or {}, sort_keys=True)}
-        rows = rows.replace_schema_metadata({**record, _MADE_BY: json.dumps(made_by or {}, sort_keys=True)})
+        record = {MEMBERS: str(len(rows)), LEFT_OUT: json.dumps(left_out or {}, sort_keys=True)}
+        rows = rows.replace_schema_metadata({**record, MADE_BY: json.dumps(made_by or {}, sort_keys=True)})
         rows = rows.sort_by([(name, "ascending") for name in ("shard_uri", "image_uri", "image_id")])
         storage.create(self._unit_uri(unit.unit_id), parquet.bytes_of(rows, compression="zstd"))
 
@@ -212,10 +131,10 @@ class Ledger:
         Raises:
             JobError: rows and plan do not agree, or too much failed for the moment; nothing is published.
         """
-        planned = json.loads(self._read_plan(plan.run_id).schema.metadata[b"bcd_ray"])
+        planned = facts_of(self._read_plan(plan.run_id))
         sources = Sources(planned.get("source_limit"), self._read_units(plan.units, SOURCE_COLUMNS))
         statuses, classes, review = Counter[str](), Counter[str](), Counter[str]()
-        inputs, members, incomplete, undelivered = [], Counter[str](), 0, _Undelivered(plan)
+        inputs, members, incomplete, undelivered = [], Counter[str](), 0, Undelivered(plan)
         made_by = Counter[str]()
         with _temporary_folder() as folder:
             path = folder / "predictions.parquet"
@@ -227,7 +146,7 @@ class Ledger:
                     classes.update(rows["predicted_class"].drop_null().to_pylist())
                     review["rows"] += int(pc.sum(rows["review"]).as_py() or 0)
                     review.update(pc.list_flatten(rows["review_reasons"]).to_pylist())
-                    members += _left_out(read)
+                    members += left_out_of(read)
                     for made, count in zip(read["made_by"].to_pylist(), read["rows"].to_pylist(), strict=True):
                         made_by[made] += count
                     incomplete += pc.sum(read["incomplete"]).as_py() or 0
@@ -261,7 +180,7 @@ class Ledger:
             manifest = manifest_of(manifest_uri).content  # another copy of this run was first
         return manifest
 
-    def _refuse(self, undelivered: _Undelivered, most: float) -> None:
+    def _refuse(self, undelivered: Undelivered, most: float) -> None:
         """JobError where more failed for the moment than may; the units are done anew by the next attempt."""
         lost, images = undelivered.lost, undelivered.images
         if lost.total() <= most * images:
@@ -285,7 +204,7 @@ class Ledger:
                 table = self._read_plan(run_id)
             except NotFoundError as error:
                 raise JobError(f"predictions/{run_id}.parquet is of no known run: move it away") from error
-            self.publish(_plan_of(table))
+            self.publish(plan_of(table))
         return unknown
 
     def without_manifest(self) -> list[str]:
@@ -308,7 +227,7 @@ class Ledger:
             raise JobError("the plan lists a shard twice: report this")
         waiting: list[tuple[pa.Table, pa.Table]] = []
         for unit, rows in zip(plan.units, self._read_units(plan.units), strict=True):
-            read = _read_shards(unit, rows)
+            read = read_shards(unit, rows)
             rows = rows.append_column("run_id", pa.repeat(pa.scalar(plan.run_id), len(rows)))
             rows = rows.append_column("run_number", pa.repeat(pa.scalar(plan.run_number, pa.int32()), len(rows)))
             waiting.append((rows.select(schema.PREDICTIONS.names).cast(schema.PREDICTIONS), read))
@@ -344,96 +263,6 @@ class Ledger:
 
     def _unit_uri(self, unit_id: str) -> str:
         return storage.join(self.output, "_work", "units", f"{unit_id}.parquet")
-
-
-def _described(plan: Plan) -> dict[str, Any]:
-    """What the plan says of itself beside its shards, JSON-ready."""
-    return {name: getattr(plan, name) for name in _OF_A_PLAN}
-
-
-def _plan_of(table: pa.Table) -> Plan:
-    """The plan that `Ledger.begin` wrote."""
-    described = json.loads(table.schema.metadata[b"bcd_ray"])
-    units: dict[str, list[StoredObject]] = {}
-    earlier = {}
-    for row in table.to_pylist():
-        units.setdefault(row["unit_id"], []).append(StoredObject(from_printable(row["uri"]), row["size"], row["etag"]))
-        if row["earlier"]:
-            earlier[row["uri"]] = Rows(**row["earlier"])
-    grouped = tuple(Unit(unit_id, tuple(shards)) for unit_id, shards in units.items())
-    return Plan(units=grouped, earlier=earlier, **{name: described[name] for name in _OF_A_PLAN})
-
-
-def _left_out(read: pa.Table) -> Counter[str]:
-    """How many members of shards are no images, by suffix."""
-    counts = Counter[str]()
-    for text in read["left_out"].filter(pc.not_equal(read["left_out"], "{}")).to_pylist():
-        counts.update(json.loads(text))
-    return counts
-
-
-def _incomplete(rows: pa.Table) -> set[str]:
-    """Shards of which a row stands for the whole, or the rest: nobody knows how many images that is."""
-    statuses = pa.array(["unreadable_shard", "crashed", *schema.PASSING_STATUSES])
-    alone = pc.and_(pc.equal(rows["image_uri"], rows["shard_uri"]), pc.is_in(rows["status"], statuses))
-    return {uri for uri in rows["shard_uri"].filter(alone).to_pylist() if not is_loose(uri)}
-
-
-def _groups(shards: Iterable[StoredObject]) -> Iterator[list[StoredObject]]:
-    """A shard alone, loose images that follow each other together: the rows of all units are then in order.
-
-    What a group begins with is decided by its name, not by counting: where an image comes or goes, the groups behind it
-    stay what they are, and what was done of them is found.
-    """
-    loose: list[StoredObject] = []
-    for shard in shards:
-        is_image = is_loose(shard.uri)
-        full = len(loose) == _MOST_LOOSE or (len(loose) >= _LEAST_LOOSE and _begins_a_group(shard.uri))
-        if loose and (not is_image or full):
-            yield loose
-            loose = []
-        if is_image:
-            loose.append(shard)
-        else:
-            yield [shard]
-    if loose:
-        yield loose
-
-
-def _begins_a_group(uri: str) -> bool:
-    return zlib.crc32(uri.encode("utf-8", "backslashreplace")) % _ONE_IN == 0
-
-
-def _read_shards(unit: Unit, rows: pa.Table) -> pa.Table:
-    """The unit's shards with how many rows each gave; JobError where rows and unit do not agree."""
-    planned = [storage.printable(shard.uri) for shard in unit.shards]
-    found, failed = Counter(rows["shard_uri"].to_pylist()), dict[str, Counter[str]]()
-    for uri, status in zip(rows["shard_uri"].to_pylist(), rows["status"].to_pylist(), strict=True):
-        if status != "scored":
-            failed.setdefault(uri, Counter())[status] += 1
-    loose = [uri for uri in planned if is_loose(uri)]
-    record = rows.schema.metadata or {}
-    left_out, made_by = (record.get(name, b"{}").decode() for name in (_LEFT_OUT, _MADE_BY))
-    incomplete = _incomplete(rows)
-    unique_ids = len(set(rows["image_id"].to_pylist())) == len(rows)
-    whole = record.get(_MEMBERS) == str(len(rows)).encode()  # as many as were seen in the shards
-    if not whole or not unique_ids or found.keys() != set(planned) or any(found[uri] != 1 for uri in loose):
-        raise JobError(f"the rows of unit {unit.unit_id} are not those of its plan: delete it under _work/units")
-    return pa.table(
-        {
-            "uri": pa.array(planned, pa.string()),
-            "size": pa.array([shard.size for shard in unit.shards], pa.int64()),
-            "etag": pa.array([shard.etag for shard in unit.shards], pa.string()),
-            "unit_id": pa.array([unit.unit_id] * len(planned), pa.string()),
-            "rows": pa.array([found[uri] for uri in planned], pa.int64()),
-            "passing_failure": pa.array([_passing(failed.get(uri, {})) > 0 for uri in planned], pa.bool_()),
-            "holds": pa.array([True] * len(planned), pa.bool_()),
-            "not_scored": pa.array([list(failed.get(uri, {}).items()) for uri in planned], _BY_STATUS),
-            "left_out": pa.array([left_out] * len(planned), pa.string()),
-            "made_by": pa.array([made_by] * len(planned), pa.string()),
-            "incomplete": pa.array([uri in incomplete for uri in planned], pa.bool_()),
-        }
-    )
 
 
 @contextmanager

@@ -24,7 +24,8 @@ from bcd_ray.runtime import library_versions
 from bcd_ray.scoring import schema
 from bcd_ray.scoring.access import check_access
 from bcd_ray.scoring.attempts import FIRST, ONE_BY_ONE, Entries, Start, nobody
-from bcd_ray.scoring.ledger import Ledger, Unit
+from bcd_ray.scoring.ledger import Ledger
+from bcd_ray.scoring.plan import Unit
 from bcd_ray.threads import EngineThreads, Turns, in_chunks, keep_blas_to_its_thread
 
 _NOT_FINITE = "the network gave numbers that are not finite: look at the model, and at the machine or GPU"

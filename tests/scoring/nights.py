@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from bcd_ray.archives.shards import image_id
 from bcd_ray.scoring import schema
-from bcd_ray.scoring.ledger import Ledger, Plan, Unit
+from bcd_ray.scoring.ledger import Ledger
+from bcd_ray.scoring.plan import Plan, Unit
 from bcd_ray.storage import StoredObject
 from bcd_ray.uris import printable
 

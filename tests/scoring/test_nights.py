@@ -12,7 +12,8 @@ from scoring.nights import FACTS, IDENTITY, night, rows_of, shard, work
 from bcd_ray import read, storage
 from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.scoring.access import check_access, folders_of
-from bcd_ray.scoring.ledger import Ledger, Unit
+from bcd_ray.scoring.ledger import Ledger
+from bcd_ray.scoring.plan import Unit
 from bcd_ray.scoring.state import State, digest
 from bcd_ray.scoring.verification import verify
 from bcd_ray.storage import StoredObject

@@ -1,0 +1,79 @@
+"""What a run does, and the table in which that is kept."""
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from bcd_ray import storage
+from bcd_ray.archives.shards import is_loose
+from bcd_ray.scoring.state import Rows, digest
+from bcd_ray.storage import StoredObject
+from bcd_ray.uris import from_printable
+
+_OF_A_PLAN = ("run_id", "run_number", "identity", "superseded_shards", "current_images")
+_EARLIER = pa.struct([("rows", pa.int64()), ("scored", pa.int64()), ("passing_failure", pa.bool_())])
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The smallest piece of work: one shard, or some loose images in a row."""
+
+    unit_id: str
+    shards: tuple[StoredObject, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does: units in order of their URIs. The run's id is made from them, not from the clock."""
+
+    run_id: str
+    run_number: int
+    units: tuple[Unit, ...]
+    identity: dict[str, Any]
+    superseded_shards: int
+    current_images: int  # of the same inputs, published before
+    earlier: dict[str, Rows]  # that hold of the shards in the units, by printable URI
+
+    def numbered(self, number: int) -> "Plan":
+        """The same under another number, and so another id."""
+        run_id = digest([digest(self.identity), number, [unit.unit_id for unit in self.units]])[:16]
+        return replace(self, run_id=run_id, run_number=number)
+
+
+def table_of(plan: Plan, facts: dict[str, Any]) -> pa.Table:
+    """A row for each shard, and facts for the manifest."""
+    known = [(unit, shard) for unit in plan.units for shard in unit.shards]
+    before = [plan.earlier.get(storage.printable(shard.uri)) for _, shard in known]
+    described = {name: getattr(plan, name) for name in _OF_A_PLAN}
+    return pa.table(
+        {
+            "unit_id": pa.array([unit.unit_id for unit, _ in known], pa.string()),
+            "uri": pa.array([storage.printable(shard.uri) for _, shard in known], pa.string()),
+            "size": pa.array([shard.size for _, shard in known], pa.int64()),
+            "etag": pa.array([shard.etag for _, shard in known], pa.string()),
+            # How many images a tar or a Parquet shard holds is known once it is read.
+            "images": pa.array([1 if is_loose(shard.uri) else None for _, shard in known], pa.int64()),
+            "earlier": pa.array([one and one._asdict() for one in before], _EARLIER),
+        },
+        metadata={"bcd_ray": json.dumps(described | facts)},
+    )
+
+
+def facts_of(table: pa.Table) -> dict[str, Any]:
+    """What the plan says of itself beside its shards, and the facts."""
+    return dict(json.loads(table.schema.metadata[b"bcd_ray"]))
+
+
+def plan_of(table: pa.Table) -> Plan:
+    """The plan of such a table."""
+    described = facts_of(table)
+    units: dict[str, list[StoredObject]] = {}
+    earlier = {}
+    for row in table.to_pylist():
+        units.setdefault(row["unit_id"], []).append(StoredObject(from_printable(row["uri"]), row["size"], row["etag"]))
+        if row["earlier"]:
+            earlier[row["uri"]] = Rows(**row["earlier"])
+    grouped = tuple(Unit(unit_id, tuple(shards)) for unit_id, shards in units.items())
+    return Plan(units=grouped, earlier=earlier, **{name: described[name] for name in _OF_A_PLAN})

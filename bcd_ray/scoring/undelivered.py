@@ -1,0 +1,44 @@
+"""Failures of the moment: which take no place of better rows, and how many are too many."""
+
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bcd_ray.scoring import schema
+from bcd_ray.scoring.plan import Plan
+from bcd_ray.scoring.reconciling import passing
+from bcd_ray.scoring.state import Rows
+
+
+class Undelivered:
+    """Rows that failed for the moment: counted against all images, and left out where better ones stand."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._earlier, self.images = plan.earlier, plan.current_images
+        self.lost, self.units = Counter[str](), set[str]()
+        self.kept = 0  # shards whose earlier rows hold
+
+    def without(self, rows: pa.Table, read: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Rows and shards of some units, without the rows that are not to be published."""
+        kept = set[str]()
+        columns = (read[name].to_pylist() for name in ("uri", "unit_id", "rows", "not_scored"))
+        for uri, unit_id, count, not_scored in zip(*columns, strict=True):
+            failed, earlier = dict(not_scored), self._earlier.get(uri)
+            lost = passing(failed)
+            # One row may stand for a whole shard: how many images it held is known where it was read before.
+            images = max(count, earlier.rows if earlier and lost else 0)
+            self.images += images
+            if lost:
+                self.lost[max(failed, key=lambda status: status in schema.PASSING_STATUSES)] += images - count + lost
+                self.units.add(unit_id)
+                if not Rows(count, count - sum(failed.values()), True).supersede(earlier):
+                    kept.add(uri)
+        if not kept:
+            return rows, read
+        self.kept += len(kept)
+        holds = pc.invert(pc.is_in(read["uri"], pa.array(kept, pa.string())))
+        read = read.set_column(read.schema.get_field_index("holds"), "holds", holds)
+        published = pc.if_else(holds, read["rows"], 0)
+        read = read.set_column(read.schema.get_field_index("rows"), "rows", published)
+        return rows.filter(pc.invert(pc.is_in(rows["shard_uri"], pa.array(kept, pa.string())))), read
