@@ -10,7 +10,8 @@ from bcd_ray.evaluation.config import EvaluateConfig
 
 def main(config: EvaluateConfig) -> int:
     if config.cross_validate:
-        from bcd_ray.evaluation.cross_validation import format_validation, validate
+        from bcd_ray.evaluation.cross_validation import validate
+        from bcd_ray.evaluation.outputs import format_validation
 
         metrics = validate(config)
         print(format_validation(metrics))

@@ -27,6 +27,9 @@ class EvaluateConfig(FitOptions):
     folds: int = 5
     """Folds of each protocol; `forward` always has two, the first share of the file numbers and the last. 0 leaves out
     each group of `grouped` in turn, the figure to go by, and gives the other protocols 5."""
+    few_shot: tuple[int, ...] = ()
+    """With `--split grouped --folds 0`: also train on so many images of the group that is left out, drawn anew for each
+    of --seeds, and test on the rest. What labelling a few images of a new day brings."""
     seeds: int = 3
     """Repetitions, each with a split and a fit of its own."""
 
@@ -56,6 +59,10 @@ class EvaluateConfig(FitOptions):
                     raise ConfigError(f"--{each.name.replace('_', '-')} goes with --cross-validate")
         if self.folds < 0 or self.folds == 1:
             raise ConfigError("--folds must be at least 2, or 0 to leave out each group in turn")
+        if self.few_shot and (self.folds or "grouped" not in self.split):
+            raise ConfigError("--few-shot goes with --split grouped --folds 0, which leaves out each group in turn")
+        if any(count < 1 for count in self.few_shot):
+            raise ConfigError("--few-shot must be at least 1")
         at_least(self, 1, "seeds")
         if not self.split:
             raise ConfigError("--split names no protocol")

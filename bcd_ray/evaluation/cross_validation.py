@@ -2,50 +2,39 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from bcd_ray import storage
 from bcd_ray.evaluation.config import EvaluateConfig
 from bcd_ray.evaluation.label_check import check_labels
-from bcd_ray.labels import CLASSES, DISPLAY_NAMES
+from bcd_ray.evaluation.left_out import Folds, Runs, of_groups, with_some_labelled
+from bcd_ray.evaluation.outputs import predictions_table, validation_figures, write_table
+from bcd_ray.evaluation.protocols import count_of_folds, few_shot_folds, folds_by_protocol, rules_of
+from bcd_ray.labels import CLASSES
 from bcd_ray.learning.assessment import unreadable
 from bcd_ray.learning.audit import SHORTCUTS, shortcut_features, shortcut_probabilities
-from bcd_ray.learning.dataset import (
-    LabelledImage,
-    groups_of,
-    list_folder,
-    listed_layout,
-    read_pixels,
-    says_synthetic,
-)
+from bcd_ray.learning.dataset import groups_of, list_folder, listed_layout, says_synthetic
 from bcd_ray.learning.embedding import Embedder, Embeddings
 from bcd_ray.learning.head import FitConfig, fit
 from bcd_ray.learning.layout import duplicates, lay_out
 from bcd_ray.learning.shortcuts import SHORTCUT_VIEWS
-from bcd_ray.learning.splits import Fold, Labels, Layout, Rules, clusters, cross_validate, require_classes
-from bcd_ray.learning.thresholds import fit_triage, inner_folds, triage_figures, with_sources
+from bcd_ray.learning.splits import Fold, Labels, Layout, Rules, clusters
+from bcd_ray.learning.thresholds import fit_triage, triage_figures, with_sources
 from bcd_ray.metrics.classification import confusion_matrix
-from bcd_ray.metrics.spread import Figures, Floats, bootstrap, figure_words, point_figures, with_intervals
+from bcd_ray.metrics.spread import Figures, Floats, bootstrap, point_figures, with_intervals
 from bcd_ray.model.bundle import pretrained
 from bcd_ray.model.network import softmax
 from bcd_ray.model.triage import Counts, Decisions
 from bcd_ray.progress import Progress
-from bcd_ray.reports.figures import Example, confusion_matrix_figure, disputed_labels, protocols_figure
-from bcd_ray.reports.report import automatic_words, validation_report
-from bcd_ray.reports.results import for_csv, refuse_to_replace, write_results
+from bcd_ray.reports.report import validation_report
+from bcd_ray.reports.results import refuse_to_replace, write_results
 from bcd_ray.runtime import library_versions
-from bcd_ray.storage import parquet
 
-_GALLERY = 12  # disputed labels that are drawn; the table has all
 _GAP = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "malignant_sensitivity", "malignant_specificity")
-_OF_GROUPS = ("recall", "benign_or_malignant")
 Logits = npt.NDArray[np.float32]
-Runs = Sequence[Floats]  # of each seed: probabilities (n, 4), NaN where an image was in no test part
 
 
 def validate(config: EvaluateConfig) -> dict[str, Any]:
@@ -55,11 +44,12 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
     listed = listed_layout(images, *groups_of(images, config.group_pattern, config.group_table, config.group_column))
     refuse_to_replace(config.output, "metrics.json")
     synthetic = says_synthetic(config.data)
-    _splits(listed, config)  # what cannot be split ends here, before an image is read
+    # What cannot be split ends here, before an image is read.
+    few_shot_folds(listed, folds_by_protocol(listed, config), config)
     with Embedder(images, pretrained(config.weights, config.representation), config.cache) as embedder:
         identified = embedder.identified
         usable, layout = lay_out(listed, identified)
-        splits = _splits(layout, config)
+        splits = folds_by_protocol(layout, config)
         embedded = embedder.embed([*range(config.augmented_views + 1), *SHORTCUT_VIEWS])
     read = [images[index] for index in usable]
     digests = [identified.digests[index] for index in usable]
@@ -68,7 +58,9 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
     drawn_whole, quality = clusters(layout, config.block), embedded.quality[0, usable]
     cells = None if embedded.cells is None else embedded.cells[0, usable]
 
-    progress = Progress("fitting", (config.seeds + len(SHORTCUTS)) * sum(len(f[0]) for f in splits.values()), "heads")
+    few = few_shot_folds(layout, splits, config)
+    heads = (config.seeds + len(SHORTCUTS)) * sum(len(folds[0]) for folds in splits.values())
+    progress = Progress("fitting", heads + sum(len(fold) for folds in few.values() for fold in folds), "heads")
     runs, draws, results = dict[str, Runs](), dict[str, Figures](), dict[str, Any]()
     for name, folds in splits.items():
         logits = [
@@ -76,10 +68,11 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
         ]
         runs[name] = [softmax(of_seed) for of_seed in logits]
         results[name], draws[name] = _measure(layout, runs[name], folds, drawn_whole)
-        rules = _rules(name, config)
+        rules = rules_of(name, config)
         results[name]["protocol"] = rules.text()
-        if not _folds(name, config):
-            results[name] |= _of_groups(layout.labels, runs[name], folds[0])
+        if not count_of_folds(name, config):
+            results[name] |= of_groups(layout.labels, runs[name], folds)
+            results[name]["few_shot"] = _few_shot(augmented, layout, runs[name], few, config, progress)
         of_first = folds[0], logits[0], rules, _fit_config(config, 0)
         results[name]["triage"] = _triage(augmented, quality, cells, layout, *of_first, drawn_whole)
         results[name]["shortcuts"] = {}
@@ -103,43 +96,31 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
         "unreadable": unreadable(images, identified.errors),
         "versions": library_versions(),
     }
-    _write_table(config.output, "predictions", _predictions(read, digests, layout.labels, runs, splits))
-    _write_table(config.output, "disputed_labels", table)
-    figures = _figures(metrics, table, {storage.printable(image.name): image for image in read})
+    write_table(config.output, "predictions", predictions_table(read, digests, layout.labels, runs, splits))
+    write_table(config.output, "disputed_labels", table)
+    figures = validation_figures(metrics, table, {storage.printable(image.name): image for image in read})
     write_results(config.output, metrics, figures, validation_report(metrics, figures))
     return metrics
 
 
-def _splits(layout: Layout, config: EvaluateConfig) -> dict[str, list[list[Fold]]]:
-    """By name, for each seed the folds of a protocol; the two ends of `forward` are results of their own.
-
-    Raises:
-        ConfigError, JobError: a class is too small for the folds, or for those inside that triage is fitted by.
-    """
-    splits: dict[str, list[list[Fold]]] = {}
-    for protocol in config.split:
-        rules = Rules(protocol, config.block, config.embargo)
-        of_seeds = [
-            cross_validate(layout, rules, _folds(protocol, config), config.test_fraction, seed)
-            for seed in range(config.seeds)
+def _few_shot(
+    views: Embeddings,
+    layout: Layout,
+    without: Runs,
+    few: Mapping[int, Folds],
+    config: EvaluateConfig,
+    progress: Progress,
+) -> dict[str, Any]:
+    """By number of labelled images, what they bring."""
+    found = {}
+    for count, folds in few.items():
+        logits = [
+            _out_of_fold(views, layout, of_seed, _fit_config(config, seed), progress)
+            for seed, of_seed in enumerate(folds)
         ]
-        for fold in chain(*of_seeds):
-            require_classes(layout, fold, rules, folds=True)
-        for fold in of_seeds[0]:
-            inner_folds(layout.of(fold.train), rules, 0)
-        if protocol == "forward":
-            splits |= {f"forward/{end}": [[folds[i]] for folds in of_seeds] for i, end in enumerate(("first", "last"))}
-        else:
-            splits[protocol] = of_seeds
-    return splits
-
-
-def _folds(protocol: str, config: EvaluateConfig) -> int:
-    return config.folds or (0 if protocol == "grouped" else 5)
-
-
-def _rules(name: str, config: EvaluateConfig) -> Rules:
-    return Rules("forward" if name.startswith("forward") else name, config.block, config.embargo)  # type: ignore[arg-type]
+        runs = [softmax(of_seed) for of_seed in logits]
+        found[str(count)] = with_some_labelled(layout.labels, without, runs, folds)
+    return found
 
 
 def _fit_config(config: EvaluateConfig, seed: int) -> FitConfig:
@@ -242,30 +223,6 @@ def _measure(
     }, draws
 
 
-def _of_groups(labels: Labels, runs: Runs, folds: Sequence[Fold]) -> dict[str, Any]:
-    """How well each group is told that was left out, and the mean over those that were left out whole.
-
-    `recall` is the share of a group's images that are right, `benign_or_malignant` the share on the right side of that
-    line; mean and deviation over seeds. `always_trained_on` counts the images of small groups.
-    """
-    groups = []
-    for name in dict.fromkeys(fold.group for fold in folds):
-        own = [fold for fold in folds if fold.group == name]
-        test = np.any([fold.test for fold in own], axis=0)
-        right = [run[test].argmax(axis=1) == labels[test] for run in runs]
-        side = [(run[test].argmax(axis=1) > 0) == (labels[test] > 0) for run in runs]
-        found: dict[str, Any] = {"group": name, "classes": [CLASSES[label] for label in np.unique(labels[test])]}
-        found |= {"images": int(test.sum()), "cut": any(fold.cut for fold in own)}
-        for figure, of_seeds in (("recall", right), ("benign_or_malignant", side)):
-            shares = [float(each.mean()) for each in of_seeds]
-            found |= {figure: float(np.mean(shares)), f"{figure}_std": float(np.std(shares))}
-        groups.append(found)
-    whole = [each for each in groups if not each["cut"]]
-    means = {name: float(np.mean([each[name] for each in whole])) for name in _OF_GROUPS} if whole else {}
-    always = int((~np.any([fold.test for fold in folds], axis=0)).sum())
-    return {"groups": groups, "mean_over_groups": means, "always_trained_on": always}
-
-
 def _mean_by_name(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
@@ -293,111 +250,3 @@ def _gap(results: Mapping[str, Any], draws: Mapping[str, Figures]) -> dict[str, 
             point = {name: one - two for name, (one, two) in values.items()}
             gaps[f"random_minus_{other}"] = with_intervals(point, differences)
     return gaps
-
-
-def _predictions(
-    images: Sequence[LabelledImage],
-    digests: Sequence[str],
-    labels: Labels,
-    runs: Mapping[str, Runs],
-    splits: Mapping[str, Sequence[Sequence[Fold]]],
-) -> pa.Table:
-    """A row for every protocol, seed and image in a test part."""
-    tables = []
-    for name, of_seeds in runs.items():
-        for seed, probabilities in enumerate(of_seeds):
-            for number, fold in enumerate(splits[name][seed]):
-                rows = np.flatnonzero(fold.test)
-                columns = {
-                    "protocol": [name] * len(rows),
-                    "seed": [seed] * len(rows),
-                    "fold": [number] * len(rows),
-                    "image": [storage.printable(images[row].name) for row in rows.tolist()],
-                    "image_sha256": [digests[row] for row in rows.tolist()],
-                    "given_class": [CLASSES[label] for label in labels[rows]],
-                    "predicted_class": [CLASSES[label] for label in probabilities[rows].argmax(axis=1)],
-                }
-                columns |= {f"p_{each}": probabilities[rows, label] for label, each in enumerate(CLASSES)}
-                tables.append(pa.table(columns))
-    return pa.concat_tables(tables)
-
-
-def _write_table(uri: str, name: str, table: pa.Table) -> None:
-    """As Parquet, and as CSV for a spreadsheet."""
-    for suffix, data in (("parquet", parquet.bytes_of(table)), ("csv", for_csv(table))):
-        storage.write_bytes(storage.join(uri, f"{name}.{suffix}"), data)
-
-
-def _figures(metrics: Mapping[str, Any], table: pa.Table, images: Mapping[str, LabelledImage]) -> dict[str, bytes]:
-    synthetic, results = metrics["synthetic"], metrics["protocols"]
-    figures = {
-        f"confusion_matrix_{name.replace('/', '_')}.png": confusion_matrix_figure(
-            result["confusion_matrix_sum_over_seeds"],
-            DISPLAY_NAMES,
-            f"Confusion matrix: {name}, sum over {metrics['settings']['seeds']} seeds",
-            synthetic=synthetic,
-        )
-        for name, result in results.items()
-    }
-    figures["protocols.png"] = protocols_figure(results, synthetic=synthetic)
-    examples = [
-        Example(
-            read_pixels(images[row["image"]]),
-            CLASSES.index(row["given_class"]),
-            np.array([row[f"p_{name}"] for name in CLASSES]),
-            row["image"],
-        )
-        for row in table.slice(0, _GALLERY).to_pylist()
-    ]
-    figures["disputed_labels.png"] = disputed_labels(examples, len(table), DISPLAY_NAMES, synthetic=synthetic)
-    return figures
-
-
-def format_validation(metrics: Mapping[str, Any]) -> str:
-    """The results for a terminal: for each protocol the model and the shortcuts, shares in percent, 95 % intervals."""
-    heading = f"{'':<24}{'macro F1':>22}{'accuracy':>22}{'balanced accuracy':>22}   macro F1 of folds"
-    lines = [heading]
-    for name, result in metrics["protocols"].items():
-        folds = result["over_folds"]["macro_f1"]
-        spread = f"{100 * folds['mean']:.1f} ± {100 * folds['std']:.1f} (n = {len(result['folds'])})"
-        lines.append(f"{name:<24}{_cells(result['pooled'])}   {spread}")
-        lines += [f"  {each.replace('_', ' '):<22}{_cells(found)}" for each, found in result["shortcuts"].items()]
-    for name, result in metrics["protocols"].items():
-        pooled = result["pooled"]
-        parts = [f"sensitivity {figure_words(pooled['malignant_sensitivity'])}"]
-        parts += [
-            f"specificity {figure_words(pooled['malignant_specificity'])}",
-            f"AUROC {figure_words(pooled['malignant_auroc'])}",
-        ]
-        lines.append(f"malignant, {name}: {', '.join(parts)}")
-    for name, result in metrics["protocols"].items():
-        lines.append(f"triage, {name}: {automatic_words(result['triage']['automatic'])}")
-        before, after = (result["triage"]["calibration"][when]["ece"] for when in ("before", "after"))
-        lines.append(f"expected calibration error, {name}: {before:.3f}, after temperature scaling {after:.3f}")
-    for protocols, gaps in metrics["gap"].items():
-        for name in ("macro_f1", "accuracy"):
-            between = f"{protocols.replace('_', ' ')}, {name.replace('_', ' ')}"
-            lines.append(f"{between}: {figure_words(gaps[name])} points")
-    lines += _group_lines(metrics["protocols"].get("grouped", {}))
-    lines.append(f"{metrics['disputed_labels']} given labels are disputed: see disputed_labels.csv")
-    return "\n".join(lines)
-
-
-def _group_lines(result: Mapping[str, Any]) -> list[str]:
-    """A line for each group that was left out, and the figure to go by."""
-    lines = [
-        f"left out {each['group']} ({', '.join(each['classes'])}, {each['images']} images): recall "
-        f"{100 * each['recall']:.1f} %, benign or malignant {100 * each['benign_or_malignant']:.1f} %"
-        + (": the only group of its class, cut in two by file numbers: not a new day" if each["cut"] else "")
-        for each in result.get("groups", [])
-    ]
-    if means := result.get("mean_over_groups"):
-        lines.append(
-            f"a group that was never seen, mean of {sum(not each['cut'] for each in result['groups'])}: recall "
-            f"{100 * means['recall']:.1f} %, benign or malignant {100 * means['benign_or_malignant']:.1f} %"
-        )
-    return lines
-
-
-def _cells(figures: Mapping[str, Any]) -> str:
-    return "".join(f"{figure_words(figures[name]):>22}" for name in ("macro_f1", "accuracy", "balanced_accuracy"))

@@ -168,6 +168,22 @@ def leave_one_group_out(layout: Layout, rules: Rules) -> list[Fold]:
     return folds
 
 
+def few_shot(layout: Layout, fold: Fold, count: int, seed: int) -> Fold:
+    """The fold of a group that is left out, with `count` of its images, drawn by chance, trained on; the rest tested.
+
+    A near duplicate of a drawn image is in neither part.
+
+    Raises:
+        ConfigError: the rest would be smaller than what is drawn.
+    """
+    own = np.flatnonzero(fold.test)
+    if len(own) < 2 * count:
+        raise ConfigError(f"--few-shot {count}: {fold.group} has only {len(own)} images: lower it")
+    drawn = np.zeros(len(fold.test), bool)
+    drawn[np.random.default_rng([seed, int(own[0])]).choice(own, count, replace=False)] = True
+    return replace(fold, train=fold.train | drawn, test=fold.test & ~np.isin(layout.ties, layout.ties[drawn]))
+
+
 def lone(layout: Layout) -> Mask:
     """(n,) whether an image is of a class whose images are all of one group, which holds no other."""
     if layout.groups is None:

@@ -345,7 +345,27 @@ def _group_sections(result: Mapping[str, Any]) -> list[Section]:
         for each in result["groups"]
     ]
     columns = ["Group", "Class", "Images", "Right, % (± over seeds)", "Benign or malignant, %"]
-    return [Section("On a group that was never seen", words=words, columns=columns, rows=rows)]
+    section = Section("On a group that was never seen", words=words, columns=columns, rows=rows)
+    return [section, *_few_shot_sections(result["few_shot"])]
+
+
+def _few_shot_sections(found: Mapping[str, Any]) -> list[Section]:
+    """What labelling a few images of each group that was left out brings, where it was tried."""
+    if not found:
+        return []
+    columns = ["Group", *(f"Right with {count}, % (without)" for count in found)]
+    of_counts = [
+        [*each["groups"], {"group": "mean of the groups", **each["mean_over_groups"]}] for each in found.values()
+    ]
+    rows = [
+        [same[0]["group"], *(f"{100 * each['recall']:.1f} ({100 * each['recall_without']:.1f})" for each in same)]
+        for same in zip(*of_counts, strict=True)
+    ]
+    words = (
+        "So many images of the group, drawn anew for each seed, were trained on, and the rest tested; in brackets the "
+        "same images by heads that saw none of the group."
+    )
+    return [Section("With a few images of it labelled", words=[words], columns=columns, rows=rows)]
 
 
 def _class_cells(pooled: Mapping[str, Any], name: str) -> list[str]:

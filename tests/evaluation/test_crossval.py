@@ -13,8 +13,9 @@ from conftest import IMAGES_PER_CLASS
 from bcd_ray import storage
 from bcd_ray.errors import ConfigError
 from bcd_ray.evaluation.config import EvaluateConfig
-from bcd_ray.evaluation.cross_validation import format_validation, validate
+from bcd_ray.evaluation.cross_validation import validate
 from bcd_ray.evaluation.label_check import check_labels, disputed
+from bcd_ray.evaluation.outputs import format_validation
 from bcd_ray.labels import CLASSES
 from bcd_ray.learning.audit import SHORTCUTS
 from bcd_ray.learning.shortcuts import SHORTCUT_VIEWS, Reducer, neighbours_vote
@@ -24,6 +25,7 @@ from bcd_ray.reports.report import NOT_FOR_DIAGNOSIS, SYNTHETIC
 
 IMAGES = 4 * IMAGES_PER_CLASS
 PROTOCOLS = ("random", "blocked", "forward", "grouped")
+_BY_DIGIT = {"split": ("grouped",), "group_pattern": r"\d\.jpg"}
 NAMES = ["random", "blocked", "forward/first", "forward/last", "grouped"]
 
 
@@ -116,7 +118,8 @@ def test_each_slide_is_left_out(
         cross_validate=True,
         split=("random", "grouped"),
         folds=0,
-        seeds=1,
+        few_shot=(2,),
+        seeds=2,
         augmented_views=0,
         block=3,
         embargo=1,
@@ -132,6 +135,13 @@ def test_each_slide_is_left_out(
     text = format_validation(metrics)
     assert "a group that was never seen, mean of 10: recall" in text
     assert "random minus grouped, accuracy:" in text
+    few = found["few_shot"]["2"]
+    assert [each["group"] for each in few["groups"]] == [each["group"] for each in found["groups"]]
+    assert all(
+        0 < few_of["images"] <= of["images"] - 2 for few_of, of in zip(few["groups"], found["groups"], strict=True)
+    )
+    assert few["mean_over_groups"]["recall"] == pytest.approx(np.mean([each["recall"] for each in few["groups"]]))
+    assert "with 2 of its images labelled and trained on, mean of 10, on the rest: recall" in text
     assert "On a group that was never seen" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -204,6 +214,8 @@ def test_shortcuts_show_no_cell(class_index: int) -> None:
         ({"cross_validate": True, "split": ("grouped",)}, "--split grouped needs --group-pattern or --group-table"),
         ({"cross_validate": True, "split": ()}, "--split names no protocol"),
         ({"cross_validate": True, "folds": 1}, "--folds must be at least 2, or 0"),
+        ({"cross_validate": True, "few_shot": (5,)}, "--few-shot goes with --split grouped --folds 0"),
+        ({"cross_validate": True, "few_shot": (0,), "folds": 0, **_BY_DIGIT}, "--few-shot must be at least 1"),
         ({"cross_validate": True, "group_pattern": "("}, "is no regular expression"),
         ({"cross_validate": True, "group_pattern": "a", "group_table": "b"}, "exclude each other"),
     ],

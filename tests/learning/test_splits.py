@@ -14,7 +14,7 @@ from bcd_ray.evaluation.config import EvaluateConfig
 from bcd_ray.evaluation.cross_validation import validate
 from bcd_ray.learning.config import Protocol, TrainConfig
 from bcd_ray.learning.job import train
-from bcd_ray.learning.splits import Fold, Layout, Rules, blocks, clusters, cross_validate, hold_out, lone
+from bcd_ray.learning.splits import Fold, Layout, Rules, blocks, clusters, cross_validate, few_shot, hold_out, lone
 from bcd_ray.learning.thresholds import inner_folds
 
 PROTOCOLS: tuple[Protocol, ...] = ("random", "blocked", "forward", "grouped")
@@ -198,6 +198,22 @@ def test_each_group_is_left_out_in_turn() -> None:
     assert PLAIN.order[first.test].tolist() == list(range(25))
     assert PLAIN.order[first.train & (groups == 7)].tolist() == list(range(30, 50))  # but for the embargo
     assert PLAIN.order[last.test].tolist() == list(range(25, 50))
+
+
+@untimed
+@given(layouts(), st.integers(1, 5), seeds)
+def test_a_few_of_a_group_are_trained_on_and_the_rest_is_tested(layout: Layout, count: int, seed: int) -> None:
+    for fold in cross_validate(layout, Rules("grouped", 10, 3), 0, 0.3, 0):
+        try:
+            found = few_shot(layout, fold, count, seed)
+        except ConfigError:
+            assert fold.test.sum() < 2 * count
+            continue
+        drawn = found.train & ~fold.train
+        assert drawn.sum() == count
+        assert fold.test[drawn].all()
+        assert not set(layout.ties[found.train]) & set(layout.ties[found.test])
+        np.testing.assert_array_equal(found.test, fold.test & ~np.isin(layout.ties, layout.ties[drawn]))
 
 
 def test_limits_of_triage_never_come_from_images_by_chance() -> None:
