@@ -18,7 +18,7 @@ from bcd_ray.model.bundle import EMBEDDING_SIZE, Bundle, pretrained
 from bcd_ray.model.triage import Triage
 from bcd_ray.progress import say
 from bcd_ray.runtime import ray_session
-from bcd_ray.scoring.attempts import start_counter
+from bcd_ray.scoring.attempts import Entries, start_counter
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.worker import UnitScorer
 from bcd_ray.storage import StoredObject
@@ -47,14 +47,15 @@ def ledger_cost(config: BenchmarkConfig) -> dict[str, Any]:
             ledger = Ledger(f"{folder}/output-{number}")
             scorer = UnitScorer(bundle, "openvino", ledger, Limits(), threads=2, starts=starts)
             units = ledger.plan(shards, {}).units
-            without = _seconds(lambda: [scorer.rows(unit) for unit in units])  # noqa: B023
+            entries = [Entries(unit.shards, Limits()) for unit in units]
+            without = _seconds(lambda: [list(scorer.rows(each)) for each in entries])  # noqa: B023
 
             def with_ledger(ledger: Ledger = ledger, scorer: UnitScorer = scorer) -> None:
                 plan = ledger.plan(shards, {})
                 ledger.begin(plan, {"engine": "", "versions": {}, "configuration": {}})
                 for unit in ledger.unfinished(plan):
                     ray.get(starts.count.remote(unit.unit_id))
-                    ledger.write_unit(unit, scorer.rows(unit))
+                    scorer.score(unit)
                 ledger.publish(plan)
 
             rounds.append({"without_s": without, "with_s": _seconds(with_ledger)})

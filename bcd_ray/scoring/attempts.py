@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from bcd_ray.archives.images import Limits, Rejected
 from bcd_ray.archives.shards import Entry, given_up, read_shards
+from bcd_ray.scoring.seen import Seen
 from bcd_ray.storage import StoredObject
 
 ONE_BY_ONE = 3  # the attempt from which images are read and scored one after the other; the one before decodes apart
@@ -56,26 +57,34 @@ class Entries:
         self,
         shards: tuple[StoredObject, ...],
         limits: Limits,
-        start: Start,
-        left_out: Counter[str] | None = None,
+        start: Start = FIRST,
         tell: Callable[[str], None] = nobody,
     ) -> None:
-        """`tell` is called with the name of each step before it is taken, where images are read one by one.
-
-        Members that are no images are counted in `left_out`, by suffix.
-        """
-        self._shards, self._limits, self._start, self._left_out, self._tell = shards, limits, start, left_out, tell
+        """`tell` is called with the name of each step before it is taken, where images are read one by one."""
+        self._shards, self._limits, self._start, self._tell = shards, limits, start, tell
+        self.one_by_one = start.attempt >= ONE_BY_ONE
+        self.seen = Seen()
 
     def __iter__(self) -> Iterator[Entry]:
+        for entry in self._read():
+            self.seen.add([entry.image_id])
+            yield entry
+
+    def scored(self) -> None:
+        """All images given so far are scored: what comes now is no image's fault."""
+        if self.one_by_one:
+            self._tell("")
+
+    def _read(self) -> Iterator[Entry]:
         if self._start.hopeless:
             error = "the process was killed time and again, by no image of its own: look for full memory"
             return given_up(self._shards, Rejected("interrupted", error))
-        if self._start.attempt < ONE_BY_ONE:
-            return read_shards(self._shards, self._limits, self._left_out)
+        if not self.one_by_one:
+            return read_shards(self._shards, self._limits, self.seen.left_out)
         return (entry for shard in self._shards for entry in self._one_by_one(shard))
 
     def _one_by_one(self, shard: StoredObject) -> Iterator[Entry]:
-        entries = iter(read_shards((shard,), self._limits, self._left_out))
+        entries = iter(read_shards((shard,), self._limits, self.seen.left_out))
         for number in count():
             reading, scoring = f"reading {number} of {shard.uri}", f"scoring {number} of {shard.uri}"
             if reading in self._start.fatal:  # nothing behind it can be reached
@@ -84,7 +93,7 @@ class Entries:
             self._tell(reading)
             entry = next(entries, None)
             if entry is None:
-                self._tell("")  # what comes now is no image's fault
+                self.scored()
                 return
             if scoring in self._start.fatal:
                 yield replace(entry, content=self._rejected(scoring))

@@ -31,7 +31,8 @@ from bcd_ray.errors import JobError, NotFoundError
 from bcd_ray.scoring import schema
 from bcd_ray.scoring.grouping import groups
 from bcd_ray.scoring.plan import Plan, Unit, facts_of, plan_of, table_of
-from bcd_ray.scoring.reconciling import LEFT_OUT, MADE_BY, MEMBERS, left_out_of, read_shards
+from bcd_ray.scoring.reconciling import MADE_BY, left_out_of, read_shards
+from bcd_ray.scoring.seen import Seen
 from bcd_ray.scoring.sources import SOURCE_COLUMNS, Sources
 from bcd_ray.scoring.state import State, digest, ends_of_chain, is_of_a_run, manifest_of, read_manifests
 from bcd_ray.scoring.undelivered import Undelivered
@@ -104,21 +105,17 @@ class Ledger:
         return storage.exists(self._unit_uri(unit.unit_id))
 
     def write_unit(
-        self,
-        unit: Unit,
-        rows: pa.Table,
-        left_out: Mapping[str, int] | None = None,
-        made_by: Mapping[str, Any] | None = None,
+        self, unit: Unit, rows: Iterable[pa.Table], seen: Seen, made_by: Mapping[str, Any] | None = None
     ) -> None:
-        """Write the rows of a unit, of all columns but the run's; the first writer of a unit wins.
+        """Write the rows of a unit by the chunk, of all columns but the run's; the first writer of a unit wins.
 
-        `left_out` counts the members of its shard that are no images, by suffix; `made_by` is the engine and versions.
+        `seen` is what was read of its shards, known once the rows are; `made_by` is the engine and versions.
         """
-        rows = rows.select(_UNIT_SCHEMA.names).cast(_UNIT_SCHEMA)
-        record = {MEMBERS: str(len(rows)), LEFT_OUT: json.dumps(left_out or {}, sort_keys=True)}
-        rows = rows.replace_schema_metadata({**record, MADE_BY: json.dumps(made_by or {}, sort_keys=True)})
-        rows = rows.sort_by([(name, "ascending") for name in ("shard_uri", "image_uri", "image_id")])
-        storage.create(self._unit_uri(unit.unit_id), parquet.bytes_of(rows, compression="zstd"))
+        with parquet.Appender(_UNIT_SCHEMA) as file:
+            for chunk in rows:
+                file.append(chunk)
+            record = {**seen.record(), MADE_BY: json.dumps(made_by or {}, sort_keys=True)}
+            file.create(self._unit_uri(unit.unit_id), record)
 
     def publish(self, plan: Plan, max_undelivered: float = 1.0) -> dict[str, Any]:
         """Reconcile the units with the plan, publish their rows as one object, then the manifest; return it.
@@ -248,9 +245,10 @@ class Ledger:
 
     def _create_file(self, uri: str, path: Path) -> dict[str, Any]:
         """Publish a file, unless an earlier attempt at the same run did, and describe it."""
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        if not storage.create_from_file(uri, path) and hashlib.sha256(storage.read_bytes(uri)).hexdigest() != digest:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            created = storage.create_from_file(uri, file)
+        if not created and hashlib.sha256(storage.read_bytes(uri)).hexdigest() != digest:
             raise JobError(f"{uri} exists with other content: move it away and run the same command again")
         rows = pq.read_metadata(path).num_rows
         return {"uri": uri, "rows": rows, "bytes": path.stat().st_size, "sha256": digest}

@@ -12,8 +12,9 @@ from bcd_ray.archives.shards import is_loose
 from bcd_ray.errors import JobError
 from bcd_ray.scoring import schema
 from bcd_ray.scoring.plan import Unit
+from bcd_ray.scoring.seen import LEFT_OUT, Seen
 
-MEMBERS, LEFT_OUT, MADE_BY = b"members", b"left_out", b"made_by"  # in the metadata of a unit's rows
+MADE_BY = b"made_by"  # in the metadata of a unit's rows
 _BY_STATUS = pa.map_(pa.string(), pa.int64())
 
 
@@ -28,9 +29,9 @@ def read_shards(unit: Unit, rows: pa.Table) -> pa.Table:
     record = rows.schema.metadata or {}
     left_out, made_by = (record.get(name, b"{}").decode() for name in (LEFT_OUT, MADE_BY))
     incomplete = _incomplete(rows)
-    unique_ids = len(set(rows["image_id"].to_pylist())) == len(rows)
-    whole = record.get(MEMBERS) == str(len(rows)).encode()  # as many as were seen in the shards
-    if not whole or not unique_ids or found.keys() != set(planned) or any(found[uri] != 1 for uri in loose):
+    seen = Seen()
+    seen.add(rows["image_id"].to_pylist())
+    if not seen.agrees(record) or found.keys() != set(planned) or any(found[uri] != 1 for uri in loose):
         raise JobError(f"the rows of unit {unit.unit_id} are not those of its plan: delete it under _work/units")
     return pa.table(
         {

@@ -1,9 +1,9 @@
 """What an actor does: read, decode, compute and decide the images of a unit, and write its rows."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,13 @@ from bcd_ray.model.triage import Counts, Triage
 from bcd_ray.runtime import library_versions
 from bcd_ray.scoring import schema
 from bcd_ray.scoring.access import check_access
-from bcd_ray.scoring.attempts import FIRST, ONE_BY_ONE, Entries, Start, nobody
+from bcd_ray.scoring.attempts import FIRST, Entries, Start, nobody
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.plan import Unit
 from bcd_ray.threads import EngineThreads, Turns, in_chunks, keep_blas_to_its_thread
 
 _NOT_FINITE = "the network gave numbers that are not finite: look at the model, and at the machine or GPU"
+_CHUNKS_DECIDED = 32  # at a time, some 500 images: one decision for each chunk would cost an image 1 % of its time
 _CHUNK_BYTES = 16 << 20  # 8 JPEGs of 5 megapixels; a TIFF of 20 MB goes alone
 _Floats = npt.NDArray[np.float32]
 # Embeddings, logits, quality measures and white cells of some images; -1 cells where the model does not look at them.
@@ -60,41 +61,36 @@ class UnitScorer:
             try:
                 if start.attempt > 1 and self._ledger.is_finished(unit):  # it died after this unit, in another
                     return _written(0)
-                left_out = Counter[str]()
                 at = self._starts.at
-                rows = self.rows(unit, start, left_out, lambda step: ray.get(at.remote(unit.unit_id, step)))
-                self._ledger.write_unit(unit, rows, left_out, self._made_by)
+                return _written(self.score(unit, start, lambda step: ray.get(at.remote(unit.unit_id, step))))
             except StorageError as error:  # the other units may do better: the driver tells at the end
                 return _written(0, str(error))
-            return _written(len(rows))
 
-    def rows(
-        self,
-        unit: Unit,
-        start: Start = FIRST,
-        left_out: Counter[str] | None = None,
-        tell: Callable[[str], None] = nobody,
-    ) -> pa.Table:
-        """One row for each image of the unit, of all columns but the run's; `left_out` counts members that are none.
+    def score(self, unit: Unit, start: Start = FIRST, tell: Callable[[str], None] = nobody) -> int:
+        """Write the rows of a unit, and return how many; StorageError if they cannot be written.
 
         Ray starts a unit again, without end, when it killed its worker. So the second attempt decodes plain JPEGs apart
         too, and the next take one image after the other, and `tell` which.
         """
+        entries = Entries(unit.shards, self._limits, start, tell)
+        self._ledger.write_unit(unit, self.rows(entries, start), entries.seen, self._made_by)
+        return entries.seen.images
+
+    def rows(self, entries: Entries, start: Start = FIRST) -> Iterator[pa.Table]:
+        """One row for each entry, of all columns but the run's, some hundred at a time and in their order."""
         decode_one = decode if start.attempt == 1 else decode_apart
-        alone = start.attempt >= ONE_BY_ONE
-        entries = Entries(unit.shards, self._limits, start, left_out, tell)
 
         def score_chunk(chunk: list[Entry]) -> tuple[list[_Row], list[_Computed]]:
             described = [_describe(decode_one, self._limits, entry) for entry in chunk]
             pixels = [each for _, each in described if each is not None]
             return [row for row, _ in described], [self._compute(pixels)] if pixels else []
 
-        rows, computed = list[_Row](), list[_Computed]()
-        chunks = in_chunks(entries, 1 if alone else self._engine.chunk, _bytes_in, _CHUNK_BYTES)
-        for some, of_some in map(score_chunk, chunks) if alone else self._threads.map(score_chunk, chunks):
-            rows += some
-            computed += of_some
-        return _table(rows, computed, self._triage, self._version)
+        chunks = in_chunks(entries, 1 if entries.one_by_one else self._engine.chunk, _bytes_in, _CHUNK_BYTES)
+        scored = map(score_chunk, chunks) if entries.one_by_one else self._threads.map(score_chunk, chunks)
+        for some in in_chunks(scored, _CHUNKS_DECIDED):
+            entries.scored()
+            rows, computed = (list(chain.from_iterable(each)) for each in zip(*some, strict=True))
+            yield _table(rows, computed, self._triage, self._version)
 
     def _compute(self, pixels: list[Pixels]) -> _Computed:
         embeddings, logits, quality, cells = self._engine.infer(pixels)

@@ -10,7 +10,6 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import BinaryIO
 
 from bcd_ray.errors import ConfigError, NotFoundError, StorageError
@@ -94,12 +93,10 @@ def create(uri: str, data: bytes) -> bool:
     return s3.create(uri, data) if is_s3(uri) else local.create(uri, io.BytesIO(data))
 
 
-def create_from_file(uri: str, path: Path) -> bool:
-    """`create` from a local file of any size, in bounded memory; it appears as one object at the end."""
-    if is_s3(uri):
-        return s3.create_from_file(uri, path)
-    with path.open("rb") as source:
-        return local.create(uri, source)
+def create_from_file(uri: str, file: BinaryIO) -> bool:
+    """`create` from a seekable file of any size, in bounded memory; it appears as one object at the end."""
+    file.seek(0)
+    return s3.create_from_file(uri, file) if is_s3(uri) else local.create(uri, file)
 
 
 def exists(uri: str) -> bool:

@@ -1,14 +1,19 @@
-"""Small Parquet files as bytes, to and from tables."""
+"""Parquet files to and from tables: small ones as bytes, those of any size by the chunk."""
 
 import io
-from collections.abc import Sequence
-from typing import Any
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bcd_ray import storage
-from bcd_ray.errors import JobError
+from bcd_ray.errors import JobError, StorageError
+
+_GROUP_ROWS, _GROUP_BYTES = 8192, 8 << 20  # held until they are written: 3 MB of usual rows
+_SPOOLED_BYTES = 8 << 20  # that need no file
 
 
 def table_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
@@ -34,3 +39,55 @@ def bytes_of(table: pa.Table, **options: Any) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, **options)
     return sink.getvalue()
+
+
+class Appender:
+    """A Parquet file that grows by tables of any size, in bounded memory, and becomes an object whole; to be closed.
+
+    Raises:
+        StorageError: no temporary file can be written.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._file: Any = tempfile.SpooledTemporaryFile(_SPOOLED_BYTES)  # noqa: SIM115 (closed in __exit__)
+        self._schema = schema
+        self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
+        self._waiting, self._rows, self._bytes = list[pa.Table](), 0, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with suppress(OSError):  # where it was not created, nobody needs it
+            self._writer.close()
+        self._file.close()
+
+    def append(self, table: pa.Table) -> None:
+        """Add rows of the schema's columns, in any order of them."""
+        self._waiting.append(table.select(self._schema.names).cast(self._schema))
+        self._rows, self._bytes = self._rows + len(table), self._bytes + table.nbytes
+        if self._rows >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
+            self._write()
+
+    def create(self, uri: str, metadata: Mapping[bytes, str]) -> bool:
+        """`storage.create` the file, with metadata, and nothing can be added any more."""
+        self._write()
+        with _told():
+            self._writer.add_key_value_metadata(metadata)
+            self._writer.close()
+        return storage.create_from_file(uri, self._file)
+
+    def _write(self) -> None:
+        if self._waiting:
+            with _told():
+                self._writer.write_table(pa.concat_tables(self._waiting))
+            self._waiting, self._rows, self._bytes = [], 0, 0
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        remedy = f"make room in {tempfile.gettempdir()}, or set TMPDIR"
+        raise StorageError(f"no temporary file can be written ({error}): {remedy}") from error

@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, TypeVar
+from itertools import count
+from typing import Any, BinaryIO, TypeVar
 
 from bcd_ray.errors import ChangedError, ConfigError, NotFoundError, StorageError
 
-_PART_BYTES = 64 << 20  # S3 takes 10,000 parts: 625 GiB
+_PART_BYTES = 16 << 20  # of memory, of each who writes; S3 takes 10,000 parts: 156 GiB
 _ATTEMPTS = 12  # with backoff of at most 20 s between them: one and a half minutes; AWS_MAX_ATTEMPTS says otherwise
 _PASSING_STATUSES = (429, 500, 502, 503, 504)
 _PASSING_CODES = ("ConditionalRequestConflict", "RequestTimeout", "SlowDown")
@@ -62,17 +62,19 @@ def create(uri: str, data: bytes) -> bool:
     return True
 
 
-def create_from_file(uri: str, path: Path) -> bool:
+def create_from_file(uri: str, file: BinaryIO) -> bool:
     """`create` for a file of any size; a large one goes in parts that appear as one object at the end."""
-    if path.stat().st_size <= _PART_BYTES:
-        return create(uri, path.read_bytes())
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if size <= _PART_BYTES:
+        return create(uri, file.read())
     if exists(uri):
         return False
     bucket, key = _bucket_and_key(uri)
     upload = {"Bucket": bucket, "Key": key}
     upload["UploadId"] = _call(uri, lambda client: client.create_multipart_upload(**upload))["UploadId"]
     try:
-        parts = {"Parts": list(_upload_parts(uri, path, upload))}
+        parts = {"Parts": list(_upload_parts(uri, file, upload))}
         # boto3's own upload_file cannot pass the condition on to the end of an upload.
         end = {**upload, "MultipartUpload": parts, "IfNoneMatch": "*"}
         _call(uri, lambda client: client.complete_multipart_upload(**end))
@@ -206,13 +208,13 @@ def _attempts() -> int:
     return int(given)
 
 
-def _upload_parts(uri: str, path: Path, upload: dict[str, str]) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as stream:
-        for number in range(1, 2 + path.stat().st_size // _PART_BYTES):
-            if data := stream.read(_PART_BYTES):
-                part = {**upload, "PartNumber": number, "Body": data}
-                etag = _call(uri, lambda client: client.upload_part(**part))["ETag"]  # noqa: B023
-                yield {"PartNumber": number, "ETag": etag}
+def _upload_parts(uri: str, file: BinaryIO, upload: dict[str, str]) -> Iterator[dict[str, Any]]:
+    for number in count(1):
+        if not (data := file.read(_PART_BYTES)):
+            return
+        part = {**upload, "PartNumber": number, "Body": data}
+        etag = _call(uri, lambda client: client.upload_part(**part))["ETag"]  # noqa: B023
+        yield {"PartNumber": number, "ETag": etag}
 
 
 def _call(uri: str, operation: Callable[[Any], _Result]) -> _Result:

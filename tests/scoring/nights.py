@@ -10,6 +10,7 @@ from bcd_ray.archives.shards import image_id
 from bcd_ray.scoring import schema
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.plan import Plan, Unit
+from bcd_ray.scoring.seen import Seen
 from bcd_ray.storage import StoredObject
 from bcd_ray.uris import printable
 
@@ -49,7 +50,16 @@ def work(ledger: Ledger, plan: Plan, statuses: Statuses | None = None, engine: s
     """Write the plan and what is missing of its units."""
     plan = ledger.begin(plan, FACTS)
     for unit in ledger.unfinished(plan):
-        ledger.write_unit(unit, rows_of(unit, statuses), made_by={"engine": engine, "versions": {}})
+        write(ledger, unit, statuses, {"engine": engine, "versions": {}})
+
+
+def write(
+    ledger: Ledger, unit: Unit, statuses: Statuses | None = None, made_by: Mapping[str, Any] | None = None
+) -> None:
+    """Write the made-up rows of a unit, two at a time."""
+    rows, seen = rows_of(unit, statuses), Seen()
+    seen.add(rows["image_id"].to_pylist())
+    ledger.write_unit(unit, (rows.slice(start, 2) for start in range(0, len(rows), 2)), seen, made_by)
 
 
 def night(

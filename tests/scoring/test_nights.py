@@ -7,7 +7,7 @@ from threading import Barrier
 import duckdb
 import pyarrow.parquet as pq
 import pytest
-from scoring.nights import FACTS, IDENTITY, night, rows_of, shard, work
+from scoring.nights import FACTS, IDENTITY, night, shard, work, write
 
 from bcd_ray import read, storage
 from bcd_ray.errors import ConfigError, JobError
@@ -183,7 +183,7 @@ def test_a_run_that_was_ended_on_another_engine_says_what_made_its_rows(output: 
     ledger = Ledger(output)
     plan = ledger.begin(ledger.plan([*IMAGES, shard("/lab/g.tar")], IDENTITY), FACTS)
     loose = plan.units[0]
-    ledger.write_unit(loose, rows_of(loose), made_by={"engine": "torch", "versions": {"torch": "2"}})
+    write(ledger, loose, made_by={"engine": "torch", "versions": {"torch": "2"}})
     work(ledger, plan, engine="openvino")
     assert ledger.publish(plan)["made_by"] == [
         {"rows": 3, "engine": "openvino", "versions": {}},

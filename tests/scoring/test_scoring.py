@@ -225,11 +225,16 @@ def test_every_image_has_one_row_with_its_status(scored: Scored, synthetic_archi
     assert {status for _, status in scored.expected} == schema.STATUSES.keys() - elsewhere
 
 
-def test_ids_are_unique_and_rows_in_order(scored: Scored) -> None:
+def test_ids_are_unique_and_rows_in_the_order_of_shards_and_their_images(scored: Scored) -> None:
     ids = scored.rows["image_id"].to_pylist()
     assert len(set(ids)) == len(ids)
-    keys = [(row["shard_uri"], row["image_uri"], row["image_id"]) for row in scored.rows.to_pylist()]
-    assert keys == sorted(keys)
+    shards = scored.rows["shard_uri"].to_pylist()
+    assert shards == sorted(shards)
+    for name in ("tars/kinds.tar", "tars/odd.tgz", "parquet/rows.parquet"):
+        listed = next(each for each in storage.list_objects(f"{scored.archive}/{name}"))
+        entries = read_shard(listed, Limits(MAX_IMAGE_BYTES))
+        rows = scored.rows.filter(pc.equal(scored.rows["shard_uri"], listed.uri))
+        assert rows["image_id"].to_pylist() == [entry.image_id for entry in entries]
 
 
 def test_columns_are_the_documented_ones(scored: Scored) -> None:

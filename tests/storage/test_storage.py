@@ -156,17 +156,12 @@ def assert_holds_only(folder: str, *names: str) -> None:
 
 
 @pytest.fixture(params=["create", "create_from_file"])
-def create(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str, bytes], bool]:
+def create(request: pytest.FixtureRequest) -> Callable[[str, bytes], bool]:
     """Both ways to write an object that must not exist."""
     if request.param == "create":
         return storage.create
 
-    def from_file(uri: str, data: bytes) -> bool:
-        path = tmp_path / uuid4().hex
-        path.write_bytes(data)
-        return storage.create_from_file(uri, path)
-
-    return from_file
+    return lambda uri, data: storage.create_from_file(uri, io.BytesIO(data))
 
 
 def test_create_keeps_what_is_there(folder: str, create: Callable[[str, bytes], bool]) -> None:
@@ -190,14 +185,13 @@ def test_of_many_creators_one_wins(folder: str, create: Callable[[str, bytes], b
     assert_holds_only(folder, *(f"{turn}.json" for turn in range(5)))
 
 
-def test_create_from_a_file_larger_than_a_part(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_create_from_a_file_larger_than_a_part(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_side, "_PART_BYTES", 5 << 20)  # the least S3 takes; the real size would be slow here
-    large, small, uri = tmp_path / "large", tmp_path / "small", storage.join(folder, "x.parquet")
-    large.write_bytes(random.Random(0).randbytes((11 << 20) + 1))
-    small.write_bytes(b"small")
+    large, small = io.BytesIO(random.Random(0).randbytes((11 << 20) + 1)), io.BytesIO(b"small")
+    uri = storage.join(folder, "x.parquet")
     assert storage.create_from_file(uri, large)
     before = listed(uri)
-    assert storage.read_bytes(uri) == large.read_bytes()
+    assert storage.read_bytes(uri) == large.getvalue()
     assert not storage.create_from_file(uri, large)
     assert not storage.create_from_file(uri, small)
     monkeypatch.setattr(s3_side, "exists", lambda uri: False)  # as for a writer that looked before another was done
@@ -207,17 +201,16 @@ def test_create_from_a_file_larger_than_a_part(folder: str, tmp_path: Path, monk
 
 
 def test_a_failed_upload_in_parts_is_a_storage_error_that_leaves_nothing(
-    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3_side, "_PART_BYTES", 5 << 20)
-    path = tmp_path / "large"
-    path.write_bytes(bytes(6 << 20))
+    large = io.BytesIO(bytes(6 << 20))
     with pytest.raises(NotFoundError, match="check bucket and key"):
-        storage.create_from_file("s3://no-such-bucket/x.parquet", path)
+        storage.create_from_file("s3://no-such-bucket/x.parquet", large)
     monkeypatch.setattr(s3_side, "_PART_BYTES", 1 << 20)  # S3 refuses smaller parts than 5 MiB at the end
     folder = storage.join(s3, uuid4().hex)
     with pytest.raises(StorageError):
-        storage.create_from_file(storage.join(folder, "x.parquet"), path)
+        storage.create_from_file(storage.join(folder, "x.parquet"), large)
     assert_holds_only(folder)
 
 
@@ -309,7 +302,7 @@ OPERATIONS: dict[str, Callable[[str, Path], object]] = {
     "exists": lambda uri, path: storage.exists(uri),
     "write": lambda uri, path: storage.write_bytes(uri, b"x"),
     "create": lambda uri, path: storage.create(uri, b"x"),
-    "create from file": lambda uri, path: storage.create_from_file(uri, path),
+    "create from file": lambda uri, path: storage.create_from_file(uri, io.BytesIO(b"x")),
     "delete": lambda uri, path: storage.delete(uri),
 }
 
