@@ -24,6 +24,7 @@ from bcd_ray.uris import printable
 
 _ACTOR_ON_GPU_MIB = 1600  # 1.2 GB were measured on an H200
 _MOST_ON_A_GPU = 16
+_MOST_THREADS = 8  # of an actor: of a larger machine's cores several take eight each
 _MOST_ACTORS = 1000  # to reckon with, where an autoscaler knows no limit
 LAST_WORDS = (
     "error: killed from outside, or ended by Ray's core because its cluster died: look for full memory and for nodes "
@@ -106,6 +107,20 @@ def on_cluster() -> bool:
         node = ray._private.worker._global_node  # None behind ray://
         return node is None or not node.head
     return bool(cluster_address())
+
+
+def ray_runs() -> bool:
+    """Whether there is a Ray to join, so that none would have to be started."""
+    import ray
+
+    return ray.is_initialized() or bool(cluster_address())
+
+
+def own_cores() -> int:
+    """Cores of this machine, as far as its control group gives them, for the threads of one process."""
+    from ray._private.utils import get_num_cpus
+
+    return max(1, min(_MOST_THREADS, int(get_num_cpus(override_docker_cpu_warning=True))))
 
 
 def cluster_address() -> str:
@@ -261,7 +276,7 @@ def actor_pool(most: int = 0, on_gpu: bool = False) -> ActorPool:
         later = [(sharing * int(each["GPU"]), count) for each, count in to_come]
     else:
         cpus = [each["CPU"] for each in resources] or [each["CPU"] for each, _ in to_come]
-        threads = int(min([8.0, *cpus]))
+        threads = int(min([_MOST_THREADS, *cpus]))
         gpus, counts = 0.0, [int(each["CPU"] // (0.75 * threads)) for each in resources]
         later = [(int(each["CPU"] // (0.75 * threads)), count) for each, count in to_come]
     fit = max(1, sum(counts))

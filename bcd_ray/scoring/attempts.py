@@ -31,6 +31,7 @@ class Start(NamedTuple):
 
 
 FIRST = Start()
+APART = Start(attempt=2)
 
 
 def nobody(step: str) -> None:

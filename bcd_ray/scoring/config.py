@@ -36,6 +36,8 @@ class ScoreConfig:
     """Memory that decoding may take on each actor, all images at a time together; plain JPEGs take 50 MB a core."""
     max_actors: int = 0
     """Most scoring actors on a cluster that grows; 0: as many as its cores allow, also those of nodes that join."""
+    small_run_bytes: int = 64 << 20
+    """Shards of fewer bytes together are scored in the job's own process, where it would have to start Ray; 0: none."""
     engine: Literal["auto", "openvino", "openvino-int8", "torch", "torch-cuda"] = "auto"
     """What the network runs on: `openvino`, CPUs in fp32; `openvino-int8`, about twice as fast; `torch-cuda`, GPUs in
     half precision; `torch`, the reference in fp32 on CPUs. `auto`: GPUs where the cluster has them, else `openvino`."""
@@ -45,7 +47,7 @@ class ScoreConfig:
             raise ConfigError("--input names no archive")
         object.__setattr__(self, "input", tuple(uris.real(uris.normalize(uri)) for uri in self.input))
         normalize(self, "model", "output")
-        at_least(self, 0, "max_unscored", "max_left_out", "max_undelivered", "max_actors")
+        at_least(self, 0, "max_unscored", "max_left_out", "max_undelivered", "max_actors", "small_run_bytes")
         at_least(self, 1, "max_image_bytes", "max_pixels", "max_decode_seconds")
         at_least(self, 256 << 20, "max_decode_bytes")
 

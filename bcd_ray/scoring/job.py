@@ -1,40 +1,27 @@
 """Scoring, top to bottom: load the model, list the archives, plan, score what is missing, publish."""
 
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from bcd_ray import storage, uris
-from bcd_ray.archives.images import DECODER_VERSION, Limits
+from bcd_ray.archives.images import DECODER_VERSION
 from bcd_ray.archives.listing import list_archive
-from bcd_ray.archives.shards import is_loose
 from bcd_ray.archives.suffixes import left_out_words
-from bcd_ray.errors import ConfigError, JobError, NotFoundError
+from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.model.bundle import Bundle, load_bundle
-from bcd_ray.model.choice import Choice, choose_engine, precision
+from bcd_ray.model.choice import choose_engine, precision
 from bcd_ray.model.quality import QUALITY_VERSION
 from bcd_ray.model.triage import TRIAGE_VERSION
-from bcd_ray.progress import Progress, say
-from bcd_ray.runtime import actor_pool, gpu_count, library_versions, ray_session
+from bcd_ray.progress import say
+from bcd_ray.runtime import gpu_count, library_versions, ray_session
 from bcd_ray.scoring import schema
-from bcd_ray.scoring.access import folders_of
-from bcd_ray.scoring.attempts import start_counter
 from bcd_ray.scoring.config import ScoreConfig
+from bcd_ray.scoring.executing import Work, here, needs_ray, on_ray, score_units
 from bcd_ray.scoring.ledger import Ledger
-from bcd_ray.scoring.plan import Unit
 from bcd_ray.scoring.state import Missed, digest
-from bcd_ray.scoring.worker import UNITS_AT_A_TIME, ScoringActor
 from bcd_ray.storage import StoredObject
-
-# Of Ray Data, each of one unit or several: a task costs 50 core milliseconds, 14 of them in its actor. Of shards
-# of 64 small images, a task each, two cores did 0.75 times as many with a network that takes no time.
-# On a GPU an image takes 0.6 core milliseconds, not 12: with tasks as small as a CPU's an H200 did 0.96 times as many.
-_TASK_BYTES, _TASK_BYTES_ON_GPU = 16 << 20, 64 << 20
-# For each unit that an actor has under way: with fewer, some have nothing left to do at the end.
-_LEAST_TASKS, _LEAST_TASKS_ON_GPU = 8, 4
-_MOST_TASKS = 4000  # its driver keeps state for every task
 
 
 @dataclass(frozen=True)
@@ -60,16 +47,18 @@ def score(config: ScoreConfig) -> Outcome:
     if not plan.units:
         return Outcome(None, len(shards), ledger.state().missed(shards, digest(identity)), left_out)
     unfinished = ledger.unfinished(plan)
-    with ray_session() if unfinished else nullcontext():
-        choice = choose_engine(config.engine, gpu_count() if unfinished else 0)
+    with_ray = bool(unfinished) and needs_ray(unfinished, config, begun=ledger.is_begun(plan))
+    with ray_session() if with_ray else nullcontext():
+        choice = choose_engine(config.engine, gpu_count() if with_ray else 0)
         facts: dict[str, Any] = {"engine": asdict(choice), "versions": library_versions()}
         facts["configuration"] = asdict(config)
         facts |= {"left_out": left_out, "source_limit": bundle.triage.settings.get("source")}
         plan = ledger.begin(plan, facts)
         done = len(plan.units) - len(unfinished)
-        say(f"run {plan.run_id}: {done:,} of {len(plan.units):,} units done before; {choice}")
+        how = "" if with_ray or not unfinished else "; too little to start Ray for"
+        say(f"run {plan.run_id}: {done:,} of {len(plan.units):,} units done before; {choice}{how}")
         if unfinished:
-            _score_units(unfinished, bundle, choice, ledger, config)
+            score_units(Work(unfinished, bundle, choice, ledger, config), on_ray if with_ray else here)
     manifest = ledger.publish(plan, config.max_undelivered)
     return Outcome(manifest, len(shards), ledger.state().missed(shards, digest(identity)), left_out)
 
@@ -115,41 +104,3 @@ def _identity(bundle: Bundle, config: ScoreConfig) -> dict[str, Any]:
         "max_pixels": config.max_pixels,
         "max_decode_seconds": config.max_decode_seconds,
     }
-
-
-def _score_units(units: list[Unit], bundle: Bundle, choice: Choice, ledger: Ledger, config: ScoreConfig) -> None:
-    """Each unit's rows go from the actor that made them straight to storage; only counts come back."""
-    import ray
-
-    pool = actor_pool(config.max_actors, choice.on_gpu)
-    limits = Limits(config.max_image_bytes, config.max_pixels, config.max_decode_seconds, config.max_decode_bytes)
-    arguments = (ray.put(bundle), folders_of(units), choice.name, ledger, limits, pool.threads, start_counter())
-    counts = ray.data.from_items(
-        [{"unit": unit} for unit in units], override_num_blocks=count_tasks(units, pool.most, choice.on_gpu)
-    ).map_batches(
-        ScoringActor,
-        batch_size=1,
-        fn_constructor_args=arguments,
-        **pool.options(calls=UNITS_AT_A_TIME),
-    )
-    loose = sum(len(unit.shards) for unit in units if is_loose(unit.shards[0].uri))
-    all_loose = all(is_loose(unit.shards[0].uri) for unit in units)
-    progress = Progress("scoring", loose if all_loose else None, units=len(units))
-    errors = []
-    for batch in counts.iter_batches(batch_size=1):
-        errors += [str(error) for error in batch["error"] if error]
-        progress.add(int(batch["rows"][0]))
-    progress.finish()
-    if errors:
-        raise JobError(
-            f"{len(errors)} of {len(units)} units could not be written ({errors[0]}): "
-            "make room or mend the store; the same command does only what is missing"
-        )
-
-
-def count_tasks(units: Sequence[Unit], actors: int, on_gpu: bool = False) -> int:
-    """How many tasks of Ray Data the units are dealt to: small units share one, but no actor is left without work."""
-    size = sum(shard.size for unit in units for shard in unit.shards)
-    of_task, least = (_TASK_BYTES_ON_GPU, _LEAST_TASKS_ON_GPU) if on_gpu else (_TASK_BYTES, _LEAST_TASKS)
-    wanted = max(size // of_task, least * UNITS_AT_A_TIME * actors)
-    return min(len(units), wanted, _MOST_TASKS)

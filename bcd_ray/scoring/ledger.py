@@ -100,6 +100,10 @@ class Ledger:
         done = set(storage.list_names(storage.join(self.output, "_work", "units")))
         return [unit for unit in plan.units if f"{unit.unit_id}.parquet" not in done]
 
+    def is_begun(self, plan: Plan) -> bool:
+        """Whether an earlier attempt at the same run wrote its plan."""
+        return storage.exists(self._plan_uri(plan.run_id))
+
     def is_finished(self, unit: Unit) -> bool:
         """Whether the rows of a unit are there."""
         return storage.exists(self._unit_uri(unit.unit_id))

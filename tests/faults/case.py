@@ -100,6 +100,7 @@ class Case:
         path = str(folder / "faults.json") if second else ""
         self.stage.plan(folder, faults, clock_s, part_bytes, path)
         arguments = ["--model", self.stage.model, "--input", self.archive, "--output", self.output]
+        arguments += ["--small-run-bytes", "0"]  # what is to fail is on Ray
         variables = {**self.stage.environment, "RAY_ADDRESS": self.stage.nodes.address, **(environment or {})}
         variables |= {hooks.FAULTS: path} if second else {}
         # Of two drivers forked from one process Ray's "random" object ids are the same, and the second dies of it.

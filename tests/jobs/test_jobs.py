@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from conftest import IMAGES_PER_CLASS
@@ -34,6 +35,8 @@ from bcd_ray.learning.head import FitConfig, Parts, fit_head
 from bcd_ray.learning.job import train
 from bcd_ray.learning.spoiling import SPOILT
 from bcd_ray.model.bundle import load_bundle
+from bcd_ray.scoring import executing
+from bcd_ray.scoring import job as scoring_job
 
 ROOT = Path(__file__).parents[2]
 AS_BUNDLE = ("--augmented-views", "1", "--epochs", "5")  # how the shared bundle was trained
@@ -144,7 +147,7 @@ def test_pack_and_score(bundle: Path, small_archive: Path, tmp_path: Path, in_pr
     assert_says_no_more_than_progress(packed)
 
     scores = ("--model", bundle, "--output", tmp_path / "scores", "--input", tmp_path / "shards")
-    scored = as_process("score", *scores)
+    scored = as_process("score", *scores, "--small-run-bytes", 0)  # with a Ray of its own
     assert scored.code == EXIT_OK
     assert "24 images scored, 0 could not be scored" in scored.out
     assert_says_no_more_than_progress(scored)
@@ -153,8 +156,43 @@ def test_pack_and_score(bundle: Path, small_archive: Path, tmp_path: Path, in_pr
     assert f"manifest     {tmp_path / 'scores/manifests' / predictions.stem}.json\n" in scored.out
 
 
+def rows_of(output: Path) -> pd.DataFrame:
+    """What was published, without what differs from run to run."""
+    return pd.read_parquet(output / "predictions").drop(columns=["run_id", "scored_at"])
+
+
+def test_few_images_are_scored_without_ray_and_alike(
+    bundle: Path, small_archive: Path, tmp_path: Path, in_process: Job
+) -> None:
+    options = ("--model", bundle, "--input", small_archive, "--output")
+    ended = as_process("score", *options, tmp_path / "here")
+    assert ended.code == EXIT_OK
+    assert "too little to start Ray for" in ended.err
+    with_ray = in_process("score", *options, tmp_path / "ray")
+    assert "too little" not in with_ray.err
+    pd.testing.assert_frame_equal(rows_of(tmp_path / "here"), rows_of(tmp_path / "ray"))
+
+
+def test_what_a_job_of_few_images_died_of_is_left_to_ray(
+    bundle: Path, small_archive: Path, tmp_path: Path, in_process: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(work: executing.Work) -> executing.Done:
+        raise SystemExit(-9)
+
+    options = ("--model", bundle, "--input", small_archive, "--output", tmp_path / "scores")
+    with monkeypatch.context() as patch:
+        patch.setattr(executing, "ray_runs", lambda: False)
+        patch.setattr(scoring_job, "here", die)
+        assert in_process("score", *options).code == -9
+    again = as_process("score", *options)
+    assert again.code == EXIT_OK
+    assert "0 of 1 units done before" in again.err
+    assert "too little" not in again.err
+    assert len(rows_of(tmp_path / "scores")) == 24
+
+
 def test_a_cluster_that_dies_is_told_in_a_line(bundle: Path, synthetic_archive: Path, tmp_path: Path) -> None:
-    options = ("--model", bundle, "--input", synthetic_archive, "--output", tmp_path / "scores")
+    options = ("--model", bundle, "--input", synthetic_archive, "--output", tmp_path / "scores", "--small-run-bytes", 0)
     command = [sys.executable, "jobs/score.py", *map(str, options)]
     with subprocess.Popen(command, cwd=ROOT, env=with_its_own_ray(), stderr=subprocess.PIPE, text=True) as job:
         assert job.stderr

@@ -41,7 +41,8 @@ from bcd_ray.model.quality import MEASURES
 from bcd_ray.model.triage import REASONS
 from bcd_ray.scoring import schema
 from bcd_ray.scoring.config import ScoreConfig
-from bcd_ray.scoring.job import Outcome, count_tasks, score
+from bcd_ray.scoring.executing import count_tasks
+from bcd_ray.scoring.job import Outcome, score
 from bcd_ray.scoring.ledger import Ledger
 
 MAX_IMAGE_BYTES, MAX_PIXELS = 300_000, 1_000_000

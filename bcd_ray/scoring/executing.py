@@ -1,0 +1,114 @@
+"""Where the units of a run are scored: by actors of Ray Data or, where they are small, in the job's own process."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bcd_ray.archives.images import Limits
+from bcd_ray.archives.shards import is_loose
+from bcd_ray.errors import JobError, StorageError
+from bcd_ray.model.bundle import Bundle
+from bcd_ray.model.choice import Choice
+from bcd_ray.progress import Progress
+from bcd_ray.runtime import actor_pool, own_cores, ray_runs
+from bcd_ray.scoring.access import folders_of
+from bcd_ray.scoring.attempts import APART, start_counter
+from bcd_ray.scoring.config import ScoreConfig
+from bcd_ray.scoring.ledger import Ledger
+from bcd_ray.scoring.plan import Unit
+from bcd_ray.scoring.worker import UNITS_AT_A_TIME, ScoringActor, UnitScorer
+
+# Of Ray Data, each of one unit or several: a task costs 50 core milliseconds, 14 of them in its actor. Of shards
+# of 64 small images, a task each, two cores did 0.75 times as many with a network that takes no time.
+# On a GPU an image takes 0.6 core milliseconds, not 12: with tasks as small as a CPU's an H200 did 0.96 times as many.
+_TASK_BYTES, _TASK_BYTES_ON_GPU = 16 << 20, 64 << 20
+# For each unit that an actor has under way: with fewer, some have nothing left to do at the end.
+_LEAST_TASKS, _LEAST_TASKS_ON_GPU = 8, 4
+_MOST_TASKS = 4000  # its driver keeps state for every task
+
+
+class Work(NamedTuple):
+    """What there is to do, and with what."""
+
+    units: list[Unit]
+    bundle: Bundle
+    choice: Choice
+    ledger: Ledger
+    config: ScoreConfig
+
+    @property
+    def limits(self) -> Limits:
+        config = self.config
+        return Limits(config.max_image_bytes, config.max_pixels, config.max_decode_seconds, config.max_decode_bytes)
+
+
+Done = Iterator[tuple[int, str]]  # of each unit how many rows were written, and the error if they could not be
+
+
+def needs_ray(units: Sequence[Unit], config: ScoreConfig, begun: bool) -> bool:
+    """Whether actors are to score these units, which were `begun` by an earlier attempt or not.
+
+    To start Ray and end it takes as long as to score some thousand images. But who was killed in the job's own process
+    killed the job, so what was begun before is for actors, which are begun again.
+    """
+    small = _size(units) < config.small_run_bytes
+    gpu = config.engine == "torch-cuda" or (config.engine == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
+    return begun or not small or gpu or ray_runs()
+
+
+def score_units(work: Work, executor: Callable[[Work], Done]) -> None:
+    """Score units and write their rows, `on_ray` or `here`; JobError if some could not be written."""
+    units = work.units
+    loose = sum(len(unit.shards) for unit in units if is_loose(unit.shards[0].uri))
+    all_loose = all(is_loose(unit.shards[0].uri) for unit in units)
+    progress = Progress("scoring", loose if all_loose else None, units=len(units))
+    errors = []
+    for rows, error in executor(work):
+        errors += [error] if error else []
+        progress.add(rows)
+    progress.finish()
+    if errors:
+        raise JobError(
+            f"{len(errors)} of {len(units)} units could not be written ({errors[0]}): "
+            "make room or mend the store; the same command does only what is missing"
+        )
+
+
+def on_ray(work: Work) -> Done:
+    """Each unit's rows go from the actor that made them straight to storage; only counts come back."""
+    import ray
+
+    units, bundle, choice, ledger, config = work
+    pool = actor_pool(config.max_actors, choice.on_gpu)
+    arguments = (ray.put(bundle), folders_of(units), choice.name, ledger, work.limits, pool.threads, start_counter())
+    counts = ray.data.from_items(
+        [{"unit": unit} for unit in units], override_num_blocks=count_tasks(units, pool.most, choice.on_gpu)
+    ).map_batches(
+        ScoringActor,
+        batch_size=1,
+        fn_constructor_args=arguments,
+        **pool.options(calls=UNITS_AT_A_TIME),
+    )
+    for batch in counts.iter_batches(batch_size=1):
+        yield int(batch["rows"][0]), str(batch["error"][0])
+
+
+def here(work: Work) -> Done:
+    """Each unit in this process, and every image decoded in one apart: an image must not end the job."""
+    scorer = UnitScorer(work.bundle, work.choice.name, work.ledger, work.limits, own_cores(), None)
+    for unit in work.units:
+        try:
+            yield scorer.score(unit, APART), ""
+        except StorageError as error:  # the other units may do better
+            yield 0, str(error)
+
+
+def count_tasks(units: Sequence[Unit], actors: int, on_gpu: bool = False) -> int:
+    """How many tasks of Ray Data the units are dealt to: small units share one, but no actor is left without work."""
+    of_task, least = (_TASK_BYTES_ON_GPU, _LEAST_TASKS_ON_GPU) if on_gpu else (_TASK_BYTES, _LEAST_TASKS)
+    wanted = max(_size(units) // of_task, least * UNITS_AT_A_TIME * actors)
+    return min(len(units), wanted, _MOST_TASKS)
+
+
+def _size(units: Sequence[Unit]) -> int:
+    return sum(shard.size for unit in units for shard in unit.shards)
