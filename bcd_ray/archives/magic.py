@@ -9,9 +9,19 @@ _MAGIC = (
     *((version, "gif") for version in (b"GIF87a", b"GIF89a")),
     *((start, "jp2") for start in (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51\0")),
     *((start, "jxl") for start in (b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a")),
-    (b"ZISSRAWFILE\0", "czi"),  # slides of Zeiss
+    (b"II\xbc\x01", "jxr"),
+    (b"ZISSRAWFILE\0", "czi"),
+    (b"\xda\xce\xbe\n\0\0\0\0", "nd2"),
     (b"8BPS\0\x01", "psd"),
 )
+_NOT_READ = {  # each by the name that people know
+    "heic": "HEIC or AVIF",
+    "jxl": "JPEG XL",
+    "jxr": "JPEG XR",
+    "czi": "a slide of Zeiss (CZI)",
+    "nd2": "a file of Nikon's microscopes (ND2)",
+    "psd": "Photoshop's own",
+}
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes of their second header: "BM" alone says too little
 _HEIF_BRANDS = (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis")
 
@@ -28,3 +38,8 @@ def image_suffix(head: bytes) -> str | None:
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
         return "heic"
     return "dcm" if head[128:132] == b"DICM" else None
+
+
+def kind_not_read(head: bytes) -> str | None:
+    """What an image is called that begins with these bytes and that nothing here decodes."""
+    return _NOT_READ.get(image_suffix(head) or "")

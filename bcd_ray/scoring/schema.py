@@ -90,7 +90,7 @@ STATUSES = {
     "too_large": "More bytes than `--max-image-bytes`; not read",
     "too_many_pixels": "More pixels than `--max-pixels`; not decoded",
     "multiple_pictures": "A multi-page or animated file, a stack in one page, or DICOM of several frames",
-    "unsupported_mode": "Pixels whose range or colours nothing defines, such as floating-point or signed ones",
+    "unsupported_mode": "Pixels whose range or colours nothing defines, or a kind that is not read, such as HEIC",
     "unsafe_member": "A link out of the archive, a pipe or a device; in a tar or zip any link, or a name with `..`",
     "unreadable_shard": "One row for the part of a shard that cannot be read",
     "empty_shard": "One row for a tar, zip or Parquet file without images",

@@ -3,6 +3,7 @@
 `python tests/archives/format_cases.py` writes the table anew.
 """
 
+import base64
 import io
 import struct
 import zlib
@@ -16,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 import tifffile
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, VLMicroscopicImageStorage
+from pydicom.uid import VLMicroscopicImageStorage
 
 from bcd_ray.learning.synthetic import draw_smear
 
@@ -154,6 +155,34 @@ def surplus(data: bytes) -> bytes:
     return data[:-2] + bytes(range(1, 41)) + data[-2:]
 
 
+# Grey of 16x16, by a libjpeg-turbo that was told to code arithmetically, at quality 50.
+ARITHMETIC = base64.b85decode(
+    "|JeWF01!$>Nk#wx0RR9200961|JwjV01yid4h#wq4h;?x5fBp?C>j_R78o%jB^@X_Gd(;xGdMRuNL)@pL{~*OI8bd-S6^ahXlFi6"
+    "ad~iLcwA*?WB<tj3kU!Z01yEI5di<p00saM5C#9*00;pA002J#{u?I7CY~PTT^(AFfdAP"
+)
+
+
+def arithmetic() -> bytes:
+    """A JPEG whose arithmetic code stands across its 65,536th byte, behind a long comment."""
+    room = (1 << 16) - 4 - ARITHMETIC.index(b"\xff\xda") - 10
+    return ARITHMETIC[:2] + b"\xff\xfe" + struct.pack(">H", room - 2) + bytes(room - 4) + ARITHMETIC[2:]
+
+
+def arithmetic_shown() -> Array:
+    """What it shows: the same picture in Huffman's code."""
+    ramp = np.tile(np.linspace(60, 220, 16).astype(np.uint8), (16, 1))
+    huffman = Image.open(io.BytesIO(pil(ramp, "JPEG", quality=50)))
+    return np.asarray(huffman.resize((224, 224), Image.Resampling.BILINEAR))
+
+
+def turned(data: bytes) -> bytes:
+    """A JPEG that says that it lies on its side."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    told = exif.tobytes()
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(told) + 2) + told + data[2:]
+
+
 def turned_411() -> bytes:
     """4:4:1, what 4:1:1 becomes when it is turned by 90 degrees; of one colour, which shows no order of blocks."""
     data = imagecodecs.jpeg8_encode(np.full((224, 224, 3), (200, 120, 181), np.uint8), level=95, subsampling="411")
@@ -173,14 +202,33 @@ ICC, SHOWN_BY_ICC = wide_profile()
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-def bitfields(red: int, green: int, blue: int) -> bytes:
-    """A BMP of 32 bits whose masks are its own."""
-    shifts = [(mask & -mask).bit_length() - 1 for mask in (red, green, blue)]
-    pixels = sum(SMEAR[::-1, :, index].astype("<u4") << shift for index, shift in enumerate(shifts))
-    body = np.asarray(pixels, "<u4").tobytes()
-    header = struct.pack("<IiiHHIIiiII", 40, 224, 224, 1, 32, 3, len(body), 0, 0, 0, 0)
-    masks = struct.pack("<III", red, green, blue)
-    return b"BM" + struct.pack("<IHHI", 66 + len(body), 0, 0, 66) + header + masks + body
+def bitfields(bits: int, *masks: int) -> bytes:
+    """A BMP of 16 or 32 bits whose masks of red, green and blue are its own."""
+    pixels = np.zeros((224, 224), np.uint32)
+    for mask, values in zip(masks, SMEAR[::-1].astype(np.uint32).transpose(2, 0, 1), strict=True):
+        shift = (mask & -mask).bit_length() - 1
+        pixels |= values * (mask >> shift) // 255 << shift
+    body = pixels.astype(f"<u{bits // 8}").tobytes()
+    header = struct.pack("<IiiHHIIiiII", 40, 224, 224, 1, bits, 3, len(body), 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 66 + len(body), 0, 0, 66) + header + struct.pack("<III", *masks) + body
+
+
+def bmp_with_profile() -> bytes:
+    """A BMP of the fifth header with an ICC profile behind its pixels."""
+    body = SMEAR[::-1, :, ::-1].tobytes()
+    header = struct.pack("<IiiHHIIiiII", 124, 224, 224, 1, 24, 0, len(body), 0, 0, 0, 0) + bytes(16) + b"DEBM"
+    header += bytes(48) + struct.pack("<IIII", 4, 124 + len(body), len(ICC), 0)
+    return b"BM" + struct.pack("<IHHI", 138 + len(body) + len(ICC), 0, 0, 138) + header + body + ICC
+
+
+def jp2_with_profile() -> bytes:
+    """A JPEG 2000 file whose box of colours holds an ICC profile."""
+    data = imagecodecs.jpeg2k_encode(SMEAR, level=0)
+    at, outer = data.index(b"colr") - 4, data.index(b"jp2h") - 4
+    box = struct.pack(">I", 11 + len(ICC)) + b"colr\2\0\0" + ICC
+    (length,) = struct.unpack_from(">I", data, outer)
+    header = struct.pack(">I", length - 15 + len(box)) + data[outer + 4 : at] + box
+    return data[:outer] + header + data[at + 15 :]
 
 
 def ycbcr(subsampling: tuple[int, int], *tags: tuple[int, int, Any]) -> bytes:
@@ -202,8 +250,14 @@ def ycbcr_shown(low: float = 0, high: float = 255) -> Array:
     return np.clip(np.stack([red, green, blue], -1), 0, 255).round().astype(np.uint8)
 
 
-def dicom(values: Array, photometric: str = "RGB", syntax: str = ExplicitVRLittleEndian, **elements: Any) -> bytes:
-    """A DICOM file of a patient who does not exist."""
+def dicom(
+    values: Array,
+    photometric: str = "RGB",
+    syntax: str = pydicom.uid.ExplicitVRLittleEndian,
+    frame: bytes | None = None,
+    **elements: Any,
+) -> bytes:
+    """A DICOM file of a patient who does not exist; of values, or of them compressed to a frame."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = VLMicroscopicImageStorage, "1.2.3"
     meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
@@ -218,13 +272,21 @@ def dicom(values: Array, photometric: str = "RGB", syntax: str = ExplicitVRLittl
     for name, value in elements.items():
         setattr(dataset, name, value)
     dataset.HighBit = dataset.BitsStored - 1
-    if syntax == JPEGLSLossless:
-        dataset.PixelData = pydicom.encaps.encapsulate([imagecodecs.jpegls_encode(values)])
-    else:
-        dataset.PixelData = values.tobytes()
+    dataset.PixelData = values.tobytes() if frame is None else pydicom.encaps.encapsulate([frame])
     sink = io.BytesIO()
     dataset.save_as(sink, enforce_file_format=True)
     return sink.getvalue()
+
+
+def of_palette(bits: int) -> tuple[bytes, Array]:
+    """A DICOM file whose samples are places in a palette of so many bits, and what it shows."""
+    colours = np.random.default_rng(0).integers(0, 256, (3, 256))
+    told: dict[str, Any] = {}
+    for name, values in zip(("Red", "Green", "Blue"), colours, strict=True):
+        told[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
+        deep = values * 257 if bits == 16 else values
+        told[f"{name}PaletteColorLookupTableData"] = deep.astype(f"<u{bits // 8}").tobytes()
+    return dicom(GREY, "PALETTE COLOR", **told), colours.T[GREY].astype(np.uint8)
 
 
 def to_ybr(values: Array) -> Array:
@@ -275,6 +337,13 @@ def jpegs() -> Iterator[Case]:
         make=lambda: imagecodecs.jpeg8_encode(DEEP, lossless=True, bitspersample=16),
     )
     yield case("JPEG-LS", "scored", "imagecodecs", SMEAR, make=lambda: imagecodecs.jpegls_encode(SMEAR))
+    twelve = imagecodecs.jpeg8_encode(TWELVE, level=98, bitspersample=12)
+    upright = np.rot90(SMEAR, -1)
+    yield case("JPEG, 12 bits, on its side", "scored", "imagecodecs", upright, 40, make=lambda: turned(twelve))
+    yield case("JPEG, 12 bits, cut off", "corrupt_image", make=lambda: twelve[: len(twelve) // 2])
+    shown = arithmetic_shown()
+    yield case("JPEG, arithmetic code, over 64 kB", "scored", "imagecodecs", shown, make=arithmetic)
+    yield case("JPEG, arithmetic code, cut off", "corrupt_image", make=lambda: arithmetic()[:-2])
     yield case("JPEG with surplus bytes before its end", "damaged", "Pillow", SMEAR, 40, make=lambda: surplus(plain))
     yield case("JPEG, cut off", "corrupt_image", make=lambda: plain[: len(plain) // 2])
 
@@ -290,6 +359,9 @@ def pngs() -> Iterator[Case]:
     yield case("PNG, 16 bits, grey", "scored", "imagecodecs", GREY, make=lambda: png(DEEP_GREY, 16, 0))
     deep = with_alpha(DEEP, halved(DEEP))
     yield case("PNG, 16 bits, alpha", "scored", "imagecodecs", on_white(SMEAR), make=lambda: png(deep, 16, 6))
+    side = (b"eXIf", b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0")
+    upright = np.rot90(SMEAR, -1)
+    yield case("PNG, 16 bits, on its side", "scored", "imagecodecs", upright, make=lambda: png(DEEP, 16, 2, side))
     odd = DEEP.copy()
     odd[112:] = (40_001, 30_001, 20_001)
     key = (b"tRNS", struct.pack(">HHH", 40_001, 30_001, 20_001))
@@ -369,6 +441,8 @@ def simple_tiffs() -> Iterator[Case]:
             f"TIFF, {compression}", "scored", reader, SMEAR, make=lambda c=compression: tiff(SMEAR, compression=c)
         )
     yield case("TIFF, JPEG", "scored", "Pillow", SMEAR, 60, make=lambda: tiff(SMEAR, compression="jpeg"))
+    lossless = {"compression": "jpeg", "compressionargs": {"lossless": True}}
+    yield case("TIFF, lossless JPEG", "scored", "imagecodecs", SMEAR, make=lambda: tiff(SMEAR, **lossless))
     for compression in ("jpeg2000", "webp", "jpegxl", "lerc", "png", "jpegxr"):
         name = f"TIFF, {compression}"
         yield case(name, "scored", "imagecodecs", SMEAR, 60, make=lambda c=compression: tiff(SMEAR, compression=c))
@@ -471,6 +545,9 @@ def spoilt_strip(data: bytes, place: int) -> bytes:
 
 def deep_tiffs() -> Iterator[Case]:
     yield case("TIFF, 16 bits", "scored", "tifffile", SMEAR, make=lambda: tiff(DEEP))
+    side = {"extratags": [(274, 3, 1, 6, True)]}
+    upright = np.rot90(SMEAR, -1)
+    yield case("TIFF, 16 bits, on its side", "scored", "tifffile", upright, make=lambda: tiff(DEEP, **side))
     yield case("TIFF, 16 bits, grey", "scored", "tifffile", GREY, make=lambda: tiff(DEEP_GREY, "minisblack"))
     for byteorder, name in (("<", "little-endian"), (">", "big-endian")):
         planes = DEEP.transpose(2, 0, 1)
@@ -640,25 +717,125 @@ def described(tags: list[tuple[int, int, Any]], pixels: bytes, text: str, strip:
 
 def others() -> Iterator[Case]:
     yield case("BMP", "scored", "Pillow", SMEAR, make=lambda: pil(SMEAR, "BMP"))
-    yield case(
-        "BMP, masks of its own",
-        "scored",
-        "the package",
-        SMEAR,
-        make=lambda: bitfields(0xFF << 2, 0xFF << 12, 0xFF << 22),
-    )
+    own = bitfields(32, 0xFF << 2, 0xFF << 12, 0xFF << 22)
+    yield case("BMP, masks of its own", "scored", "the package", SMEAR, make=lambda: own)
+    yield case("BMP, 16 bits, 5-6-5", "scored", "Pillow", SMEAR, 9, make=lambda: bitfields(16, 0xF800, 0x7E0, 0x1F))
+    four = bitfields(16, 0xF00, 0xF0, 0xF)
+    yield case("BMP, 16 bits, masks of 4 bits", "scored", "the package", SMEAR, 17, make=lambda: four)
+    yield case("BMP with an ICC profile", "scored", "Pillow", SHOWN_BY_ICC, 4, make=bmp_with_profile)
+    yield case("GIF", "scored", "Pillow", GREY, make=lambda: pil(GREY, "GIF"))
+    both = {"save_all": True, "append_images": [Image.fromarray(255 - GREY)]}
+    yield case("GIF, animated", "multiple_pictures", make=lambda: pil(GREY, "GIF", **both))
+    yield case("GIF, cut off", "corrupt_image", make=lambda: pil(GREY, "GIF")[:-5000])
     yield case("WebP, lossless", "scored", "Pillow", SMEAR, make=lambda: pil(SMEAR, "WEBP", lossless=True))
+    webp = {"lossless": True, "icc_profile": ICC}
+    yield case("WebP with an ICC profile", "scored", "Pillow", SHOWN_BY_ICC, 4, make=lambda: pil(SMEAR, "WEBP", **webp))
     yield case("WebP, cut off", "corrupt_image", make=lambda: pil(SMEAR, "WEBP", lossless=True)[:-200])
+    yield from jpegs_2000()
+    for kind, begin in (
+        ("HEIC", b"\0\0\0\x18ftypheic\0\0\0\0"),
+        ("AVIF", b"\0\0\0\x18ftypavif\0\0\0\0"),
+        ("JPEG XL", b"\xff\x0a"),
+        ("JPEG XR", b"II\xbc\x01"),
+        ("Photoshop", b"8BPS\0\1"),
+        ("Zeiss CZI", b"ZISSRAWFILE\0"),
+        ("Nikon ND2", b"\xda\xce\xbe\n\0\0\0\0"),
+    ):
+        yield case(kind, "unsupported_mode", make=lambda start=begin: start + bytes(500))
+    yield case("other files", "not_an_image", make=lambda: b"%PDF-1.7" + bytes(500))
+
+
+def jpegs_2000() -> Iterator[Case]:
     yield case("JPEG 2000", "scored", "Pillow", SMEAR, make=lambda: pil(SMEAR, "JPEG2000"))
-    yield case("JPEG 2000, 16 bits", "unsupported_mode", make=lambda: imagecodecs.jpeg2k_encode(DEEP_GREY, level=0))
+    yield case("JPEG 2000 with an ICC profile", "scored", "Pillow", SHOWN_BY_ICC, 4, make=jp2_with_profile)
+    for name, values, shown in (("16 bits", DEEP, SMEAR), ("16 bits, grey", DEEP_GREY, GREY)):
+        yield case(
+            f"JPEG 2000, {name}",
+            "scored",
+            "imagecodecs",
+            shown,
+            make=lambda v=values: imagecodecs.jpeg2k_encode(v, level=0),
+        )
+    both = with_alpha(DEEP, halved(DEEP))
+    yield case(
+        "JPEG 2000, 16 bits, alpha",
+        "scored",
+        "imagecodecs",
+        on_white(SMEAR),
+        make=lambda: imagecodecs.jpeg2k_encode(both, level=0),
+    )
+    twelve = {"level": 0, "bitspersample": 12}
+    yield case(
+        "JPEG 2000, 12 bits",
+        "scored",
+        "imagecodecs",
+        SMEAR,
+        make=lambda: imagecodecs.jpeg2k_encode(TWELVE, **twelve),
+    )
+    yield case(
+        "JPEG 2000, 12 bits in 16, and nothing says so",
+        "unsupported_mode",
+        make=lambda: imagecodecs.jpeg2k_encode(TWELVE, level=0),
+    )
+    signed = DEEP_GREY.view(np.int16)
+    yield case("JPEG 2000, signed", "unsupported_mode", make=lambda: imagecodecs.jpeg2k_encode(signed, level=0))
     yield case("JPEG 2000, cut off", "corrupt_image", make=lambda: pil(SMEAR, "JPEG2000")[:-200])
+    yield case(
+        "JPEG 2000, 16 bits, cut off",
+        "corrupt_image",
+        make=lambda: imagecodecs.jpeg2k_encode(DEEP_GREY, level=0)[:-2000],
+    )
+
+
+def dicoms() -> Iterator[Case]:
     yield case("DICOM, RGB", "scored", "pydicom", SMEAR, make=lambda: dicom(SMEAR))
     yield case("DICOM, YBR_FULL", "scored", "pydicom", SMEAR, 3, make=lambda: dicom(to_ybr(SMEAR), "YBR_FULL"))
     yield case("DICOM, MONOCHROME2", "scored", "pydicom", GREY, make=lambda: dicom(GREY, "MONOCHROME2"))
     yield case("DICOM, MONOCHROME1", "scored", "pydicom", 255 - GREY, make=lambda: dicom(GREY, "MONOCHROME1"))
-    yield case(
-        "DICOM, 12 bits", "scored", "pydicom", GREY, make=lambda: dicom(TWELVE_GREY, "MONOCHROME2", BitsStored=12)
-    )
+    twelve = {"BitsStored": 12}
+    yield case("DICOM, 12 bits", "scored", "pydicom", GREY, make=lambda: dicom(TWELVE_GREY, "MONOCHROME2", **twelve))
+    for bits in (8, 16):
+        data, shown = of_palette(bits)
+        yield case(f"DICOM, palette of {bits} bits", "scored", "pydicom", shown, make=lambda d=data: d)
+    icc = {"ICCProfile": ICC}
+    yield case("DICOM with an ICC profile", "scored", "pydicom", SHOWN_BY_ICC, 4, make=lambda: dicom(SMEAR, **icc))
+    uid = pydicom.uid
+    baseline = pil(SMEAR, "JPEG", quality=95)
+    for name, becomes, frame in (
+        ("baseline JPEG", "scored", baseline),
+        ("baseline JPEG with surplus bytes", "damaged", surplus(baseline)),
+        ("baseline JPEG, cut off", "corrupt_image", baseline[: len(baseline) // 2]),
+    ):
+        yield case(
+            f"DICOM, {name}",
+            becomes,
+            "pydicom" if becomes != "corrupt_image" else "",
+            SMEAR,
+            40,
+            make=lambda f=frame: dicom(SMEAR, "YBR_FULL_422", uid.JPEGBaseline8Bit, f),
+        )
+    lossless = imagecodecs.jpeg8_encode(SMEAR, lossless=True, predictor=1)
+    deep = imagecodecs.jpeg8_encode(TWELVE_GREY, level=98, bitspersample=12)
+    options = {"level": 0, "codecformat": "J2K"}
+    for name, syntax, photometric, values, frame in (
+        ("JPEG of 12 bits", uid.JPEGExtended12Bit, "MONOCHROME2", TWELVE_GREY, deep),
+        ("lossless JPEG", uid.JPEGLosslessSV1, "RGB", SMEAR, lossless),
+        ("JPEG-LS", uid.JPEGLSLossless, "RGB", SMEAR, imagecodecs.jpegls_encode(SMEAR)),
+        ("JPEG 2000", uid.JPEG2000Lossless, "YBR_RCT", SMEAR, imagecodecs.jpeg2k_encode(SMEAR, **options)),
+        ("JPEG 2000 of 16 bits", uid.JPEG2000Lossless, "YBR_RCT", DEEP, imagecodecs.jpeg2k_encode(DEEP, **options)),
+        ("HTJ2K", uid.HTJ2KLossless, "YBR_RCT", SMEAR, imagecodecs.htj2k_encode(SMEAR, reversible=True)),
+    ):
+        reader = "pydicom" if name == "JPEG 2000" else "imagecodecs"
+        shown, elements = (GREY, twelve) if values is TWELVE_GREY else (SMEAR, {})
+        yield case(
+            f"DICOM, {name}",
+            "scored",
+            reader,
+            shown,
+            1,
+            make=lambda v=values, p=photometric, s=syntax, f=frame, e=elements: dicom(v, p, s, f, **e),
+        )
+    yield case("DICOM, MPEG-4", "unsupported_mode", make=lambda: dicom(SMEAR, "RGB", uid.MPEG4HP41, b"film"))
     yield case(
         "DICOM, several frames",
         "multiple_pictures",
@@ -666,10 +843,9 @@ def others() -> Iterator[Case]:
     )
     yield case("DICOM, signed", "unsupported_mode", make=lambda: dicom(GREY, "MONOCHROME2", PixelRepresentation=1))
     yield case("DICOM, cut off", "corrupt_image", make=lambda: dicom(SMEAR)[:-1000])
-    yield case("GIF", "not_an_image", make=lambda: pil(GREY, "GIF"))
 
 
-CASES = [*jpegs(), *pngs(), *simple_tiffs(), *deep_tiffs(), *stacks(), *others()]
+CASES = [*jpegs(), *pngs(), *simple_tiffs(), *deep_tiffs(), *stacks(), *others(), *dicoms()]
 
 
 def table() -> str:

@@ -202,7 +202,7 @@ def test_exif_rotation_is_applied_to_pixels_and_size(kind: str, orientation: int
 def test_files_of_several_pictures_are_refused(data: bytes) -> None:
     result = rejected(data)
     assert result.status == "multiple_pictures"
-    assert "2 pictures" in result.error
+    assert "split it into one file each" in result.error
     assert (result.width, result.height) == (48, 40)
 
 
@@ -230,7 +230,6 @@ def test_an_empty_file_is_refused() -> None:
         pytest.param(b"patient;smear;date\n1;2;2024-05-01\n", id="text"),
         pytest.param(b"<html><body>404 not found</body></html>", id="page"),
         pytest.param(b"\0" * 1000, id="zeros"),
-        pytest.param(encode(SMALL, "GIF"), id="gif"),
     ],
 )
 def test_what_is_no_image_of_a_known_kind_is_told_as_such(data: bytes) -> None:

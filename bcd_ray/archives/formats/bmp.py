@@ -1,4 +1,4 @@
-"""BMP with masks of its own for red, green and blue, which Pillow does not read."""
+"""What Pillow leaves out of BMP: masks of its own for red, green and blue, and the profile of its colours."""
 
 import struct
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from PIL import Image
 from bcd_ray.archives.formats import samples
 
 _BITFIELDS, _ALPHA_BITFIELDS = 3, 6
+_WITH_PROFILE, _EMBEDDED = 124, b"DEBM"  # bytes of the fifth header; what it says of a profile that is in the file
 
 
 @dataclass(frozen=True)
@@ -51,3 +52,11 @@ def decode(data: bytes, header: Header) -> Image.Image:
         channels.append((values.astype(np.uint64) * 255 // largest).astype(np.uint8))
     upright = np.stack(channels, axis=-1)
     return samples.picture(upright if header.upside_down else upright[::-1], ("RGB",))
+
+
+def profile(data: bytes) -> bytes | None:
+    """The ICC profile that is in the file, if there is one."""
+    if len(data) < 14 + _WITH_PROFILE or data[14:18] != struct.pack("<I", _WITH_PROFILE) or data[70:74] != _EMBEDDED:
+        return None
+    start, size = struct.unpack_from("<II", data, 14 + 112)
+    return data[14 + start : 14 + start + size] or None

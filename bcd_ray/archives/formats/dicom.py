@@ -8,12 +8,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bcd_ray.archives.formats import colour, samples
+from bcd_ray.archives.formats import colour, jpeg, samples
 from bcd_ray.archives.formats.base import Decoded, Limits, Rejected, check_pixels
 
 _MARK, _PLACE = b"DICM", 128
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")  # white is zero, black is zero
+_JPEG = "1.2.840.10008.1.2.4."  # what the transfer syntaxes of its family begin with
+_PLAIN_JPEG, _JPEG_2000 = (f"{_JPEG}50", f"{_JPEG}51"), (f"{_JPEG}90", f"{_JPEG}91")
+_DECODERS = {
+    **dict.fromkeys((f"{_JPEG}51", f"{_JPEG}57", f"{_JPEG}70"), "jpeg8_decode"),  # of 12 bits, and lossless
+    **dict.fromkeys((f"{_JPEG}80", f"{_JPEG}81"), "jpegls_decode"),
+    **dict.fromkeys((*_JPEG_2000, f"{_JPEG}201", f"{_JPEG}202", f"{_JPEG}203"), "jpeg2k_decode"),
+}
 
 
 def is_dicom(data: bytes) -> bool:
@@ -50,14 +57,19 @@ def _decode_frame(dataset: Any, width: int, height: int) -> Decoded | Rejected:
     photometric, bits = str(dataset.get("PhotometricInterpretation")), int(dataset.get("BitsStored") or 0)
     if reason := _undefined(dataset, photometric, bits):
         return Rejected("unsupported_mode", f"DICOM of {reason}: export as 8-bit RGB", width, height)
+    syntax = dataset.file_meta.get("TransferSyntaxUID", "")
+    by_imagecodecs = _decoder_for(syntax, photometric, bits)
+    if not (by_imagecodecs or _is_known(syntax)):
+        name = getattr(syntax, "name", "an unknown transfer syntax")
+        return Rejected("unsupported_mode", f"DICOM of {name[:80]}: export it uncompressed", width, height)
     try:
-        values = np.atleast_3d(dataset.pixel_array)  # pydicom makes RGB of YBR
+        frame = _frame(dataset) if syntax.is_encapsulated else b""
+        # pydicom makes RGB of YBR
+        values = np.atleast_3d(_by_imagecodecs(by_imagecodecs, frame) if by_imagecodecs else dataset.pixel_array)
+        if values.shape[:2] != (height, width):
+            raise ValueError("has another size")
         if photometric == "PALETTE COLOR":
-            values = _from_palette(dataset, values[..., 0])
-            bits = 8
-    except (NotImplementedError, RuntimeError):  # no decoder for it
-        syntax = getattr(dataset.file_meta.get("TransferSyntaxUID"), "name", "an unknown transfer syntax")
-        return Rejected("unsupported_mode", f"DICOM of {syntax[:80]}: export it uncompressed", width, height)
+            values, bits = _from_palette(dataset, values[..., 0]), 8
     except MemoryError:
         raise
     except Exception as error:  # as above
@@ -68,7 +80,41 @@ def _decode_frame(dataset: Any, width: int, height: int) -> Decoded | Rejected:
     if photometric == "MONOCHROME1":
         small = 255 - small
     image: Image.Image = samples.picture(small, ("L",) if small.shape[2] == 1 else ("RGB",))
-    return colour.finish(image, _profile(dataset))
+    return colour.finish(image, _profile(dataset), jpeg.damage(frame) if syntax in _PLAIN_JPEG else None)
+
+
+def _is_known(syntax: Any) -> bool:
+    """Whether pydicom has a decoder for a transfer syntax, and what that needs."""
+    from pydicom.pixels import get_decoder
+
+    try:
+        return bool(get_decoder(syntax).is_available)
+    except NotImplementedError:
+        return False
+
+
+def _decoder_for(syntax: str, photometric: str, bits: int) -> str | None:
+    """The function of imagecodecs for what pydicom has no decoder for without further packages."""
+    name = _DECODERS.get(str(syntax))
+    if name == "jpeg2k_decode" and syntax in _JPEG_2000 and not (bits > 8 and photometric in _COLOURS):
+        return None
+    if photometric.startswith("YBR") and name != "jpeg2k_decode":  # nothing says whether it would be RGB by now
+        return None
+    return None if syntax in _PLAIN_JPEG and bits == 8 else name
+
+
+def _frame(dataset: Any) -> bytes:
+    from pydicom.encaps import get_frame
+
+    return bytes(get_frame(dataset.PixelData, 0, number_of_frames=1))
+
+
+def _by_imagecodecs(name: str, frame: bytes) -> Any:
+    import imagecodecs
+
+    if name == "jpeg8_decode" and jpeg.is_cut_off(frame, jpeg.read_header(frame)):
+        raise ValueError("is cut off")
+    return getattr(imagecodecs, name)(frame)
 
 
 def _undefined(dataset: Any, photometric: str, bits: int) -> str | None:

@@ -11,12 +11,13 @@ from bcd_ray.archives.formats.base import SIZE, Decoded, Limits, Pixels, Rejecte
 
 MAGIC = b"\xff\xd8\xff"
 _LEAST_SCALED = 3 * SIZE // 2  # of a side after scaling in the decoder: closer to SIZE, the resize would show it
+_END = b"\xff\xd9"
 _MARKER, _START_OF_SCAN, _APP1, _APP2, _JPEG_LS = 0xFF, 0xDA, 0xE1, 0xE2, 0xF7
 _SEGMENTS = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xFF)})  # markers that begin a segment with a length
 _FRAMES = frozenset({*range(0xC0, 0xD0), _JPEG_LS}) - {0xC4, 0xC8, 0xCC}
 _HIERARCHICAL, _ARITHMETIC = (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), (0xC9, 0xCA, 0xCB)
 _ICC = b"ICC_PROFILE\0"
-_SEQUENTIAL = (0xC0, 0xC1)
+_SEQUENTIAL, LOSSLESS = (0xC0, 0xC1), 0xC3
 _MOST_PIXELS = 8_000_000  # of a plain one after scaling, 24 MB: larger ones are very long
 
 
@@ -33,6 +34,7 @@ class Header:
     components: int = 0
     profile: bytes | None = None
     one_scan: bool = False  # the first scan holds all components
+    scan: int = 0  # where it begins
 
 
 def read_header(data: bytes) -> Header:
@@ -41,6 +43,7 @@ def read_header(data: bytes) -> Header:
     while len(data) > place + 3 and data[place] == _MARKER and (marker := data[place + 1]) in _SEGMENTS:
         if marker == _START_OF_SCAN:
             found.complete, found.one_scan = True, data[place + 4 : place + 5] == bytes([found.components])
+            found.scan = place
             break
         end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
         if marker in _FRAMES and end >= place + 10:
@@ -121,6 +124,11 @@ def damage(data: bytes) -> str | None:
     return found
 
 
+def is_cut_off(data: bytes, header: Header) -> bool:
+    """Whether its end mark is missing."""
+    return data.find(_END, header.scan) < 0
+
+
 def decode_unusual(data: bytes, header: Header, limits: Limits) -> Decoded | Rejected | None:
     """JPEGs that Pillow has no decoder for: more than 8 bits, JPEG-LS, hierarchical; None for all others.
 
@@ -136,12 +144,14 @@ def decode_unusual(data: bytes, header: Header, limits: Limits) -> Decoded | Rej
 
 def decode_arithmetic(data: bytes, header: Header) -> Decoded | Rejected | None:
     """A JPEG with arithmetic coding, of which Pillow decodes up to 64 kB; None for all others. Raises as above."""
-    return _by_imagecodecs(data, header) if header.frame in _ARITHMETIC else None
+    return _by_imagecodecs(data, header, damage(data)) if header.frame in _ARITHMETIC else None
 
 
-def _by_imagecodecs(data: bytes, header: Header) -> Decoded | Rejected:
+def _by_imagecodecs(data: bytes, header: Header, damaged: str | None = None) -> Decoded | Rejected:
     import imagecodecs
 
+    if is_cut_off(data, header):  # what is missing it makes grey, without a word
+        return Rejected("corrupt_image", "it is cut off", header.width, header.height)
     decode = imagecodecs.jpegls_decode if header.frame == _JPEG_LS else imagecodecs.jpeg8_decode
     values = np.atleast_3d(decode(data))
     if values.shape[2] not in (1, 3):
@@ -154,4 +164,4 @@ def _by_imagecodecs(data: bytes, header: Header) -> Decoded | Rejected:
     if header.app1:
         image.getexif().load(header.app1)
         ImageOps.exif_transpose(image, in_place=True)
-    return colour.finish(image, header.profile)
+    return colour.finish(image, header.profile, damaged)

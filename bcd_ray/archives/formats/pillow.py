@@ -1,4 +1,4 @@
-"""What Pillow opens: JPEGs out of the ordinary, PNG, BMP, WebP and JPEG 2000; TIFF comes here by way of `tiff`."""
+"""What Pillow opens: JPEGs out of the ordinary, PNG, BMP, GIF, WebP, JPEG 2000; TIFF comes here by way of `tiff`."""
 
 import io
 import warnings
@@ -6,12 +6,13 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from bcd_ray.archives.formats import bmp, colour, jpeg, png, samples
+from bcd_ray.archives.formats import bmp, colour, jpeg, jpeg2000, png, samples
 from bcd_ray.archives.formats.base import Decoded, Limits, Rejected, check_pixels, failed
+from bcd_ray.archives.magic import HEAD_BYTES, kind_not_read
 
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "JPEG2000")  # MPO opens as JPEG; Pillow has no opener of that name
-_JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
-_MAGIC = (jpeg.MAGIC, png.MAGIC, *_JPEG_2000)  # BMP's "BM" alone says too little, and so does RIFF
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "JPEG2000")  # MPO opens as JPEG; Pillow has no opener of that name
+_GIF = (b"GIF87a", b"GIF89a")
+_MAGIC = (jpeg.MAGIC, png.MAGIC, *_GIF, *jpeg2000.MAGIC)  # BMP's "BM" alone says too little, and so does RIFF
 _CHANNELS_8_BIT = ("L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "1")
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's bound for the whole process would answer before `Limits.max_pixels`
@@ -63,17 +64,14 @@ def _decode_other(data: bytes, limits: Limits) -> Decoded | Rejected:
     if over := check_pixels(width, height, limits):
         return over
     try:
-        pictures = getattr(image, "n_frames", 1)
-        if pictures > 1:
-            return Rejected(
-                "multiple_pictures", f"holds {pictures} pictures: split it into one file each", width, height
-            )
+        if getattr(image, "is_animated", False):
+            text = "holds more than one picture: split it into one file each"
+            return Rejected("multiple_pictures", text, width, height)
         if image.format == "PNG":
             return _decode_png(data, image)
-        if image.format == "JPEG2000" and image.mode.startswith("I"):
-            text = "JPEG 2000 of more than 8 bits: save with 8 bits a channel"
-            return Rejected("unsupported_mode", text, width, height)
-        return _finish(image, image.info.get("icc_profile"))
+        if image.format == "JPEG2000":
+            return _decode_jpeg2000(data, image)
+        return _finish(image, bmp.profile(data) if image.format == "BMP" else image.info.get("icc_profile"))
     except Exception as error:  # as above
         return failed(error, width, height)
 
@@ -82,7 +80,7 @@ def _decode_masked(data: bytes, header: bmp.Header, limits: Limits) -> Decoded |
     if over := check_pixels(header.width, header.height, limits):
         return over
     try:
-        return _finish(bmp.decode(data, header), None)
+        return _finish(bmp.decode(data, header), bmp.profile(data))
     except ValueError as error:
         return failed(error, header.width, header.height)
 
@@ -104,12 +102,22 @@ def _decode_png(data: bytes, image: Image.Image) -> Decoded | Rejected:
     return _finish(shown, space or image.info.get("icc_profile"), chunks.damage)
 
 
+def _decode_jpeg2000(data: bytes, image: Image.Image) -> Decoded | Rejected:
+    header = jpeg2000.read_header(data)
+    shown = image if header.is_plain or not header.depths else jpeg2000.deep_picture(data, header)
+    return (
+        Rejected("unsupported_mode", shown, *image.size) if isinstance(shown, str) else _finish(shown, header.profile)
+    )
+
+
 def _open(data: bytes, formats: tuple[str, ...]) -> Image.Image | Rejected:
     try:
         return Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
         if data.startswith(_MAGIC):
             return Rejected("corrupt_image", "the header is damaged or cut off")
+        if kind := kind_not_read(data[:HEAD_BYTES]):
+            return Rejected("unsupported_mode", f"{kind}, which is not read: export as TIFF, PNG or JPEG")
         return Rejected("not_an_image", f"not a JPEG, PNG, TIFF, BMP or DICOM (begins with {data[:8]!r})")
     except Exception as error:  # as above
         return failed(error)

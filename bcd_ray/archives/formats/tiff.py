@@ -118,7 +118,13 @@ def _is_plain(data: bytes, page: Directory) -> bool:
         and not in_planes
         and not (photometric == _PALETTE and max(page.tags.get(tag.COLOUR_MAP, (256,))) < 256)
         and not (photometric == _YCBCR and _needs_conversion(page))
+        and not (page.number(tag.COMPRESSION, 1) == 7 and _is_lossless_jpeg(data, page))
     )
+
+
+def _is_lossless_jpeg(data: bytes, page: Directory) -> bool:
+    start, length = next(iter(page.segments), (0, 0))
+    return jpeg.read_header(data[start : start + length]).frame == jpeg.LOSSLESS
 
 
 def _needs_conversion(page: Directory) -> bool:
