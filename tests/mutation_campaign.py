@@ -2,10 +2,10 @@
 
 The files are decoded in a process of their own, bounded in memory, that says which file it is at: what kills it, takes
 too long or raises is found by its number. Prints a line for each, and how many files each format had; exit code 1 if
-there was any. The seed and the number make the same file again: `--seed S --only N`.
+there was any. The seed and the number make the same file again: `--seed S --only N`. `--flip FOLDER` counts instead
+what becomes of real JPEGs, as they are and with one bit flipped.
 """
 
-import argparse
 import multiprocessing
 import random
 import resource
@@ -13,14 +13,16 @@ import sys
 import time
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import tyro
 from archives.format_cases import CASES
 
-from bcd_ray.archives.images import Decoded, Limits, decode
+from bcd_ray.archives.images import Decoded, Limits, Rejected, decode
 
 LIMITS = Limits(max_pixels=4_000_000)
 MEMORY = 4 << 30  # bytes of address space, libraries included; an image of the limits takes some 100 MB
@@ -124,17 +126,52 @@ def run(seconds: float, seed: int) -> tuple[list[str], Counter[str]]:
     return found, outcomes
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="decode this one, here")
-    options = parser.parse_args()
-    if options.only is not None:
-        name, data = numbered(options.seed, options.only)
+def flip(folder: Path, seed: int, count: int = 1000) -> None:
+    """Print what becomes of all JPEGs below a folder, and of so many of them with one bit of their picture flipped."""
+    files = [path.read_bytes() for path in sorted(folder.rglob("*.jp*g"))]
+    whole = [decode(data, LIMITS) for data in files]
+    print(f"{len(files):,} as they are:", dict(Counter(map(_outcome, whole))))
+    chance, found = random.Random(seed), Counter[str]()
+    for index in chance.choices(range(len(files)), k=count):
+        data, before = bytearray(files[index]), whole[index]
+        data[chance.randrange(data.index(b"\xff\xda"), len(data))] ^= 1 << chance.randrange(8)
+        after = decode(bytes(data), LIMITS)
+        changed = isinstance(before, Decoded) and isinstance(after, Decoded) and (before.pixels != after.pixels).any()
+        found[f"{_outcome(after)}{', other pixels' if changed else ''}"] += 1
+    print(f"{count:,} with one flipped bit:", dict(found.most_common()))
+
+
+def _outcome(result: Decoded | Rejected) -> str:
+    if isinstance(result, Rejected):
+        return result.status
+    if not result.damage:
+        return "scored"
+    return "damaged (surplus bytes)" if "extraneous" in result.damage else "damaged (else)"
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What is to be decoded."""
+
+    minutes: float = 10
+    """How long mutated files are decoded."""
+    seed: int = 0
+    """Of what is changed."""
+    only: int | None = None
+    """Decode this one, here."""
+    flip: str = ""
+    """A folder of real JPEGs, of which one bit is flipped, in place of the mutated files."""
+
+
+def main(campaign: Campaign) -> int:
+    if campaign.flip:
+        flip(Path(campaign.flip), campaign.seed)
+        return 0
+    if campaign.only is not None:
+        name, data = numbered(campaign.seed, campaign.only)
         print(name, check(data))
         return 0
-    found, outcomes = run(options.minutes * 60, options.seed)
+    found, outcomes = run(campaign.minutes * 60, campaign.seed)
     print("\n".join(found))
     print(
         f"{outcomes.total():,} files of {len(FILES)} kinds:",
@@ -145,4 +182,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(tyro.cli(Campaign)))

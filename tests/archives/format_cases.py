@@ -1,11 +1,12 @@
 """Files of every format, made here, and what each becomes: read by the tests, and by docs/score.md's table.
 
-`python tests/archives/format_cases.py` writes the table anew.
+`python tests/archives/format_cases.py` writes the table anew; with `--time` it prints how long each takes to decode.
 """
 
 import base64
 import io
 import struct
+import timeit
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 import tifffile
+import tyro
 from PIL import ExifTags, Image, ImageCms
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import VLMicroscopicImageStorage
@@ -857,7 +859,29 @@ def table() -> str:
     return "\n".join([*lines, END])
 
 
-def main() -> None:
+def time_all() -> None:
+    """Print the median milliseconds of each case that shows a picture."""
+    from bcd_ray.archives.images import Decoded, Limits, decode
+
+    for each in CASES:
+        data, limits = each.make(), Limits()
+        if isinstance(decode(data, limits), Decoded):
+            times = timeit.repeat(lambda: decode(data, limits), number=1, repeat=50)  # noqa: B023
+            print(f"{1000 * float(np.median(times)):7.2f}  {each.name}")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to do with the cases."""
+
+    time: bool = False
+    """Time them, in place of writing the table."""
+
+
+def main(options: Options) -> None:
+    if options.time:
+        time_all()
+        return
     text = DOCS.read_text()
     start = text.index(BEGIN)
     end = text.index(END, start) + len(END)
@@ -865,4 +889,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Options))
