@@ -11,8 +11,18 @@ from bcd_ray.errors import ConfigError
 _A_SLASH_TOO_FEW = re.compile(r"(s3|[a-z][a-z0-9+.-]+(?=:/)):", re.IGNORECASE)  # what pathlib makes of s3://lab/x
 _LIKE_ESCAPES = re.compile(r"\\+(?=ud[89a-f][0-9a-f]{2}|[\ud800-\udfff])")
 _ESCAPES = re.compile(r"(\\+)u(d[89a-f][0-9a-f]{2})")
-# What systems lay beside people's files: thumbnails of Synology, copies of QNAP, attributes of macOS, Windows' bin.
-_OF_SYSTEMS = ("@eadir", "@recycle", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "system volume information")
+# What systems lay beside people's files: thumbnails of Synology, copies of QNAP, attributes of macOS, Windows' bin,
+# what a check of a disk found.
+_OF_SYSTEMS = (
+    "@eadir",
+    "@recycle",
+    "#recycle",
+    "#snapshot",
+    "__macosx",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+)
 _OF_FOLDERS = ("thumbs.db", "ehthumbs.db", "desktop.ini")
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from bcd_ray import storage
 from bcd_ray.archives.magic import HEAD_BYTES, image_suffix
 from bcd_ray.archives.shards import Kind, kind_of
-from bcd_ray.archives.suffixes import HIDDEN, is_sidecar, suffix_of
+from bcd_ray.archives.suffixes import CLOSED, HIDDEN, is_sidecar, suffix_of
 from bcd_ray.errors import StorageError, UnsafeError
 from bcd_ray.storage import StoredObject
 from bcd_ray.threads import map_ahead
 
 _READERS = 16  # of the first bytes of files: a GET takes some 30 ms
+_LEAST_BYTES = 512  # of an image that bears the name of what lies beside images; labels are smaller, and many
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,13 @@ def list_archive(uri: str, kinds: tuple[Kind, ...] = ("tar", "zip", "parquet", "
     Raises:
         NotFoundError: there is nothing.
     """
-    hidden, left_out = set[str](), Counter[str]()
+    unlisted, left_out = storage.Unlisted(), Counter[str]()
     shards, unknown = list[StoredObject](), list[StoredObject]()
-    for listed in storage.list_objects(uri, hidden):
+    for listed in storage.list_objects(uri, unlisted):
         kind = kind_of(listed.uri)
         if kind in kinds:
             shards.append(listed)
-        elif kind is None and "image" in kinds and not is_sidecar(listed.uri):
+        elif kind is None and "image" in kinds and (listed.size >= _LEAST_BYTES or not is_sidecar(listed.uri)):
             unknown.append(listed)
         else:
             left_out[suffix_of(listed.uri)] += 1
@@ -46,8 +47,7 @@ def list_archive(uri: str, kinds: tuple[Kind, ...] = ("tar", "zip", "parquet", "
                 shards.append(listed)
             else:
                 left_out[suffix_of(listed.uri)] += 1
-    if hidden:
-        left_out[HIDDEN] = len(hidden)
+    left_out += Counter({HIDDEN: len(unlisted.hidden), CLOSED: len(unlisted.closed)})
     return Listing(sorted(shards, key=lambda shard: shard.uri), left_out)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".dcm")
 HIDDEN = "hidden"  # what files and members are counted under that `uris.hidden_part` finds
+CLOSED = "folders without permission"  # of which nobody knows what is in them
 # What is written beside images, and is none: labels of WebDataset, notes, tables, digests.
 _SIDECARS = frozenset(
     [

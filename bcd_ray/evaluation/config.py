@@ -51,6 +51,7 @@ class EvaluateConfig(FitOptions):
                 "group_pattern",
                 "group_table",
                 "allow_missing_classes",
+                "max_left_out",
                 "group_column",
                 "spoil",
             }
@@ -83,6 +84,9 @@ class ExplainConfig:
     """Archives of images to explain, in place of --scores."""
     limit: int = 100
     """Most images to explain."""
+    max_left_out: int = 0
+    """Images that cannot be explained, and files that are no images, before the exit code says so (3). Hidden ones, and
+    what usually lies beside images (.json, .cls, .txt, .csv, .md ...), are counted apart."""
 
     def __post_init__(self) -> None:
         if bool(self.scores) == bool(self.input):
@@ -90,3 +94,4 @@ class ExplainConfig:
         object.__setattr__(self, "input", tuple(uris.normalize(uri) for uri in self.input))
         normalize(self, "model", "output", *(["scores"] if self.scores else []))
         at_least(self, 1, "limit")
+        at_least(self, 0, "max_left_out")

@@ -1,5 +1,6 @@
 """Heat maps on demand, top to bottom: load the model, find the images, map them, check the maps, write."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -23,7 +24,7 @@ from bcd_ray.model.heatmap import class_activation, draw, randomised, similarity
 from bcd_ray.reports.results import refuse_to_replace
 from bcd_ray.storage import parquet
 from bcd_ray.threads import in_chunks
-from bcd_ray.uris import to_json
+from bcd_ray.uris import from_printable, to_json
 
 _OF_A_ROW = (
     *("image_id", "image_uri", "shard_uri", "shard_etag"),
@@ -39,6 +40,7 @@ class _Found:
     pixels: list[Pixels] = field(default_factory=list)
     reasons: list[list[str]] = field(default_factory=list)  # for review, of scored rows
     left_out: dict[str, str] = field(default_factory=dict)
+    files: Counter[str] = field(default_factory=Counter)  # and members of shards, that are no images, by suffix
 
     def add(self, entry: Entry, reasons: list[str]) -> None:
         decoded = decode(entry.content, Limits()) if isinstance(entry.content, bytes) else entry.content
@@ -93,6 +95,7 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
         },
         "images": images,
         "left_out": found.left_out,
+        "files_left_out": found.files,
     }
     storage.write_bytes(storage.join(config.output, "explanations.json"), to_json(result, indent=None))
     return result
@@ -103,7 +106,7 @@ def _sent_to_review(config: ExplainConfig, bundle: Bundle) -> _Found:
     found = _Found()
     for shard, rows in groupby(_rows_to_explain(config, bundle), itemgetter("shard_uri")):
         wanted = {row["image_id"]: row for row in rows}
-        for entry in _entries(shard, found):
+        for entry in _entries(from_printable(shard), found):
             row = wanted.pop(entry.image_id, None)
             if row and row["shard_etag"] == entry.shard_etag:
                 found.add(entry, row["review_reasons"])
@@ -116,9 +119,12 @@ def _sent_to_review(config: ExplainConfig, bundle: Bundle) -> _Found:
 def _rows_to_explain(config: ExplainConfig, bundle: Bundle) -> list[dict[str, Any]]:
     """The first `limit` rows, by shard and image id; of a shard's rows, those of its last run hold."""
     try:
-        files = [each.uri for each in storage.list_objects(storage.join(config.scores, "predictions"))]
+        listed = [each.uri for each in storage.list_objects(storage.join(config.scores, "predictions"))]
     except NotFoundError as error:
         raise ConfigError(f"--scores: {error}; give an --output of jobs/score.py") from error
+    files = [uri for uri in listed if uri.endswith(".parquet")]  # people lay other files beside them
+    if not files:
+        raise ConfigError(f"--scores {config.scores} holds no predictions: give an --output of jobs/score.py")
     last_run, sent_to_review = dict[str, int](), []
     for uri in files:  # each is of one run; of millions of rows, only those to review are kept
         rows = parquet.read(uri, "restore it from a copy", _OF_A_ROW)
@@ -140,19 +146,20 @@ def _given(config: ExplainConfig) -> _Found:
     found = _Found()
     for uri in config.input:
         try:
-            shards = [each.uri for each in list_archive(uri).shards]
+            listing = list_archive(uri)
         except NotFoundError as error:
             raise ConfigError(f"--input: {error}") from error
-        for shard in shards:
-            for entry in _entries(shard, found):
+        found.files.update(listing.left_out)
+        for shard in listing.shards:
+            for entry in _entries(shard.uri, found, found.files):
                 if len(found.entries) == config.limit:
                     return found
                 found.add(entry, [])
     return found
 
 
-def _entries(uri: str, found: _Found) -> Iterator[Entry]:
+def _entries(uri: str, found: _Found, files: Counter[str] | None = None) -> Iterator[Entry]:
     try:
-        yield from read_shards(storage.list_objects(uri), Limits())
+        yield from read_shards(storage.list_objects(uri), Limits(), files)
     except NotFoundError as error:
-        found.left_out[uri] = str(error)
+        found.left_out[storage.printable(uri)] = str(error)

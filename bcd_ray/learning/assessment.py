@@ -1,11 +1,12 @@
 """Metrics and figures of predictions on labelled images: the same after training and for any folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bcd_ray.archives.suffixes import unexpected
 from bcd_ray.labels import CLASSES, DISPLAY_NAMES
 from bcd_ray.learning.dataset import LabelledImage, read_pixels
 from bcd_ray.learning.splits import Labels
@@ -40,6 +41,13 @@ def assess(
 def unreadable(images: Sequence[LabelledImage], errors: Sequence[str | None]) -> dict[str, str]:
     """The images that could not be used, by name, with the reason."""
     return {image.name: error for image, error in zip(images, errors, strict=True) if error is not None}
+
+
+def count_left_out(metrics: Mapping[str, Any]) -> int:
+    """How many files and images that nobody expects to be left out are, by the metrics of a job."""
+    left_out = metrics["left_out"]
+    of_no_class: int = sum(left_out["images_of_no_class"].values())
+    return unexpected(left_out["files"]) + of_no_class + len(metrics["unreadable"])
 
 
 def _examples(

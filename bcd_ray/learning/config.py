@@ -52,6 +52,10 @@ class FitOptions:
     """Column of --group-table that says the group."""
     allow_missing_classes: bool = False
     """Go on where a class has no image, whose folder may have another name than it should."""
+    max_left_out: int = 0
+    """Files that are no images, images whose folders name no class, and images that cannot be used, all together,
+    before the exit code says so (3). Hidden ones, and what usually lies beside images (.json, .txt, .csv ...), are
+    counted apart."""
     cache: str = field(default_factory=_default_cache)
     """Folder that keeps embeddings, so that the next run on the same images starts at once: a path or s3://; empty
     for none."""
@@ -59,7 +63,7 @@ class FitOptions:
     def __post_init__(self) -> None:
         normalize(self, *(name for name in ("cache", "group_table") if getattr(self, name)))
         at_least(self, 1, "epochs", "batch_size", "block")
-        at_least(self, 0, "augmented_views", "embargo")
+        at_least(self, 0, "augmented_views", "embargo", "max_left_out")
         if not self.learning_rate > 0:
             raise ConfigError("--learning-rate must be above 0")
         if self.weights != "keras" and self.representation != "field":

@@ -14,12 +14,13 @@ from typing import BinaryIO
 
 from bcd_ray.errors import ConfigError, NotFoundError, StorageError
 from bcd_ray.storage import local, s3
-from bcd_ray.storage.objects import StoredObject
+from bcd_ray.storage.objects import StoredObject, Unlisted
 from bcd_ray.uris import hidden_part, is_s3, join, normalize, printable
 
 __all__ = [
     "READ_AHEAD_BYTES",
     "StoredObject",
+    "Unlisted",
     "check_creates",
     "check_writable",
     "create",
@@ -42,15 +43,14 @@ __all__ = [
 READ_AHEAD_BYTES = 8 << 20  # one ranged GET; 8 MiB keeps 200 images of 40 kB per round trip
 
 
-def list_objects(uri: str, hidden: set[str] | None = None) -> Iterator[StoredObject]:
+def list_objects(uri: str, unlisted: Unlisted | None = None) -> Iterator[StoredObject]:
     """Every object at or below a normalized URI, sorted by URI; NotFoundError if there is nothing there.
 
-    Names that begin with a dot, and those of systems (`uris.hidden_part`), are left out, and added to `hidden`: a
-    hidden folder once.
+    What is hidden, and folders that may not be listed, go to `unlisted`, the latter with a line.
     """
-    hidden = set() if hidden is None else hidden
+    unlisted = unlisted or Unlisted()
     # Not every store lists in byte order as Amazon's does: SeaweedFS gives a/x before a-b.
-    listing = _list_s3(uri, hidden) if is_s3(uri) else local.list_objects(uri, hidden)
+    listing = _list_s3(uri, unlisted) if is_s3(uri) else local.list_objects(uri, unlisted)
     found = sorted(listing, key=lambda listed: listed.uri)
     if not found:
         raise NotFoundError(f"nothing found at {uri}: check the path")
@@ -160,7 +160,7 @@ def check_creates(uri: str) -> None:
         raise ConfigError(f"--output needs a store with {needs}, and the one of {uri} ignores them: use another")
 
 
-def _list_s3(uri: str, hidden: set[str]) -> Iterator[StoredObject]:
+def _list_s3(uri: str, unlisted: Unlisted) -> Iterator[StoredObject]:
     bucket, prefix = "/".join(uri.split("/", 3)[:3]), f"{uri}/".split("/", 3)[3]
     nothing = True
     for item in s3.list_keys(f"{uri}/"):  # with the slash, or all of archive-old/ would be paged through for archive
@@ -169,7 +169,7 @@ def _list_s3(uri: str, hidden: set[str]) -> Iterator[StoredObject]:
         if name.endswith("/"):
             continue
         if part := hidden_part(name[len(prefix) :]):
-            hidden.add(part)
+            unlisted.hidden.add(part)
         else:
             yield StoredObject(f"{bucket}/{name}", item["Size"], item["ETag"].strip('"'))
     if nothing and prefix and (found := s3.head(uri)):

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from bcd_ray.errors import ChangedError, NotFoundError, StorageError, UnsafeError
 from bcd_ray.progress import say
-from bcd_ray.storage.objects import StoredObject
+from bcd_ray.storage.objects import StoredObject, Unlisted
 from bcd_ray.uris import hidden_part
 
 LINK_OUT, NO_FILE = "link-out", "no-file"  # etags of what is listed and not read
@@ -29,33 +29,32 @@ _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of Linux' renameat2
 _BROKEN_OFF = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|" + re.escape(PROBE) + "[0-9a-f]{32}")
 
 
-def list_objects(uri: str, hidden: set[str]) -> Iterator[StoredObject]:
-    """Every file at or below a path, in any order; hidden files and folders go to `hidden`.
+def list_objects(uri: str, unlisted: Unlisted) -> Iterator[StoredObject]:
+    """Every file at or below a path, in any order; folders that may not be listed are left out with a line.
 
     A link to what is listed under its own name adds nothing; one that leads out of the path, and what is no regular
-    file, is listed and never read. Folders that may not be listed, such as lost+found at the root of a disk, are left
-    out with a line.
+    file, is listed and never read.
     """
     with _translated(uri):
         if os.path.isfile(uri):
             yield from _list_file(uri)
             return
-        yield from _walk(uri, os.path.realpath(uri), hidden, frozenset())
+        yield from _walk(uri, os.path.realpath(uri), unlisted, frozenset())
 
 
-def _walk(top: str, root: str, hidden: set[str], followed: frozenset[str]) -> Iterator[StoredObject]:
+def _walk(top: str, root: str, unlisted: Unlisted, followed: frozenset[str]) -> Iterator[StoredObject]:
     """Links go by their targets' own names where those are listed: ids are made from names."""
-    for folder, folders, files in os.walk(top, onerror=partial(_leave_out, root)):
-        hidden.update(os.path.join(folder, name) for name in folders + files if hidden_part(name))
+    for folder, folders, files in os.walk(top, onerror=partial(_leave_out, root, unlisted)):
+        unlisted.hidden.update(os.path.join(folder, name) for name in folders + files if hidden_part(name))
         folders[:] = [name for name in folders if not hidden_part(name)]
         for path in (os.path.join(folder, name) for name in folders):
             if os.path.islink(path):
-                yield from _list_link(path, root, hidden, followed)
+                yield from _list_link(path, root, unlisted, followed)
         for path in (os.path.join(folder, name) for name in files if not hidden_part(name)):
-            yield from _list_link(path, root, hidden, followed) if os.path.islink(path) else _list_file(path)
+            yield from _list_link(path, root, unlisted, followed) if os.path.islink(path) else _list_file(path)
 
 
-def _list_link(path: str, root: str, hidden: set[str], followed: frozenset[str]) -> Iterator[StoredObject]:
+def _list_link(path: str, root: str, unlisted: Unlisted, followed: frozenset[str]) -> Iterator[StoredObject]:
     target = os.path.realpath(path)
     inside = os.path.relpath(target, root)
     if not os.path.exists(path):
@@ -67,7 +66,7 @@ def _list_link(path: str, root: str, hidden: set[str], followed: frozenset[str])
     elif not os.path.isdir(path):
         yield from _list_file(path)
     elif target not in followed:
-        yield from _walk(path, root, hidden, followed | {target})
+        yield from _walk(path, root, unlisted, followed | {target})
 
 
 def _list_file(path: str) -> Iterator[StoredObject]:
@@ -144,11 +143,12 @@ def broken_off(uri: str) -> list[str]:
     return [path for path in paths if _BROKEN_OFF.fullmatch(os.path.basename(path))]
 
 
-def _leave_out(root: str, error: OSError) -> None:
+def _leave_out(root: str, unlisted: Unlisted, error: OSError) -> None:
     """Without this, os.walk leaves a folder that it cannot list out in silence, with every image in it."""
     if not isinstance(error, PermissionError) or error.filename == root:
         raise error
-    say(f"{error.filename} is left out with all that is in it: {error.strerror}")
+    unlisted.closed.add(error.filename)
+    say(f"{error.filename} is left out with all that is in it ({error.strerror}): let this user read it, or move it")
 
 
 def _etag(found: os.stat_result) -> str:

@@ -38,12 +38,13 @@ IMAGES = {
     "c.JPE": JPEG,
     "d.webp": encoded("WEBP"),
     "slide.svs": encoded("TIFF"),
+    "mistaken.xml": JPEG,
     "e": JPEG,
 }
 OTHERS = {
     "e.json": b"{}",
     "e.cls": b"1",
-    "list.csv": b"a,b",
+    "list.csv": b"a,b" * 1000,
     "film.mp4": b"\0\0\0\x18ftypmp42",
     "README": b"x",
     "f": b"",

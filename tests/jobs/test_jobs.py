@@ -1,5 +1,6 @@
 """The command lines: exit codes, one-line errors that name the remedy, and what training and packing promise."""
 
+import errno
 import json
 import os
 import re
@@ -310,6 +311,34 @@ def test_unscored_images_and_how_many_may_be(
     assert counted == "2 images of these inputs are not scored as they are now"
 
     assert in_process("score", *command, tmp_path / "lenient", "--max-unscored", 2).code == EXIT_OK
+
+
+@pytest.mark.parametrize("job", ["train", "evaluate", "explain", "pack", "score"])
+def test_what_is_left_out_counts_against_a_limit_in_every_job(
+    bundle: Path, small_archive: Path, tmp_path: Path, in_process: Job, monkeypatch: pytest.MonkeyPatch, job: str
+) -> None:
+    (small_archive / "film.mp4").write_bytes(b"no image")
+    (small_archive / "labels.csv").write_text("name,label\n" * 100)
+    closed, scandir = small_archive / "Pre/closed", os.scandir
+    closed.mkdir()
+
+    def refusing(path: Any) -> Any:
+        if path == str(closed):  # the tests may run as root, who may list all
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    options: dict[str, tuple[object, ...]] = {
+        "train": ("--data", small_archive, "--epochs", 1, "--augmented-views", 0, "--no-audit"),
+        "evaluate": ("--model", bundle, "--data", small_archive),
+        "explain": ("--model", bundle, "--input", small_archive, "--limit", 1),
+        "pack": ("--input", small_archive),
+        "score": ("--model", bundle, "--input", small_archive),
+    }
+    ended = in_process(job, *options[job], "--output", tmp_path / "output", "--max-left-out", 1)
+    assert ended.code == EXIT_UNSCORED, ended
+    assert "1 .mp4, 1 folders without permission, 1 .csv" in ended.out + ended.err
+    assert f"{closed} is left out with all that is in it (Permission denied): let this user read it" in ended.err
 
 
 def test_the_audit_stands_beside_the_model_wherever_its_figures_do(trained: tuple[Ended, Path]) -> None:
@@ -625,7 +654,8 @@ def test_images_that_cannot_be_read_are_listed(
     shutil.copy(small_archive / "Pro/synthetic-0001.jpg", latin)
     command = ("--data", small_archive, "--output", tmp_path / "model", "--epochs", 1, "--augmented-views", 0)
     ended = in_process("train", *command)
-    assert ended.code == EXIT_OK
+    assert ended.code == EXIT_UNSCORED
+    assert "3 images could not be used: see metrics.json" in ended.out
     metrics = metrics_of(tmp_path / "model")
     assert metrics["unreadable"].keys() == {"Early/empty.jpg", "Pre/gone.jpg", "Pro/text.png"}
     assert "empty_file" in metrics["unreadable"]["Early/empty.jpg"]

@@ -541,5 +541,6 @@ def test_heat_maps_are_of_the_last_run_of_a_shard(nightly: ScoreConfig, tmp_path
     assert explained(2) == ([f"{shard}#1.jpg", f"{other}#1.jpg"], {})
     shard.write_bytes(tar_of([("1.jpg", noise(5))]))
     assert explained(3) == ([f"{other}#1.jpg"], {f"{shard}#1.jpg": "changed since it was scored"})
+    (Path(nightly.output) / "predictions/summary.csv").write_text("class,count\n")  # an analyst's
     shard.write_bytes(tar_of([("2.jpg", noise(5))]))
     assert explained(4) == ([f"{other}#1.jpg"], {f"{shard}#1.jpg": "gone since it was scored"})

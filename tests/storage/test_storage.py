@@ -584,8 +584,8 @@ def test_a_store_without_conditional_writes_is_refused(
 def test_folders_that_may_not_be_listed_are_left_out_with_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fill(str(tmp_path), "a/x.jpg", "lost+found/y.jpg")
-    scandir, closed = os.scandir, {str(tmp_path / "lost+found")}
+    fill(str(tmp_path), "a/x.jpg", "b/y.jpg", "lost+found/z.jpg")
+    scandir, closed = os.scandir, {str(tmp_path / "b"), str(tmp_path / "lost+found")}
 
     def refusing(path: str) -> Any:
         if os.fspath(path) in closed:  # the tests may run as root, who may list all
@@ -593,8 +593,11 @@ def test_folders_that_may_not_be_listed_are_left_out_with_a_line(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    assert storage.list_names(str(tmp_path)) == ["a/x.jpg"]
-    assert capsys.readouterr().err == f"{tmp_path}/lost+found is left out with all that is in it: Permission denied\n"
+    unlisted = storage.Unlisted()
+    assert [each.uri for each in storage.list_objects(str(tmp_path), unlisted)] == [f"{tmp_path}/a/x.jpg"]
+    assert unlisted == storage.Unlisted({f"{tmp_path}/lost+found"}, {f"{tmp_path}/b"})
+    said = f"{tmp_path}/b is left out with all that is in it (Permission denied): let this user read it, or move it\n"
+    assert capsys.readouterr().err == said
     closed.add(str(tmp_path))
     with pytest.raises(StorageError, match="Permission denied"):
         list(storage.list_objects(str(tmp_path)))
