@@ -33,9 +33,9 @@ class FitOptions:
     one by one, which says more of a day that training did not see; `both`."""
     augmented_views: int = 4
     """Augmented views of each training image; an epoch goes through the image itself and all of them."""
-    weights: Literal["keras", "torchvision"] = "keras"
-    """ImageNet weights of `field`: the paper's, which come with the package, or torchvision's own, which it
-    downloads."""
+    weights: Literal["keras", "torchvision", "efficientnet_lite0"] = "keras"
+    """ImageNet weights of `field`: of MobileNetV2 the paper's, which come with the package, or torchvision's own, which
+    it downloads; or those of another backbone, EfficientNet-Lite0, which come with the package too."""
     test_fraction: float = 0.3
     """Share of each class that is kept for the test; cross-validation uses it for `forward` alone."""
     block: int = 100

@@ -10,6 +10,7 @@ pickle.
 import hashlib
 import json
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from bcd_ray import storage
 from bcd_ray.archives.images import SIZE
 from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.labels import CLASSES
-from bcd_ray.model.backbones import BACKBONES
+from bcd_ray.model.backbones import BACKBONES, Backbone, field_backbone
 from bcd_ray.model.cells import CELLS_VERSION, CROP, MOST, REGION
 from bcd_ray.model.engines.int8 import Int8Graph
 from bcd_ray.model.network import Tensors
@@ -28,8 +29,9 @@ from bcd_ray.model.triage import Triage
 from bcd_ray.uris import to_json
 
 EMBEDDING_SIZE = 1280  # of `field`
+LAST_SIDE = 7  # of the maps of the last blocks, of either backbone those that may be unfrozen
 Representation = Literal["field", "cells", "both"]
-WeightsName = Literal["keras", "torchvision"]
+WeightsName = Literal["keras", "torchvision", "efficientnet_lite0"]
 
 # Input scaling, on values 0..255, and padding: those with which each set of weights was trained.
 PREPROCESSING: dict[WeightsName, dict[str, Any]] = {
@@ -39,6 +41,11 @@ PREPROCESSING: dict[WeightsName, dict[str, Any]] = {
         "mean": [123.675, 116.28, 103.53],
         "std": [58.395, 57.12, 57.375],
         "padding": "symmetric",
+    },
+    "efficientnet_lite0": {
+        "size": 224,
+        **BACKBONES["efficientnet_lite0"].preprocessing,
+        "backbone": "efficientnet_lite0",
     },
 }
 _CROPS = {"backbone": "efficientnet_lite0", "size": CROP, "region": REGION, "most": MOST, "version": CELLS_VERSION}
@@ -51,7 +58,7 @@ _DIGESTED = ("model.safetensors", "model.json")
 class Model:
     """A network as its tensors and what goes into it.
 
-    `preprocessing` is the scaling and padding that MobileNetV2 was trained with, where the model looks at whole
+    `preprocessing` is the scaling and padding that the backbone was trained with, where the model looks at whole
     fields; else `representation`, which cells are looked at and how, `crops`, and of `both` the `field`'s backbone.
     """
 
@@ -63,6 +70,20 @@ class Model:
         """What of a field the model looks at."""
         named: Representation = self.preprocessing.get("representation", "field")
         return named
+
+    @property
+    def backbone(self) -> Backbone:
+        """Of a model that looks at whole fields."""
+        return field_backbone(self.preprocessing)
+
+    def trunk(self, unfrozen: int) -> "Model":
+        """Of a model that looks at whole fields what is before its last blocks; an embedding is its map, (c, 7, 7)."""
+        last = self.backbone.last - unfrozen
+        layers = self.backbone.layers(0, last)
+        kept = {name: value for name, value in self.tensors.items() if name.rpartition(".")[0] in set(chain(*layers))}
+        size = len(kept[f"{layers[-1][1]}.weight"]) * LAST_SIDE**2
+        head = np.zeros((len(CLASSES), size), np.float32)
+        return Model(kept, {**self.preprocessing, "last": last}).with_head(head, head[:, 0].copy())
 
     @property
     def embedding_size(self) -> int:
@@ -93,12 +114,13 @@ class Bundle:
 def pretrained(weights: WeightsName, representation: Representation = "field") -> Model:
     """The backbones of a representation with ImageNet weights under a zero head.
 
-    Of `field` MobileNetV2: `keras`, the paper's, come with this package; `torchvision` downloads its own.
+    Of `field` MobileNetV2: `keras`, the paper's, come with this package; `torchvision` downloads its own. Or
+    EfficientNet-Lite0, whose weights come with this package too.
     """
     if representation != "field":
         return _of_cells(representation)
-    if weights == "keras":
-        backbone = BACKBONES["mobilenet_v2"].weights()
+    if weights != "torchvision":
+        backbone = field_backbone(PREPROCESSING[weights]).weights()
     else:
         from bcd_ray.model.engines.torch import torchvision_backbone
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bcd_ray.errors import ConfigError
+from bcd_ray.model.backbones import BACKBONES
 from bcd_ray.model.bundle import Bundle, Model
 from bcd_ray.model.engines.base import Engine, EngineName
 from bcd_ray.model.engines.cells import CellsEngine
@@ -69,13 +70,13 @@ def open_engine(name: EngineName, bundle: Bundle, threads: int) -> Engine:
         return Int8Engine(bundle.int8, model.tensors, model.preprocessing, threads)
     if name == "openvino":
         return OpenVinoEngine(model.tensors, model.preprocessing, threads)
-    if name == "torch-cuda":
+    if name == "torch-cuda" and model.backbone is BACKBONES["mobilenet_v2"]:
         from bcd_ray.model.engines.cuda import CudaEngine
 
         return CudaEngine(model.tensors, model.preprocessing)
     from bcd_ray.model.engines.torch import TorchEngine
 
-    return TorchEngine(model.tensors, model.preprocessing)
+    return TorchEngine(model.tensors, model.preprocessing, "cuda" if name == "torch-cuda" else "cpu")
 
 
 def open_on_cpus(model: Model, threads: int) -> Engine:

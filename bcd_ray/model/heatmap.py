@@ -81,8 +81,11 @@ def randomised(model: Model, seed: int = 0) -> dict[str, Model]:
         mixed = random.permutation(values.ravel()).reshape(values.shape)
         return Model({**model.tensors, name: mixed}, model.preprocessing)
 
-    last = "features.18.0.weight" if model.representation == "field" else "_blocks.15._project_conv.weight"
-    return {"head": shuffled("head.weight"), "last_convolution": shuffled(last)}
+    if model.representation == "field":
+        (last,) = model.backbone.layers(model.backbone.last, model.backbone.last)
+    else:
+        last = ("_blocks.15._project_conv", "")
+    return {"head": shuffled("head.weight"), "last_convolution": shuffled(f"{last[0]}.weight")}
 
 
 def similarity(one: Maps, other: Maps) -> npt.NDArray[np.float64]:

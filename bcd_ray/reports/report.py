@@ -217,7 +217,8 @@ def _spoilt_section(spoilt: Mapping[str, Any]) -> Section:
 
 def network_words(settings: Mapping[str, Any]) -> str:
     """What computes the embeddings, in a sentence."""
-    whole = f"MobileNetV2 with frozen ImageNet weights ({settings['weights']}), global average pooling, softmax head."
+    name = "EfficientNet-Lite0" if settings["weights"] == "efficientnet_lite0" else "MobileNetV2"
+    whole = f"{name} with frozen ImageNet weights ({settings['weights']}), global average pooling, softmax head."
     cells = (
         "The largest white cells of a field, in grey and with its background at one white, through EfficientNet-Lite0 "
         "with frozen ImageNet weights: the means of four stages, averaged over the cells"

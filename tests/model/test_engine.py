@@ -51,12 +51,12 @@ def with_random_head(model: Model) -> Model:
     return model.with_head(weight, random.normal(0, 0.5, 4).astype(np.float32))
 
 
-@pytest.fixture(scope="module", params=["keras", "torchvision"])
+@pytest.fixture(scope="module", params=["keras", "efficientnet_lite0", "torchvision"])
 def model(request: pytest.FixtureRequest) -> Model:
     """The packaged weights, or random ones with torchvision's scaling and padding, under a random head."""
     weights: WeightsName = request.param
-    if weights == "keras":
-        return with_random_head(pretrained("keras"))
+    if weights != "torchvision":
+        return with_random_head(pretrained(weights))
     backbone = {
         name: value.numpy()
         for name, value in random_mobilenet().items()

@@ -20,11 +20,11 @@ from bcd_ray.model.heatmap import class_activation, draw, randomised, similarity
 from bcd_ray.model.triage import Triage
 
 
-@pytest.fixture(scope="module")
-def model() -> Model:
+@pytest.fixture(scope="module", params=["keras", "efficientnet_lite0"])
+def model(request: pytest.FixtureRequest) -> Model:
     random = np.random.default_rng(0)
     weight = random.normal(0, 0.1, (4, 1280)).astype(np.float32)
-    return pretrained("keras").with_head(weight, random.normal(0, 1, 4).astype(np.float32))
+    return pretrained(request.param).with_head(weight, random.normal(0, 1, 4).astype(np.float32))
 
 
 @pytest.fixture(scope="module")

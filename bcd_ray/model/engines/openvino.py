@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcd_ray.archives.images import SIZE, Pixels
-from bcd_ray.model.backbones import BACKBONES, Backbone, mobilenet_v2, padding
+from bcd_ray.model.backbones import Backbone, field_backbone, padding
 from bcd_ray.model.engines.base import Outputs
 from bcd_ray.model.engines.cells import OpenStages, Stages
 from bcd_ray.model.network import Tensors, folded
@@ -84,14 +84,20 @@ class Requests:
 
 
 def openvino_backbone(tensors: Tensors, preprocessing: Mapping[str, Any], batch: int = BATCH) -> Any:
-    """MobileNetV2 and pooling as an OpenVINO model of (batch, 224, 224, 3) uint8; convolutions are named as tensors."""
+    """The backbone and pooling as an OpenVINO model of (batch, 224, 224, 3) uint8; convolutions are named as tensors.
+
+    Of a `Model.trunk` its map, flat.
+    """
     import openvino
     from openvino import opset13 as ops
 
     images = ops.parameter([batch, SIZE, SIZE, 3], np.uint8, name="images")
-    convolve = _convolve(tensors, BACKBONES["mobilenet_v2"].epsilon, preprocessing["padding"])
-    value = mobilenet_v2(_scaled(images, preprocessing), convolve, ops.add)
-    return openvino.Model([_pooled(value)], [images], "smear_classifier")
+    backbone = field_backbone(preprocessing)
+    convolve = _convolve(tensors, backbone.epsilon, preprocessing["padding"])
+    last = preprocessing.get("last", backbone.last)
+    value = backbone.walk(_scaled(images, preprocessing), convolve, ops.add, last=last)
+    flat = _pooled(value) if last == backbone.last else ops.reshape(value, ops.constant([batch, -1]), False)
+    return openvino.Model([flat], [images], "smear_classifier")
 
 
 def open_stages(threads: int) -> OpenStages:
@@ -154,7 +160,7 @@ def _convolve(tensors: Tensors, epsilon: float, how: str, grey: bool = False) ->
 
 
 def with_head(backbone: Any, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> Any:
-    """An OpenVINO model of embeddings with a linear head of weight (4, 1280) and bias (4,) over them."""
+    """An OpenVINO model of embeddings with a linear head of weight (4, d) and bias (4,) over them."""
     import openvino
     from openvino import opset13 as ops
 

@@ -1,6 +1,6 @@
 """The classifier in torch: the reference for `engine`, and where torchvision's weights come from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pickle import UnpicklingError
 from typing import Any
 
@@ -14,7 +14,7 @@ from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 from bcd_ray.archives.images import Pixels
 from bcd_ray.errors import ConfigError
 from bcd_ray.labels import CLASSES
-from bcd_ray.model.backbones import Backbone, padding
+from bcd_ray.model.backbones import BACKBONES, Backbone, field_backbone, padding
 from bcd_ray.model.engines.base import Outputs
 from bcd_ray.model.network import Tensors
 
@@ -22,8 +22,44 @@ _AT_A_TIME = 64  # images
 _OF_A_NORM = ("running_mean", "running_var", "weight", "bias")
 
 
+class Walked:
+    """A backbone's blocks over tensors by name, which may be asked for gradients; norms keep their statistics.
+
+    Called with a value (n, c, h, w) it gives that of the last block, and the map of each stage to `tap`.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], backbone: Backbone, how: str) -> None:
+        """`how` to pad, see `backbones.padding`."""
+        self._tensors, self._backbone, self._how = tensors, backbone, how
+
+    def __call__(
+        self,
+        value: torch.Tensor,
+        tap: Callable[[torch.Tensor], None] = lambda value: None,
+        first: int = 0,
+        last: int | None = None,
+    ) -> torch.Tensor:
+        last = self._backbone.last if last is None else last
+        result: torch.Tensor = self._backbone.walk(value, self._convolve, torch.add, tap, first, last)
+        return result
+
+    def _convolve(
+        self, value: torch.Tensor, convolution: str, norm: str, stride: int = 1, clamp: bool = True
+    ) -> torch.Tensor:
+        weight = self._tensors[f"{convolution}.weight"]
+        before, after = padding(weight.shape[-1], stride, self._how)
+        if before == after:
+            value = functional.conv2d(value, weight, None, stride, before, 1, value.shape[1] // weight.shape[1])
+        else:
+            value = functional.pad(value, (before, after, before, after))
+            value = functional.conv2d(value, weight, None, stride, 0, 1, value.shape[1] // weight.shape[1])
+        mean, variance, scale, shift = (self._tensors[f"{norm}.{each}"] for each in _OF_A_NORM)
+        value = functional.batch_norm(value, mean, variance, scale, shift, eps=self._backbone.epsilon)
+        return functional.relu6(value) if clamp else value
+
+
 class SmearClassifier(nn.Module):
-    """MobileNetV2 (Sandler et al., CVPR 2018) up to its pooled features, and a linear head over them.
+    """A backbone up to its pooled features, and a linear head over them; of MobileNetV2 torchvision's own layers.
 
     `forward` takes (N, 224, 224, 3) uint8 RGB and returns the embeddings (N, 1280) and the logits (N, 4), float32.
     """
@@ -31,20 +67,23 @@ class SmearClassifier(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, tensors: Tensors, preprocessing: Mapping[str, Any]) -> None:
+    def __init__(self, tensors: Tensors, preprocessing: Mapping[str, Any], device: str = "cpu") -> None:
         super().__init__()
-        self.features = mobilenet_v2().features
         self.head = nn.Linear(1280, len(CLASSES))
-        missing, unexpected = self.load_state_dict(
-            {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, strict=False
-        )
-        if unexpected or any(not name.endswith("num_batches_tracked") for name in missing):
-            raise ConfigError("these weights are not those of a MobileNetV2: train anew")
-        if preprocessing["padding"] == "same":
-            _pad_like_tensorflow(self.features)
+        backbone, given = field_backbone(preprocessing), as_torch(tensors, device)
+        if backbone is BACKBONES["mobilenet_v2"]:
+            self.features: Any = mobilenet_v2().features
+            missing, unexpected = self.load_state_dict(given, strict=False)
+            if unexpected or any(not name.endswith("num_batches_tracked") for name in missing):
+                raise ConfigError("these weights are not those of a MobileNetV2: train anew")
+            if preprocessing["padding"] == "same":
+                _pad_like_tensorflow(self.features)
+        else:
+            self.features = Walked(given, backbone, preprocessing["padding"])
+            self.head.load_state_dict({name: given[f"head.{name}"] for name in ("weight", "bias")})
         self.register_buffer("mean", torch.tensor(preprocessing["mean"]))
         self.register_buffer("std", torch.tensor(preprocessing["std"]))
-        self.eval()
+        self.eval().to(device)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scaled = (images.to(self.mean.dtype) - self.mean) / self.std
@@ -58,7 +97,7 @@ class TorchStages:
 
     def __init__(self, tensors: Tensors, backbone: Backbone, device: str = "cpu") -> None:
         self._backbone, self._device = backbone, device
-        self._tensors = {name: torch.from_numpy(np.array(each)).to(device) for name, each in tensors.items()}
+        self._walked = Walked(as_torch(tensors, device), backbone, backbone.preprocessing["padding"])
 
     def __call__(self, images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
         parts = [self._some(images[start : start + _AT_A_TIME]) for start in range(0, len(images), _AT_A_TIME)]
@@ -71,33 +110,29 @@ class TorchStages:
         means = list[torch.Tensor]()
         with torch.inference_mode():
             scaled = ((grey.expand(-1, -1, -1, 3) - mean) / std).permute(0, 3, 1, 2)
-            self._backbone.walk(scaled, self._convolve, torch.add, lambda value: means.append(value.mean((2, 3))))
+            self._walked(scaled, lambda value: means.append(value.mean((2, 3))))
             return np.asarray(torch.cat(means, 1).cpu().numpy())
-
-    def _convolve(
-        self, value: torch.Tensor, convolution: str, norm: str, stride: int = 1, clamp: bool = True
-    ) -> torch.Tensor:
-        weight = self._tensors[f"{convolution}.weight"]
-        before, after = padding(weight.shape[-1], stride, self._backbone.preprocessing["padding"])
-        value = functional.pad(value, (before, after, before, after))
-        value = functional.conv2d(value, weight, None, stride, 0, 1, value.shape[1] // weight.shape[1])
-        mean, variance, scale, shift = (self._tensors[f"{norm}.{each}"] for each in _OF_A_NORM)
-        value = functional.batch_norm(value, mean, variance, scale, shift, eps=self._backbone.epsilon)
-        return functional.relu6(value) if clamp else value
 
 
 class TorchEngine:
-    """`base.Engine` in torch on CPUs, in float32: the reference."""
+    """`base.Engine` in torch, in float32: the reference."""
 
     chunk = 8
 
-    def __init__(self, tensors: Tensors, preprocessing: Mapping[str, Any]) -> None:
-        self._network = SmearClassifier(tensors, preprocessing).to(memory_format=torch.channels_last)
+    def __init__(self, tensors: Tensors, preprocessing: Mapping[str, Any], device: str = "cpu") -> None:
+        self._network = SmearClassifier(tensors, preprocessing, device).to(memory_format=torch.channels_last)
+        self._device = device
 
     def infer(self, images: Sequence[Pixels]) -> Outputs:
         """As `Engine.infer`."""
         with torch.inference_mode():
-            return Outputs(*(output.numpy() for output in self._network(torch.from_numpy(np.stack(images)))))
+            found = self._network(torch.from_numpy(np.stack(images)).to(self._device))
+            return Outputs(*(output.cpu().numpy() for output in found))
+
+
+def as_torch(tensors: Tensors, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """Copies, by name."""
+    return {name: torch.from_numpy(np.array(value)).to(device) for name, value in tensors.items()}
 
 
 def torchvision_backbone() -> dict[str, npt.NDArray[np.float32]]:
