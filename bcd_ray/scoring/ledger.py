@@ -13,34 +13,33 @@ second copy of it finds the work done, and a reader never sees part of a run.
 
 import hashlib
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bcd_ray import storage
 from bcd_ray.errors import JobError, NotFoundError
 from bcd_ray.scoring import schema
 from bcd_ray.scoring.grouping import groups
 from bcd_ray.scoring.plan import Plan, Unit, facts_of, plan_of, table_of
-from bcd_ray.scoring.reconciling import MADE_BY, left_out_of, read_shards
+from bcd_ray.scoring.reconciling import INPUTS, MADE_BY, RECONCILED, left_out_of, read_shards
 from bcd_ray.scoring.seen import Seen
-from bcd_ray.scoring.sources import SOURCE_COLUMNS, Sources
+from bcd_ray.scoring.sources import Sources
 from bcd_ray.scoring.state import State, digest, ends_of_chain, is_of_a_run, manifest_of, read_manifests
 from bcd_ray.scoring.undelivered import Undelivered
 from bcd_ray.storage import StoredObject, parquet
-from bcd_ray.threads import map_ahead
+from bcd_ray.threads import in_chunks, map_ahead
 
 _ROWS_PER_GROUP = 65_536
 _READERS = 16  # of units, at publication
+_SMALL_UNIT_BYTES = 1 << 20  # some 10,000 rows, which are read whole
+_SHARDS_AT_A_TIME = 8192
 _ADDED_AT_PUBLICATION = ("run_id", "run_number")
 _UNIT_SCHEMA = pa.schema([field for field in schema.PREDICTIONS if field.name not in _ADDED_AT_PUBLICATION])
 
@@ -119,7 +118,8 @@ class Ledger:
             for chunk in rows:
                 file.append(chunk)
             record = {**seen.record(), MADE_BY: json.dumps(made_by or {}, sort_keys=True)}
-            file.create(self._unit_uri(unit.unit_id), record)
+            file.finish(record)
+            file.create(self._unit_uri(unit.unit_id))
 
     def publish(self, plan: Plan, max_undelivered: float = 1.0) -> dict[str, Any]:
         """Reconcile the units with the plan, publish their rows as one object, then the manifest; return it.
@@ -133,42 +133,29 @@ class Ledger:
             JobError: rows and plan do not agree, or too much failed for the moment; nothing is published.
         """
         planned = facts_of(self._read_plan(plan.run_id))
-        sources = Sources(planned.get("source_limit"), self._read_units(plan.units, SOURCE_COLUMNS))
-        statuses, classes, review = Counter[str](), Counter[str](), Counter[str]()
-        inputs, members, incomplete, undelivered = [], Counter[str](), 0, Undelivered(plan)
-        made_by = Counter[str]()
-        with _temporary_folder() as folder:
-            path = folder / "predictions.parquet"
-            with pq.ParquetWriter(path, schema.PREDICTIONS, compression="zstd") as writer:
-                for all_rows, all_read in self._reconciled(plan):
-                    rows, read = undelivered.without(all_rows, all_read)
-                    rows = sources.judged(rows)
-                    statuses.update(rows["status"].to_pylist())
-                    classes.update(rows["predicted_class"].drop_null().to_pylist())
-                    review["rows"] += int(pc.sum(rows["review"]).as_py() or 0)
-                    review.update(pc.list_flatten(rows["review_reasons"]).to_pylist())
-                    members += left_out_of(read)
-                    for made, count in zip(read["made_by"].to_pylist(), read["rows"].to_pylist(), strict=True):
-                        made_by[made] += count
-                    incomplete += pc.sum(read["incomplete"]).as_py() or 0
-                    inputs.append(read)
-                    writer.write_table(rows, row_group_size=_ROWS_PER_GROUP)
+        sources, undelivered = Sources(planned.get("source_limit")), Undelivered(plan)
+        made_by, members, incomplete = Counter[str](), Counter[str](), 0
+        with parquet.Appender(INPUTS) as file:
+            for read in self._reconciled(plan, sources):
+                read = undelivered.judged(read)
+                members += left_out_of(read)
+                for made, count in zip(read["made_by"].to_pylist(), read["rows"].to_pylist(), strict=True):
+                    made_by[made] += count
+                incomplete += pc.sum(read["incomplete"]).as_py() or 0
+                file.append(read)
             self._refuse(undelivered, max_undelivered)
-            output = self._create_file(storage.join(self.output, "predictions", f"{plan.run_id}.parquet"), path)
-            pq.write_table(pa.concat_tables(inputs), path, compression="zstd")
+            output, counts = self._publish_rows(plan, sources, undelivered)
             read_uri = storage.join(self.output, "manifests", f"{plan.run_id}.inputs.parquet")
-            read_file = self._create_file(read_uri, path)
+            read_file = self._create_file(read_uri, file)
         manifest = {
             "manifest_version": schema.MANIFEST_VERSION,
             "source_limit": None,
             **planned,
             "published_at": _now(),
-            "statuses": dict(sorted(statuses.items())),
+            **{name: dict(sorted(count.items())) for name, count in counts.items()},
             "made_by": [{"rows": count, **json.loads(made)} for made, count in sorted(made_by.items())],
             "undelivered": dict(sorted(undelivered.lost.items())),
             "kept_shards": undelivered.kept,
-            "predicted_classes": dict(sorted(classes.items())),
-            "review": dict(sorted(review.items())),
             "sources": sources.told(),
             "outputs": [output],
             "inputs": read_file,
@@ -180,6 +167,24 @@ class Ledger:
         if not storage.create(manifest_uri, (json.dumps(manifest, indent=2) + "\n").encode()):
             manifest = manifest_of(manifest_uri).content  # another copy of this run was first
         return manifest
+
+    def _publish_rows(
+        self, plan: Plan, sources: Sources, undelivered: Undelivered
+    ) -> tuple[dict[str, Any], dict[str, Counter[str]]]:
+        """Publish the rows of all units as one object, and describe it and what the rows say."""
+        statuses, classes, review = Counter[str](), Counter[str](), Counter[str](rows=0)
+        with parquet.Appender(schema.PREDICTIONS, _ROWS_PER_GROUP) as file:
+            for chunk in chain.from_iterable(self._read_units(plan.units)):
+                rows = sources.judged(undelivered.without(chunk))
+                statuses.update(rows["status"].to_pylist())
+                classes.update(rows["predicted_class"].drop_null().to_pylist())
+                review["rows"] += int(pc.sum(rows["review"]).as_py() or 0)
+                review.update(pc.list_flatten(rows["review_reasons"]).to_pylist())
+                rows = rows.append_column("run_id", pa.repeat(pa.scalar(plan.run_id), len(rows)))
+                number = pa.scalar(plan.run_number, pa.int32())
+                file.append(rows.append_column("run_number", pa.repeat(number, len(rows))))
+            output = self._create_file(storage.join(self.output, "predictions", f"{plan.run_id}.parquet"), file)
+        return output, {"statuses": statuses, "predicted_classes": classes, "review": review}
 
     def _refuse(self, undelivered: Undelivered, most: float) -> None:
         """JobError where more failed for the moment than may; the units are done anew by the next attempt."""
@@ -219,43 +224,43 @@ class Ledger:
         """What all published runs say."""
         return State(self.output)
 
-    def _reconciled(self, plan: Plan) -> Iterator[tuple[pa.Table, pa.Table]]:
-        """The units' rows in the plan's order, some units together, and the shards they came from.
+    def _reconciled(self, plan: Plan, sources: Sources) -> Iterator[pa.Table]:
+        """The shards of the units in the plan's order, some thousand at a time, with what their rows say of each.
 
         Ids are unique within a unit, shards within a plan, and an id is made from its shard's URI: so none repeats.
         """
         if len({shard.uri for unit in plan.units for shard in unit.shards}) != sum(len(u.shards) for u in plan.units):
             raise JobError("the plan lists a shard twice: report this")
-        waiting: list[tuple[pa.Table, pa.Table]] = []
-        for unit, rows in zip(plan.units, self._read_units(plan.units), strict=True):
-            read = read_shards(unit, rows)
-            rows = rows.append_column("run_id", pa.repeat(pa.scalar(plan.run_id), len(rows)))
-            rows = rows.append_column("run_number", pa.repeat(pa.scalar(plan.run_number, pa.int32()), len(rows)))
-            waiting.append((rows.select(schema.PREDICTIONS.names).cast(schema.PREDICTIONS), read))
-            if sum(len(rows) for rows, _ in waiting) >= _ROWS_PER_GROUP:
-                yield pa.concat_tables(rows for rows, _ in waiting), pa.concat_tables(read for _, read in waiting)
-                waiting = []
-        if waiting:
-            yield pa.concat_tables(rows for rows, _ in waiting), pa.concat_tables(read for _, read in waiting)
+        read = chain.from_iterable(
+            read_shards(unit, map(sources.added, rows))
+            for unit, rows in zip(plan.units, self._read_units(plan.units, RECONCILED), strict=True)
+        )
+        for some in in_chunks(read, _SHARDS_AT_A_TIME):
+            yield pa.Table.from_pylist(some, INPUTS)
 
-    def _read_units(self, units: Iterable[Unit], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The rows of units in order, many read at a time: a GET takes some 15 ms."""
+    def _read_units(self, units: Iterable[Unit], columns: Sequence[str] | None = None) -> Iterator[Iterable[pa.Table]]:
+        """The rows of units in order, by the chunk; many small units are read at a time: a GET takes some 15 ms."""
+        folder = storage.join(self.output, "_work", "units")
+        try:
+            found = {each.uri: each for each in storage.list_objects(folder)}
+        except NotFoundError:
+            found = {}
 
-        def read(unit: Unit) -> pa.Table:
-            return parquet.read(self._unit_uri(unit.unit_id), "delete it", columns)
+        def read(unit: Unit) -> Iterable[pa.Table]:
+            uri = self._unit_uri(unit.unit_id)
+            if uri in found and found[uri].size > _SMALL_UNIT_BYTES:
+                return parquet.chunks(found[uri], "delete it", columns)
+            return [parquet.read(uri, "delete it", columns)]
 
         with ThreadPoolExecutor(_READERS) as pool:
             yield from map_ahead(pool, read, units, ahead=2 * _READERS)
 
-    def _create_file(self, uri: str, path: Path) -> dict[str, Any]:
+    def _create_file(self, uri: str, file: parquet.Appender) -> dict[str, Any]:
         """Publish a file, unless an earlier attempt at the same run did, and describe it."""
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            created = storage.create_from_file(uri, file)
-        if not created and hashlib.sha256(storage.read_bytes(uri)).hexdigest() != digest:
+        sha256 = file.finish()
+        if not file.create(uri) and hashlib.sha256(storage.read_bytes(uri)).hexdigest() != sha256:
             raise JobError(f"{uri} exists with other content: move it away and run the same command again")
-        rows = pq.read_metadata(path).num_rows
-        return {"uri": uri, "rows": rows, "bytes": path.stat().st_size, "sha256": digest}
+        return {"uri": uri, "rows": file.rows, "bytes": file.size, "sha256": sha256}
 
     def _read_plan(self, run_id: str) -> pa.Table:
         return parquet.read(self._plan_uri(run_id), "delete it")
@@ -265,16 +270,6 @@ class Ledger:
 
     def _unit_uri(self, unit_id: str) -> str:
         return storage.join(self.output, "_work", "units", f"{unit_id}.parquet")
-
-
-@contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-    except OSError as error:  # those of storage are StorageErrors
-        remedy = f"make room in {tempfile.gettempdir()}, or set TMPDIR"
-        raise JobError(f"no temporary file can be written ({error}): {remedy}") from error
 
 
 def _now() -> str:

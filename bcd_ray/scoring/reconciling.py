@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,41 +14,60 @@ from bcd_ray.errors import JobError
 from bcd_ray.scoring import schema
 from bcd_ray.scoring.plan import Unit
 from bcd_ray.scoring.seen import LEFT_OUT, Seen
+from bcd_ray.scoring.sources import SOURCE_COLUMNS
 
 MADE_BY = b"made_by"  # in the metadata of a unit's rows
-_BY_STATUS = pa.map_(pa.string(), pa.int64())
+RECONCILED = ("image_id", "image_uri", "shard_uri", "status", *SOURCE_COLUMNS[1:])  # columns that this goes by
+INPUTS = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("size", pa.int64()),
+        ("etag", pa.string()),
+        ("unit_id", pa.string()),
+        ("rows", pa.int64()),
+        ("passing_failure", pa.bool_()),
+        ("holds", pa.bool_()),
+        ("not_scored", pa.map_(pa.string(), pa.int64())),
+        ("left_out", pa.string()),
+        ("made_by", pa.string()),
+        ("incomplete", pa.bool_()),
+    ]
+)
 
 
-def read_shards(unit: Unit, rows: pa.Table) -> pa.Table:
-    """The unit's shards with how many rows each gave; JobError where rows and unit do not agree."""
+def read_shards(unit: Unit, chunks: Iterable[pa.Table]) -> list[dict[str, Any]]:
+    """The unit's shards, as rows of `INPUTS`, from its rows by the chunk; JobError where rows and unit do not agree."""
     planned = [storage.printable(shard.uri) for shard in unit.shards]
-    found, failed = Counter(rows["shard_uri"].to_pylist()), dict[str, Counter[str]]()
-    for uri, status in zip(rows["shard_uri"].to_pylist(), rows["status"].to_pylist(), strict=True):
-        if status != "scored":
+    found, failed, incomplete = Counter[str](), dict[str, Counter[str]](), set[str]()
+    seen, record = Seen(), dict[bytes, bytes]()
+    for rows in chunks:
+        seen.add(rows["image_id"].to_pylist())
+        record = rows.schema.metadata or {}
+        found.update(rows["shard_uri"].to_pylist())
+        incomplete |= _incomplete(rows)
+        rows = rows.filter(pc.not_equal(rows["status"], "scored"))
+        for uri, status in zip(rows["shard_uri"].to_pylist(), rows["status"].to_pylist(), strict=True):
             failed.setdefault(uri, Counter())[status] += 1
     loose = [uri for uri in planned if is_loose(uri)]
-    record = rows.schema.metadata or {}
-    left_out, made_by = (record.get(name, b"{}").decode() for name in (LEFT_OUT, MADE_BY))
-    incomplete = _incomplete(rows)
-    seen = Seen()
-    seen.add(rows["image_id"].to_pylist())
     if not seen.agrees(record) or found.keys() != set(planned) or any(found[uri] != 1 for uri in loose):
         raise JobError(f"the rows of unit {unit.unit_id} are not those of its plan: delete it under _work/units")
-    return pa.table(
+    left_out, made_by = (record.get(name, b"{}").decode() for name in (LEFT_OUT, MADE_BY))
+    return [
         {
-            "uri": pa.array(planned, pa.string()),
-            "size": pa.array([shard.size for shard in unit.shards], pa.int64()),
-            "etag": pa.array([shard.etag for shard in unit.shards], pa.string()),
-            "unit_id": pa.array([unit.unit_id] * len(planned), pa.string()),
-            "rows": pa.array([found[uri] for uri in planned], pa.int64()),
-            "passing_failure": pa.array([passing(failed.get(uri, {})) > 0 for uri in planned], pa.bool_()),
-            "holds": pa.array([True] * len(planned), pa.bool_()),
-            "not_scored": pa.array([list(failed.get(uri, {}).items()) for uri in planned], _BY_STATUS),
-            "left_out": pa.array([left_out] * len(planned), pa.string()),
-            "made_by": pa.array([made_by] * len(planned), pa.string()),
-            "incomplete": pa.array([uri in incomplete for uri in planned], pa.bool_()),
+            "uri": uri,
+            "size": shard.size,
+            "etag": shard.etag,
+            "unit_id": unit.unit_id,
+            "rows": found[uri],
+            "passing_failure": passing(failed.get(uri, {})) > 0,
+            "holds": True,
+            "not_scored": list(failed.get(uri, {}).items()),
+            "left_out": left_out,
+            "made_by": made_by,
+            "incomplete": uri in incomplete,
         }
-    )
+        for uri, shard in zip(planned, unit.shards, strict=True)
+    ]
 
 
 def left_out_of(read: pa.Table) -> Counter[str]:

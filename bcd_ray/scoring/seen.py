@@ -17,9 +17,9 @@ class Seen:
 
     def add(self, image_ids: Iterable[str]) -> None:
         """These come next. The reader gives no id twice (see `shards.image_id`)."""
-        for image_id in image_ids:
-            self.images += 1
-            self._ids.update(f"{image_id}\n".encode())
+        ids = list(image_ids)
+        self.images += len(ids)
+        self._ids.update("".join(ids).encode())
 
     def record(self) -> dict[bytes, str]:
         """What stands in the metadata of the rows."""

@@ -3,7 +3,7 @@
 A source is a shard, or the folder of loose images.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -24,22 +24,23 @@ def source_of(shard_uri: str) -> str:
 class Sources:
     """The sources of a run, by the mean certainty of their scored images in its units."""
 
-    def __init__(self, limit: Mapping[str, Any] | None, units: Iterable[pa.Table]) -> None:
-        """`limit` is `source` of `Triage.settings`; without one nothing is read, and no source is unfamiliar.
-
-        `units` are the rows of all units of the run, of `SOURCE_COLUMNS`.
-        """
+    def __init__(self, limit: Mapping[str, Any] | None) -> None:
+        """`limit` is `source` of `Triage.settings`; without one no source is unfamiliar."""
         self._limit = limit
         self._sums = dict[str, tuple[float, int]]()
-        for rows in units if limit else ():
-            self._add(rows)
 
-    def _add(self, rows: pa.Table) -> None:
-        of_shards = rows.group_by("shard_uri").aggregate([("certainty", "sum"), ("certainty", "count")])
+    def added(self, rows: pa.Table) -> pa.Table:
+        """The rows, of `SOURCE_COLUMNS` at least; all rows of the run have to be added before any is judged."""
+        if not self._limit:
+            return rows
+        of_shards = rows.group_by("shard_uri", use_threads=False).aggregate(
+            [("certainty", "sum"), ("certainty", "count")]
+        )
         for shard, total, count in zip(*(column.to_pylist() for column in of_shards.columns), strict=True):
             source = source_of(shard)
             before = self._sums.get(source, (0.0, 0))
             self._sums[source] = before[0] + (total or 0.0), before[1] + count
+        return rows
 
     def _unfamiliar(self) -> dict[str, float]:
         if not self._limit:

@@ -17,10 +17,15 @@ class Undelivered:
     def __init__(self, plan: Plan) -> None:
         self._earlier, self.images = plan.earlier, plan.current_images
         self.lost, self.units = Counter[str](), set[str]()
-        self.kept = 0  # shards whose earlier rows hold
+        self._kept = set[str]()  # shards whose earlier rows hold
 
-    def without(self, rows: pa.Table, read: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Rows and shards of some units, without the rows that are not to be published."""
+    @property
+    def kept(self) -> int:
+        """How many shards keep their earlier rows."""
+        return len(self._kept)
+
+    def judged(self, read: pa.Table) -> pa.Table:
+        """Some shards that were read, of which some are found not to hold, and then to have no rows."""
         kept = set[str]()
         columns = (read[name].to_pylist() for name in ("uri", "unit_id", "rows", "not_scored"))
         for uri, unit_id, count, not_scored in zip(*columns, strict=True):
@@ -35,10 +40,14 @@ class Undelivered:
                 if not Rows(count, count - sum(failed.values()), True).supersede(earlier):
                     kept.add(uri)
         if not kept:
-            return rows, read
-        self.kept += len(kept)
+            return read
+        self._kept |= kept
         holds = pc.invert(pc.is_in(read["uri"], pa.array(kept, pa.string())))
         read = read.set_column(read.schema.get_field_index("holds"), "holds", holds)
-        published = pc.if_else(holds, read["rows"], 0)
-        read = read.set_column(read.schema.get_field_index("rows"), "rows", published)
-        return rows.filter(pc.invert(pc.is_in(rows["shard_uri"], pa.array(kept, pa.string())))), read
+        return read.set_column(read.schema.get_field_index("rows"), "rows", pc.if_else(holds, read["rows"], 0))
+
+    def without(self, rows: pa.Table) -> pa.Table:
+        """Rows without those that are not to be published."""
+        if not self._kept:
+            return rows
+        return rows.filter(pc.invert(pc.is_in(rows["shard_uri"], pa.array(self._kept, pa.string()))))

@@ -1,5 +1,6 @@
 """Parquet files to and from tables: small ones as bytes, those of any size by the chunk."""
 
+import hashlib
 import io
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 
 from bcd_ray import storage
 from bcd_ray.errors import JobError, StorageError
+from bcd_ray.storage.objects import StoredObject
 
 _GROUP_ROWS, _GROUP_BYTES = 8192, 8 << 20  # held until they are written: 3 MB of usual rows
 _SPOOLED_BYTES = 8 << 20  # that need no file
@@ -34,6 +36,17 @@ def read(uri: str, remedy: str, columns: Sequence[str] | None = None) -> pa.Tabl
         raise JobError(f"{uri} is damaged ({' '.join(str(error).split())[:100]}): {remedy}") from error
 
 
+def chunks(listed: StoredObject, remedy: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The table of an object by its row groups; raises as `read`."""
+    try:
+        with storage.open_stream(listed) as stream:
+            file = pq.ParquetFile(stream)
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, columns, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise JobError(f"{listed.uri} is damaged ({' '.join(str(error).split())[:100]}): {remedy}") from error
+
+
 def bytes_of(table: pa.Table, **options: Any) -> bytes:
     """A Parquet file of a table, with options of `pyarrow.parquet.write_table`."""
     sink = io.BytesIO()
@@ -42,17 +55,22 @@ def bytes_of(table: pa.Table, **options: Any) -> bytes:
 
 
 class Appender:
-    """A Parquet file that grows by tables of any size, in bounded memory, and becomes an object whole; to be closed.
+    """A Parquet file that grows by tables, in bounded memory, and becomes an object whole; for a `with` block.
+
+    Attributes:
+        rows: written so far.
+        size: in bytes, once it is finished.
 
     Raises:
         StorageError: no temporary file can be written.
     """
 
-    def __init__(self, schema: pa.Schema) -> None:
+    def __init__(self, schema: pa.Schema, group_rows: int = _GROUP_ROWS) -> None:
         self._file: Any = tempfile.SpooledTemporaryFile(_SPOOLED_BYTES)  # noqa: SIM115 (closed in __exit__)
-        self._schema = schema
+        self._schema, self._group_rows = schema, group_rows
         self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
-        self._waiting, self._rows, self._bytes = list[pa.Table](), 0, 0
+        self._waiting, self._waiting_rows, self._waiting_bytes = list[pa.Table](), 0, 0
+        self.rows = self.size = 0
 
     def __enter__(self) -> Self:
         return self
@@ -65,23 +83,31 @@ class Appender:
     def append(self, table: pa.Table) -> None:
         """Add rows of the schema's columns, in any order of them."""
         self._waiting.append(table.select(self._schema.names).cast(self._schema))
-        self._rows, self._bytes = self._rows + len(table), self._bytes + table.nbytes
-        if self._rows >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
+        self._waiting_rows += len(table)
+        self._waiting_bytes += table.nbytes
+        if self._waiting_rows >= self._group_rows or self._waiting_bytes >= _GROUP_BYTES:
             self._write()
 
-    def create(self, uri: str, metadata: Mapping[bytes, str]) -> bool:
-        """`storage.create` the file, with metadata, and nothing can be added any more."""
+    def finish(self, metadata: Mapping[bytes, str] | None = None) -> str:
+        """End the file, with metadata, and return its sha256; then nothing can be added."""
         self._write()
         with _told():
-            self._writer.add_key_value_metadata(metadata)
+            self._writer.add_key_value_metadata(metadata or {})
             self._writer.close()
+            self.size = self._file.tell()
+            self._file.seek(0)
+            return hashlib.file_digest(self._file, "sha256").hexdigest()
+
+    def create(self, uri: str) -> bool:
+        """`storage.create` the finished file."""
         return storage.create_from_file(uri, self._file)
 
     def _write(self) -> None:
         if self._waiting:
             with _told():
                 self._writer.write_table(pa.concat_tables(self._waiting))
-            self._waiting, self._rows, self._bytes = [], 0, 0
+            self.rows += self._waiting_rows
+            self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
 
 
 @contextmanager

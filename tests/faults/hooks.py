@@ -55,7 +55,7 @@ def install_in_driver() -> None:
     """`install`, and the steps that only the driver makes."""
     from bcd_ray.progress import Progress
     from bcd_ray.scoring import ledger
-    from bcd_ray.storage import s3
+    from bcd_ray.storage import parquet, s3
 
     install()
     add = Progress.add
@@ -66,6 +66,7 @@ def install_in_driver() -> None:
 
     Progress.add = counted  # type: ignore[method-assign]
     ledger.datetime = _Clock  # type: ignore[misc,assignment]
+    parquet._SPOOLED_BYTES = 1  # as of a large run, which needs temporary files
     s3._PART_BYTES = _plan()["part_bytes"] or s3._PART_BYTES
 
 

@@ -11,12 +11,13 @@ from scoring.nights import FACTS, IDENTITY, night, shard, work, write
 
 from bcd_ray import read, storage
 from bcd_ray.errors import ConfigError, JobError
+from bcd_ray.scoring import ledger as ledger_module
 from bcd_ray.scoring.access import check_access, folders_of
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.plan import Unit
 from bcd_ray.scoring.state import State, digest
 from bcd_ray.scoring.verification import verify
-from bcd_ray.storage import StoredObject
+from bcd_ray.storage import StoredObject, parquet
 
 IMAGES = [shard(f"/lab/{name}.jpg") for name in "abcdef"]
 GONE = {image.uri: "missing" for image in IMAGES}
@@ -251,3 +252,22 @@ def test_units_are_read_many_at_a_time_and_published_in_order(output: str, monke
     uris = pq.read_table(path)["shard_uri"].to_pylist()
     assert uris == sorted(uris)
     assert set(uris) == {tar.uri for tar in tars}
+
+
+def test_units_of_several_chunks_are_published_like_others(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards, statuses = [shard(f"/lab/{name}.tar") for name in "abc"], {"/lab/b.tar": "missing"}
+    whole = night(output, shards, statuses)
+    monkeypatch.setattr(parquet, "_GROUP_BYTES", 1)  # rows come two at a time; a tar has three
+    monkeypatch.setattr(ledger_module, "_SMALL_UNIT_BYTES", 0)
+    by_chunk = night(f"{output}-by-chunk", shards, statuses)
+    assert whole is not None
+    assert by_chunk is not None
+    for name in ("statuses", "review", "predicted_classes", "undelivered", "incomplete_shards"):
+        assert by_chunk[name] == whole[name]
+    rows = [pq.read_table(each["outputs"][0]["uri"], columns=["image_id", "status"]) for each in (whole, by_chunk)]
+    assert rows[0] == rows[1]
+    unit = next(
+        each for each in Path(f"{output}-by-chunk/_work/units").iterdir() if pq.read_metadata(each).num_rows > 1
+    )
+    assert pq.read_metadata(unit).num_row_groups == 2
+    assert not verify(f"{output}-by-chunk")

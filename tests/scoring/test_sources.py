@@ -30,7 +30,9 @@ def rows_of(shards: dict[str, list[float | None]]) -> pa.Table:
 
 
 def judged(*units: dict[str, list[float | None]]) -> tuple[Sources, list[dict[str, object]]]:
-    sources = Sources(LIMIT, (rows_of(unit).select(SOURCE_COLUMNS) for unit in units))
+    sources = Sources(LIMIT)
+    for unit in units:
+        sources.added(rows_of(unit).select(SOURCE_COLUMNS))
     return sources, [row for unit in units for row in sources.judged(rows_of(unit)).to_pylist()]
 
 
@@ -62,7 +64,7 @@ def test_loose_images_are_judged_by_their_folder_over_all_units() -> None:
 
 def test_a_model_that_does_not_know_judges_nothing() -> None:
     rows = rows_of({"/in/new.tar": [0.0] * 40})
-    sources = Sources(None, [])
+    sources = Sources(None)
     assert sources.judged(rows) is rows
     assert sources.told() is None
     assert source_of("s3://bucket/day/1.png") == "s3://bucket/day"
