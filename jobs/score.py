@@ -1,18 +1,24 @@
 """Score an archive: `python jobs/score.py --model DIR --input URI [URI ...] --output URI`."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bcd_ray.cli import run
 from bcd_ray.errors import EXIT_OK, EXIT_UNSCORED
 from bcd_ray.scoring.config import ScoreConfig
 
+if TYPE_CHECKING:
+    from bcd_ray.scoring.plan import Plan
+
 
 def main(config: ScoreConfig) -> int:
     from bcd_ray.archives.suffixes import unexpected
-    from bcd_ray.scoring.job import score
+    from bcd_ray.scoring.job import look, score
     from bcd_ray.scoring.state import unscored
 
+    if config.dry_run:
+        _print_plan(look(config))
+        return EXIT_OK
     outcome = score(config)
     failed = outcome.missed.not_scored.total()
     if outcome.manifest is None:
@@ -28,6 +34,15 @@ def main(config: ScoreConfig) -> int:
         print(f"{incomplete:,} shards could not be read to their end: an unknown number of images has no row")
     too_many = unexpected(outcome.left_out) + unexpected(outcome.missed.left_out) > config.max_left_out
     return EXIT_UNSCORED if failed > config.max_unscored or too_many or incomplete else EXIT_OK
+
+
+def _print_plan(plan: "Plan") -> None:
+    shards = sum(len(unit.shards) for unit in plan.units)
+    print(f"would score {shards:,} shards; the rows of {plan.current_shards:,} hold")
+    _print_counts(plan.reasons.items())
+    print(f"the rows of {plan.superseded_shards:,} shards would be superseded")
+    if plan.rescored_shards:
+        print(f"  {plan.rescored_shards:>9,}  of them by another model or other settings: see --supersede")
 
 
 def _print_run(manifest: dict[str, Any], output: str) -> None:

@@ -93,6 +93,11 @@ def image_id(shard_uri: str, name: str, occurrence: int) -> str:
     return hashlib.sha256(json.dumps([shard_uri, name, occurrence]).encode()).hexdigest()[:32]
 
 
+def digest(content: bytes) -> str:
+    """The id of an image by its content, whatever its name and its shard: the SHA-256 of its bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def given_up(shards: Iterable[StoredObject], why: Rejected) -> Iterator[Entry]:
     """One entry for each shard, or for what is left of it, that is not read."""
     for shard in shards:

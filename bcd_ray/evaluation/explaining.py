@@ -15,7 +15,7 @@ from bcd_ray import storage
 from bcd_ray.archives.images import Decoded, Limits, Pixels
 from bcd_ray.archives.isolation import decode
 from bcd_ray.archives.listing import list_archive
-from bcd_ray.archives.shards import Entry, read_shards
+from bcd_ray.archives.shards import Entry, digest, read_shards
 from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.evaluation.config import ExplainConfig
 from bcd_ray.labels import CLASSES
@@ -27,7 +27,7 @@ from bcd_ray.threads import in_chunks
 from bcd_ray.uris import from_printable, to_json
 
 _OF_A_ROW = (
-    *("image_id", "image_uri", "shard_uri", "shard_etag"),
+    *("image_id", "image_uri", "shard_uri", "image_sha256"),
     *("status", "review", "review_reasons", "model_version", "run_number"),
 )
 
@@ -108,7 +108,7 @@ def _sent_to_review(config: ExplainConfig, bundle: Bundle) -> _Found:
         wanted = {row["image_id"]: row for row in rows}
         for entry in _entries(from_printable(shard), found):
             row = wanted.pop(entry.image_id, None)
-            if row and row["shard_etag"] == entry.shard_etag:
+            if row and isinstance(entry.content, bytes) and digest(entry.content) == row["image_sha256"]:
                 found.add(entry, row["review_reasons"])
             elif row:
                 found.left_out[row["image_uri"]] = "changed since it was scored"

@@ -23,6 +23,7 @@ from bcd_ray.errors import StorageError
 from bcd_ray.learning.augmentation import AUGMENTATION_VERSION
 from bcd_ray.learning.near_duplicates import VARIANTS
 from bcd_ray.model.bundle import Model
+from bcd_ray.model.network import NETWORK_VERSION
 from bcd_ray.model.quality import MEASURES, QUALITY_VERSION
 from bcd_ray.progress import say
 from bcd_ray.storage import parquet
@@ -197,5 +198,6 @@ def _key(model: Model) -> str:
     for name in sorted(name for name in model.tensors if not name.startswith("head.")):
         backbone.update(name.encode())
         backbone.update(np.ascontiguousarray(model.tensors[name]).tobytes())
-    facts = [backbone.hexdigest(), model.preprocessing, DECODER_VERSION, AUGMENTATION_VERSION, QUALITY_VERSION, FORMAT]
+    versions = [DECODER_VERSION, AUGMENTATION_VERSION, NETWORK_VERSION, QUALITY_VERSION, FORMAT]
+    facts = [backbone.hexdigest(), model.preprocessing, *versions]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

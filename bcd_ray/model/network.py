@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+NETWORK_VERSION = 1  # raise it when the same tensors would give other embeddings: walks, scaling, which cells are seen
 Tensors = Mapping[str, npt.NDArray[np.float32]]
 
 

@@ -26,6 +26,15 @@ class ScoreConfig:
     max_undelivered: float = 0.5
     """Share of the images that may fail for the moment (`missing`, `changed`, `read_error`, `interrupted`); where more
     do, nothing is published."""
+    max_superseded: float = 0.1
+    """Share of the published shards of these inputs that another model or other settings may score anew, unasked."""
+    supersede: bool = False
+    """Score anew whatever another model or other settings change, also where that is more than `--max-superseded`."""
+    dry_run: bool = False
+    """Say what a run would do, and why; nothing is scored and nothing written."""
+    compare_digests: bool = False
+    """Read all published shards, and find those whose content changed while size and times stayed. Without it, only
+    those of other times are read, and what is equal keeps its rows."""
     max_image_bytes: int = 64 << 20
     """Larger images are refused unread."""
     max_pixels: int = 100_000_000
@@ -47,7 +56,8 @@ class ScoreConfig:
             raise ConfigError("--input names no archive")
         object.__setattr__(self, "input", tuple(uris.real(uris.normalize(uri)) for uri in self.input))
         normalize(self, "model", "output")
-        at_least(self, 0, "max_unscored", "max_left_out", "max_undelivered", "max_actors", "small_run_bytes")
+        at_least(self, 0, "max_unscored", "max_left_out", "max_undelivered", "max_superseded", "max_actors")
+        at_least(self, 0, "small_run_bytes")
         at_least(self, 1, "max_image_bytes", "max_pixels", "max_decode_seconds")
         at_least(self, 256 << 20, "max_decode_bytes")
 

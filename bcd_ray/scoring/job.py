@@ -6,21 +6,25 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bcd_ray import storage, uris
-from bcd_ray.archives.images import DECODER_VERSION
+from bcd_ray.archives.images import DECODER_VERSION, Limits
 from bcd_ray.archives.listing import list_archive
 from bcd_ray.archives.suffixes import left_out_words
 from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.model.bundle import Bundle, load_bundle
 from bcd_ray.model.choice import choose_engine, precision
+from bcd_ray.model.network import NETWORK_VERSION
 from bcd_ray.model.quality import QUALITY_VERSION
 from bcd_ray.model.triage import TRIAGE_VERSION
 from bcd_ray.progress import say
 from bcd_ray.runtime import gpu_count, library_versions, ray_session
-from bcd_ray.scoring import schema
+from bcd_ray.scoring import schema, unchanged
 from bcd_ray.scoring.config import ScoreConfig
 from bcd_ray.scoring.executing import Work, here, needs_ray, on_ray, score_units
+from bcd_ray.scoring.expiry import expire
 from bcd_ray.scoring.ledger import Ledger
-from bcd_ray.scoring.state import Missed, digest
+from bcd_ray.scoring.plan import Plan
+from bcd_ray.scoring.planning import make_plan
+from bcd_ray.scoring.state import Missed, State, identity_digest
 from bcd_ray.storage import StoredObject
 
 
@@ -43,9 +47,10 @@ def score(config: ScoreConfig) -> Outcome:
     for run_id in ledger.recover():
         say(f"run {run_id}: its rows were there, its manifest was not; published now")
     identity = _identity(bundle, config)
-    plan = ledger.plan(shards, identity)
+    plan = _plan(ledger.state(), shards, identity, config)
     if not plan.units:
-        return Outcome(None, len(shards), ledger.state().missed(shards, digest(identity)), left_out)
+        return Outcome(None, len(shards), ledger.state().missed(shards, identity_digest(identity)), left_out)
+    _refuse_to_supersede(plan, config)
     unfinished = ledger.unfinished(plan)
     with_ray = bool(unfinished) and needs_ray(unfinished, config, begun=ledger.is_begun(plan))
     with ray_session() if with_ray else nullcontext():
@@ -55,12 +60,19 @@ def score(config: ScoreConfig) -> Outcome:
         facts |= {"left_out": left_out, "source_limit": bundle.triage.settings.get("source")}
         plan = ledger.begin(plan, facts)
         done = len(plan.units) - len(unfinished)
+        expire(config.output, plan.run_id)
         how = "" if with_ray or not unfinished else "; too little to start Ray for"
         say(f"run {plan.run_id}: {done:,} of {len(plan.units):,} units done before; {choice}{how}")
         if unfinished:
             score_units(Work(unfinished, bundle, choice, ledger, config), on_ray if with_ray else here)
     manifest = ledger.publish(plan, config.max_undelivered)
-    return Outcome(manifest, len(shards), ledger.state().missed(shards, digest(identity)), left_out)
+    return Outcome(manifest, len(shards), ledger.state().missed(shards, identity_digest(identity)), left_out)
+
+
+def look(config: ScoreConfig) -> Plan:
+    """What a run would do; nothing is written, and no Ray is needed."""
+    shards, _ = list_shards(config)
+    return _plan(Ledger(config.output).state(), shards, _identity(load_bundle(config.model), config), config)
 
 
 def list_shards(config: ScoreConfig) -> tuple[list[StoredObject], Counter[str]]:
@@ -97,6 +109,7 @@ def _identity(bundle: Bundle, config: ScoreConfig) -> dict[str, Any]:
         "model_version": bundle.version,
         "schema_version": schema.SCHEMA_VERSION,
         "decoder_version": DECODER_VERSION,
+        "network_version": NETWORK_VERSION,
         "quality_version": QUALITY_VERSION,
         "triage_version": TRIAGE_VERSION,
         "precision": precision(config.engine, bundle),
@@ -104,3 +117,27 @@ def _identity(bundle: Bundle, config: ScoreConfig) -> dict[str, Any]:
         "max_pixels": config.max_pixels,
         "max_decode_seconds": config.max_decode_seconds,
     }
+
+
+def _plan(state: State, shards: list[StoredObject], identity: dict[str, Any], config: ScoreConfig) -> Plan:
+    """What is to be done of the shards; those that only look changed are found out, and keep their rows."""
+    found = unchanged.compare(
+        state, shards, identity_digest(identity), Limits(config.max_image_bytes), config.compare_digests
+    )
+    if found.equal:
+        state.equal |= found.equal
+        say(f"{len(found.equal):,} shards were compared and are equal to what was scored: their rows hold")
+        if not config.dry_run:
+            unchanged.remember(state)
+    return make_plan(state, shards, identity, found.changed)
+
+
+def _refuse_to_supersede(plan: Plan, config: ScoreConfig) -> None:
+    published = plan.current_shards + plan.superseded_shards
+    if config.supersede or plan.rescored_shards <= config.max_superseded * published:
+        return
+    why = "; ".join(reason for reason in plan.reasons if " -> " in reason)
+    raise ConfigError(
+        f"{plan.rescored_shards:,} of {published:,} published shards would be scored anew ({why}): "
+        "give --supersede if that is meant; --dry-run says all that a run would do"
+    )

@@ -5,7 +5,8 @@
     OUTPUT/_work/units/UNIT_ID.parquet       the rows of one unit, whole; named by everything that changes them
     OUTPUT/predictions/RUN_ID.parquet        the rows of all units, one object that appears at once
     OUTPUT/manifests/RUN_ID.inputs.parquet   the shards that were read
-    OUTPUT/manifests/RUN_ID.json             what was read and written, last: with it the run is published
+    OUTPUT/manifests/RUN_ID.json             what was read and written: with it the run is published
+    OUTPUT/manifests/published/...           that it is, by the manifest's digest, last (`roll`)
 
 Every name is made from the content's identity, and nothing is written over: a run that died goes on where it was, a
 second copy of it finds the work done, and a reader never sees part of a run.
@@ -25,13 +26,13 @@ import pyarrow.compute as pc
 
 from bcd_ray import storage
 from bcd_ray.errors import JobError, NotFoundError
-from bcd_ray.scoring import schema
-from bcd_ray.scoring.grouping import groups
+from bcd_ray.scoring import roll, schema, unchanged
 from bcd_ray.scoring.plan import Plan, Unit, facts_of, plan_of, table_of
+from bcd_ray.scoring.planning import make_plan
 from bcd_ray.scoring.reconciling import INPUTS, MADE_BY, RECONCILED, left_out_of, read_shards
 from bcd_ray.scoring.seen import Seen
 from bcd_ray.scoring.sources import Sources
-from bcd_ray.scoring.state import State, digest, ends_of_chain, is_of_a_run, manifest_of, read_manifests
+from bcd_ray.scoring.state import Manifest, State, ends_of_chain, is_of_a_run, manifest_of, read_manifests
 from bcd_ray.scoring.undelivered import Undelivered
 from bcd_ray.storage import StoredObject, parquet
 from bcd_ray.threads import in_chunks, map_ahead
@@ -51,29 +52,8 @@ class Ledger:
         self.output = output
 
     def plan(self, shards: Iterable[StoredObject], identity: dict[str, Any]) -> Plan:
-        """The units of the shards, sorted by URI, that are not published as they are now.
-
-        Args:
-            identity: everything besides the shards that changes the rows: model, limits, schema. JSON-ready.
-        """
-        state, identity_digest = self.state(), digest(identity)
-        units, earlier, current_images, waiting = [], {}, 0, []
-        for shard in shards:
-            if state.is_current(shard, identity_digest):
-                current_images += state.shards[storage.printable(shard.uri)].held.rows
-            else:
-                waiting.append(shard)
-                if last := state.of(shard):
-                    earlier[storage.printable(shard.uri)] = last.held
-        for group in groups(waiting):
-            before = [state.of(shard) for shard in group]
-            # What was tried before is tried anew, so its unit is another one.
-            tried = [one.tried if one else 0 for one in before]
-            content = [identity_digest, [(shard.uri, shard.etag, run) for shard, run in zip(group, tried, strict=True)]]
-            units.append(Unit(digest(content)[:32], tuple(group)))
-        superseded = sum(not one.passing_failure for one in earlier.values())
-        plan = Plan("", 0, tuple(units), identity, superseded, current_images, earlier)
-        return plan.numbered(state.last_number + 1)
+        """`planning.make_plan`, by what is published."""
+        return make_plan(self.state(), shards, identity)
 
     def begin(self, plan: Plan, facts: dict[str, Any]) -> Plan:
         """Write the plan, and facts for the manifest, unless an earlier attempt at the same run did.
@@ -150,6 +130,7 @@ class Ledger:
         manifest = {
             "manifest_version": schema.MANIFEST_VERSION,
             "source_limit": None,
+            "reasons": {},
             **planned,
             "published_at": _now(),
             **{name: dict(sorted(count.items())) for name, count in counts.items()},
@@ -164,8 +145,13 @@ class Ledger:
             "previous": ends_of_chain(read_manifests(self.output)),
         }
         manifest_uri = storage.join(self.output, "manifests", f"{plan.run_id}.json")
-        if not storage.create(manifest_uri, (json.dumps(manifest, indent=2) + "\n").encode()):
-            manifest = manifest_of(manifest_uri).content  # another copy of this run was first
+        storage.create(manifest_uri, (json.dumps(manifest, indent=2) + "\n").encode())
+        return self._enter(plan.run_id).content  # of another copy of this run, where that was first
+
+    def _enter(self, run_id: str) -> Manifest:
+        """The manifest of a run, which stands in the roll from now on."""
+        manifest = manifest_of(storage.join(self.output, "manifests", f"{run_id}.json"))
+        roll.enter(self.output, manifest)
         return manifest
 
     def _publish_rows(
@@ -202,8 +188,13 @@ class Ledger:
     def recover(self) -> list[str]:
         """Finish the runs that died between their rows and their manifest, and return their ids.
 
-        Their rows are there to be read, so they must be known before another run is planned.
+        Their rows are there to be read, so they must be known before another run is planned. Those that died before
+        they were entered into the roll are entered.
         """
+        names = storage.list_names(storage.join(self.output, "manifests"))
+        entered = {each.run_id for each in roll.entries(self.output)}
+        for run_id in {name.removesuffix(".json") for name in names if is_of_a_run(name, ".json")} - entered:
+            self._enter(run_id)
         unknown = self.without_manifest()
         for run_id in unknown:
             try:
@@ -222,7 +213,7 @@ class Ledger:
 
     def state(self) -> State:
         """What all published runs say."""
-        return State(self.output)
+        return State(self.output, unchanged.known(self.output))
 
     def _reconciled(self, plan: Plan, sources: Sources) -> Iterator[pa.Table]:
         """The shards of the units in the plan's order, some thousand at a time, with what their rows say of each.

@@ -1,7 +1,7 @@
 """What a run does, and the table in which that is kept."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ from bcd_ray.scoring.state import Rows, digest
 from bcd_ray.storage import StoredObject
 from bcd_ray.uris import from_printable
 
-_OF_A_PLAN = ("run_id", "run_number", "identity", "superseded_shards", "current_images")
+_OF_A_PLAN = ("run_id", "run_number", "identity", "superseded_shards", "current_images", "reasons")
 _EARLIER = pa.struct([("rows", pa.int64()), ("scored", pa.int64()), ("passing_failure", pa.bool_())])
 
 
@@ -35,6 +35,9 @@ class Plan:
     superseded_shards: int
     current_images: int  # of the same inputs, published before
     earlier: dict[str, Rows]  # that hold of the shards in the units, by printable URI
+    reasons: dict[str, int] = field(default_factory=dict)  # shards by why they are to be scored
+    current_shards: int = 0
+    rescored_shards: int = 0  # of the content that their rows are of: another model or other settings are the reason
 
     def numbered(self, number: int) -> "Plan":
         """The same under another number, and so another id."""
@@ -76,4 +79,4 @@ def plan_of(table: pa.Table) -> Plan:
         if row["earlier"]:
             earlier[row["uri"]] = Rows(**row["earlier"])
     grouped = tuple(Unit(unit_id, tuple(shards)) for unit_id, shards in units.items())
-    return Plan(units=grouped, earlier=earlier, **{name: described[name] for name in _OF_A_PLAN})
+    return Plan(units=grouped, earlier=earlier, **{name: described[name] for name in _OF_A_PLAN if name in described})

@@ -26,7 +26,7 @@ COLUMNS = (
     Column("image_uri", _TEXT, "-", "Where the image is: SHARD#NAME, or the file itself"),
     Column("shard_uri", _TEXT, "-", "The tar, the Parquet file or the loose image that was read"),
     Column(
-        "shard_etag", _TEXT, "-", "Version of the shard that was read: the store's etag, or size and time of a file"
+        "shard_etag", _TEXT, "-", "Version of the shard that was read: the store's etag, or size and times of a file"
     ),
     Column("image_sha256", _TEXT, "hex", "Digest of the encoded image; null where there were no bytes to read"),
     Column("width", pa.int32(), "pixels", "Width of the original, upright if scored; null if unknown"),
@@ -112,7 +112,7 @@ PREDICTIONS = pa.schema(
     metadata={"bcd_ray.schema_version": str(SCHEMA_VERSION)},
 )
 
-MANIFEST_VERSION = 4
+MANIFEST_VERSION = 5
 MANIFEST = {
     "manifest_version": "Version of this table",
     "run_id": "Names the run's files; made from its inputs, its model and its number",
@@ -133,6 +133,8 @@ MANIFEST = {
     "images, is of no day that was trained on; null where the model does not know",
     "sources": "How many sources were `judged`, had `too_few_images` to tell, and are `unfamiliar`, with the first "
     "names; null where the model does not know",
+    "reasons": "Shards by why they were to be scored: new, other content, failed for the moment before, or in what the "
+    "model or settings differ from those before",
     "superseded_shards": "Shards that were published before with other content or another identity",
     "current_images": "Images of the same inputs that were published before, as they are now",
     "outputs": "The published Parquet: `uri`, `rows`, `bytes`, `sha256`",
@@ -151,6 +153,7 @@ _COLUMNS_ADDED = {4: ("cells",)}
 _MANIFEST_ADDED = {
     3: ("made_by", "undelivered", "kept_shards", "current_images", "left_out", "incomplete_shards", "previous"),
     4: ("source_limit", "sources"),
+    5: ("reasons",),
 }
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -17,6 +17,8 @@ from bcd_ray.storage import StoredObject, parquet
 
 _READERS = 16  # of manifests, at a time
 RUN_ID = re.compile("[0-9a-f]{16}")
+# What came into identities later, as it was before: an upgrade alone scores nothing anew.
+_FIRST_VERSIONS = {"network_version": 1}
 NotScored = tuple[tuple[str, int], ...]  # rows by status
 
 
@@ -48,6 +50,13 @@ class Standing:
     failed: "Gaps | None" = None  # of that run, where its rows were not taken
 
 
+class Equal(NamedTuple):
+    """Two tags of a shard, of one content."""
+
+    etag: str  # as it was listed
+    held: str  # when the rows that hold were made
+
+
 class Gaps(NamedTuple):
     """What of a shard has no prediction, as a run found it."""
 
@@ -68,10 +77,12 @@ class Missed:
 class State:
     """What the manifests and the lists of inputs in an output say, with each run's own version of both."""
 
-    def __init__(self, output: str) -> None:
-        self.output = output
+    def __init__(self, output: str, equal: Mapping[str, "Equal"] | None = None) -> None:
+        """`equal` are shards, by printable URI, of which a later version was found to be equal to what rows are of."""
+        self.output, self.equal = output, dict(equal or {})
         self.manifests: list[dict[str, Any]] = []  # in order of their numbers
         self.shards: dict[str, Standing] = {}  # by printable URI
+        self.identities: dict[str, dict[str, Any]] = {}  # of all runs, by digest
         for manifest in read_manifests(output):
             self._add(manifest.content)
 
@@ -88,8 +99,16 @@ class State:
         """Whether the rows that hold are of this content and identity, and no failure of the moment is among them."""
         last = self.of(shard)
         return (
-            last is not None and not last.held.passing_failure and [last.etag, last.identity] == [shard.etag, identity]
+            last is not None
+            and not last.held.passing_failure
+            and last.identity == identity
+            and self.is_same(shard, last)
         )
+
+    def is_same(self, shard: StoredObject, last: Standing) -> bool:
+        """Whether a shard has the content that rows are of, by its tag, or because somebody compared."""
+        known = self.equal.get(storage.printable(shard.uri))
+        return storage.same_version(last.etag, shard.etag) or known == Equal(shard.etag, last.etag)
 
     def missed(self, shards: Iterable[StoredObject], identity: str) -> Missed:
         """What has no prediction of these shards as they are now."""
@@ -106,7 +125,8 @@ class State:
 
     def _add(self, manifest: dict[str, Any]) -> None:
         self.manifests.append(manifest)
-        run_id, number, identity = manifest["run_id"], manifest["run_number"], digest(manifest["identity"])
+        run_id, number, identity = manifest["run_id"], manifest["run_number"], identity_digest(manifest["identity"])
+        self.identities[identity] = {**_FIRST_VERSIONS, **manifest["identity"]}
         for read in read_inputs(self.output, manifest):
             failed = sum(count for _, count in read.gaps.not_scored)
             rows = Rows(read.rows, read.rows - failed, read.passing_failure)
@@ -202,6 +222,11 @@ def _not_scored(output: str, manifest: dict[str, Any]) -> dict[str, Counter[str]
 def digest(value: Any) -> str:
     """A name for a JSON-ready value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def identity_digest(identity: dict[str, Any]) -> str:
+    """A name for what changes the rows besides the shards."""
+    return digest({**_FIRST_VERSIONS, **identity})
 
 
 def unscored(statuses: dict[str, int]) -> int:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from bcd_ray import storage
 from bcd_ray.archives.shards import image_id, is_loose
 from bcd_ray.errors import JobError, StorageError
-from bcd_ray.scoring import schema
+from bcd_ray.scoring import roll, schema
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.state import Manifest, is_of_a_run, read_manifests
 from bcd_ray.storage import parquet
@@ -31,7 +31,7 @@ def verify(output: str) -> list[str]:
     found = read_manifests(output)
     manifests = [manifest.content for manifest in found]
     problems = [problem for manifest in manifests for problem in _problems(output, manifest)]
-    problems += _breaks(found)
+    problems += _breaks(found, roll.entries(output))
     known = {f"{manifest['run_id']}.parquet" for manifest in manifests}
     for name in storage.list_names(storage.join(output, "predictions")):
         if is_of_a_run(name, ".parquet") and name not in known:
@@ -63,13 +63,16 @@ def clear_leftovers(output: str) -> int:
     return len(names) + sum(storage.delete_broken_off(storage.join(output, part)) for part in parts)
 
 
-def _breaks(manifests: list[Manifest]) -> Iterator[str]:
-    """Where the chain of the runs is broken; those of version 2 named none before them and left no number out."""
+def _breaks(manifests: list[Manifest], entries: list[roll.Entry]) -> Iterator[str]:
+    """Where the chain of the runs is broken; those of version 2 named none before them and left no number out.
+
+    Of what comes last, which no manifest names, the roll knows.
+    """
     numbers = sorted({each.content["run_number"] for each in manifests if each.content.get("manifest_version") == 2})
     for before, after in pairwise([0, *numbers]):
         if after > before + 1:
             yield f"after run {before} comes run {after}: restore the files of those between from a copy"
-    digests = {manifest.content["run_id"]: manifest.sha256 for manifest in manifests}
+    digests, told = {manifest.content["run_id"]: manifest.sha256 for manifest in manifests}, set[str]()
     for manifest in manifests:
         after = manifest.content["run_id"]
         try:
@@ -79,9 +82,19 @@ def _breaks(manifests: list[Manifest]) -> Iterator[str]:
             continue
         for run_id, sha256 in named.items():
             if run_id not in digests:
+                told.add(run_id)
                 yield f"run {run_id}: is gone, though run {after} came after it: restore its files from a copy"
             elif digests[run_id] != sha256:
+                told.add(run_id)
                 yield f"run {run_id}: its manifest is not the one that run {after} came after: restore it from a copy"
+    numbers_of = {each.run_id: each.number for each in entries}
+    known = {(each.run_id, each.sha256) for each in entries}  # of a run that was recovered, two
+    for run_id in numbers_of.keys() - told:
+        if run_id not in digests:
+            number = numbers_of[run_id]
+            yield f"run {run_id}: is gone, though it was published as run {number}: restore its files from a copy"
+        elif (run_id, digests[run_id]) not in known:
+            yield f"run {run_id}: its manifest is not the one that was published: restore it from a copy"
 
 
 def _problems(output: str, manifest: dict[str, Any]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from bcd_ray.errors import ConfigError, NotFoundError, StorageError
 from bcd_ray.storage import local, s3
-from bcd_ray.storage.objects import StoredObject, Unlisted
+from bcd_ray.storage.objects import StoredObject, Unlisted, same_version
 from bcd_ray.uris import hidden_part, is_s3, join, normalize, printable
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "printable",
     "read_bytes",
     "refuse_unsafe",
+    "same_version",
     "write_bytes",
 ]
 
@@ -171,6 +172,8 @@ def _list_s3(uri: str, unlisted: Unlisted) -> Iterator[StoredObject]:
         if part := hidden_part(name[len(prefix) :]):
             unlisted.hidden.add(part)
         else:
-            yield StoredObject(f"{bucket}/{name}", item["Size"], item["ETag"].strip('"'))
+            modified = item["LastModified"].timestamp()
+            yield StoredObject(f"{bucket}/{name}", item["Size"], item["ETag"].strip('"'), modified)
     if nothing and prefix and (found := s3.head(uri)):
-        yield StoredObject(uri, found["ContentLength"], found["ETag"].strip('"'))
+        modified = found["LastModified"].timestamp()
+        yield StoredObject(uri, found["ContentLength"], found["ETag"].strip('"'), modified)

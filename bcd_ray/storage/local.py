@@ -75,7 +75,8 @@ def _list_file(path: str) -> Iterator[StoredObject]:
     except OSError:  # gone since
         yield StoredObject(path, 0, "missing")
     else:
-        yield StoredObject(path, found.st_size, _etag(found) if stat.S_ISREG(found.st_mode) else NO_FILE)
+        etag = _etag(found) if stat.S_ISREG(found.st_mode) else NO_FILE
+        yield StoredObject(path, found.st_size, etag, found.st_mtime)
 
 
 def get(uri: str) -> bytes:
@@ -152,7 +153,8 @@ def _leave_out(root: str, unlisted: Unlisted, error: OSError) -> None:
 
 
 def _etag(found: os.stat_result) -> str:
-    return f"{found.st_size:x}-{found.st_mtime_ns:x}"
+    """Size, time of the content, and time of the last change of any kind: programs can set all but the last."""
+    return f"{found.st_size:x}-{found.st_mtime_ns:x}-{found.st_ctime_ns:x}"
 
 
 def _name(beside: str, uri: str) -> None:

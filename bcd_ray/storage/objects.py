@@ -1,15 +1,22 @@
 """An object of a store as a listing gives it, and what a listing leaves out."""
 
+import re
 from dataclasses import dataclass, field
+
+_WITHOUT_CTIME = re.compile("[0-9a-f]+-[0-9a-f]+")  # of local files, as they were tagged before
 
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object as it was listed: its size in bytes and a tag that changes with its content."""
+    """An object as it was listed: its size in bytes, a tag that changes with its content, and when it was written.
+
+    `modified` counts seconds since 1970; 0 where it is not known.
+    """
 
     uri: str
     size: int
     etag: str
+    modified: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -21,3 +28,10 @@ class Unlisted:
 
     hidden: set[str] = field(default_factory=set)
     closed: set[str] = field(default_factory=set)
+
+
+def same_version(recorded: str, listed: str) -> bool:
+    """Whether a tag that was written down and one that is listed now are of one version of an object."""
+    if recorded == listed:
+        return True
+    return bool(_WITHOUT_CTIME.fullmatch(recorded)) and listed.startswith(f"{recorded}-")

@@ -4,9 +4,13 @@ The versions stand in a run's identity and in the cache's key, so that rows and 
 """
 
 import numpy as np
+import pytest
 
 from bcd_ray.archives.images import Pixels
 from bcd_ray.model import quality, triage
+from bcd_ray.model.bundle import Representation, pretrained
+from bcd_ray.model.choice import open_on_cpus
+from bcd_ray.model.network import NETWORK_VERSION
 from bcd_ray.model.quality import MEASURES
 
 _PLACES = np.arange(224)
@@ -16,6 +20,30 @@ def picture(scale: int) -> Pixels:
     """(224, 224, 3) uint8 of waves, made by integers alone: the same on every machine."""
     values = (_PLACES[:, None, None] * scale + _PLACES[None, :, None] ** 2 // (scale + 3) + np.arange(3) * 60) % 256
     return values.astype(np.uint8)
+
+
+def field(cells: int) -> Pixels:
+    """(224, 224, 3) uint8: dark discs with a nucleus on a light ground, drawn by integers alone."""
+    drawn = np.empty((224, 224, 3), np.uint8)
+    drawn[:] = (225, 225 - 10 * cells, 220)
+    for number, (y, x) in enumerate(((60, 70), (150, 160), (60, 180))[:cells]):
+        radius = 22 + 3 * number
+        for distance, colour in ((radius, (90 + 10 * number, 40, 140)), (radius // 2, (60, 20, 110 - 10 * number))):
+            drawn[(_PLACES[:, None] - y) ** 2 + (_PLACES[None, :] - x) ** 2 < distance**2] = colour
+    return drawn
+
+
+@pytest.mark.parametrize("representation", ["field", "both"])
+def test_the_network_embeds_as_by_its_version(representation: Representation) -> None:
+    found = open_on_cpus(pretrained("keras", representation), threads=1).infer([field(2), field(3)]).embeddings
+    shadows = found @ np.cos(np.arange(found.shape[1])[:, None] * np.array([0.1, 0.7, 1.9]))
+    held = {
+        1: {
+            "field": [[-7.212, 6.6801, -10.0721], [-13.0941, 9.1023, -0.1925]],
+            "both": [[-1.4049, 2.111, -0.2525], [-1.1018, 1.7795, -0.3983]],
+        }
+    }
+    np.testing.assert_allclose(shadows, held[NETWORK_VERSION][representation], rtol=2e-3, atol=2e-3)
 
 
 def test_quality_is_measured_as_by_its_version() -> None:

@@ -46,11 +46,12 @@ def rows_of(unit: Unit, statuses: Statuses | None = None) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema.PREDICTIONS)
 
 
-def work(ledger: Ledger, plan: Plan, statuses: Statuses | None = None, engine: str = "openvino") -> None:
-    """Write the plan and what is missing of its units."""
+def work(ledger: Ledger, plan: Plan, statuses: Statuses | None = None, engine: str = "openvino") -> Plan:
+    """Write the plan and what is missing of its units; returns the plan under the number that it got."""
     plan = ledger.begin(plan, FACTS)
     for unit in ledger.unfinished(plan):
         write(ledger, unit, statuses, {"engine": engine, "versions": {}})
+    return plan
 
 
 def write(
@@ -76,6 +77,6 @@ def night(
     plan = ledger.plan(shards, identity)
     if not plan.units:
         return None
-    work(ledger, plan, statuses)
+    plan = work(ledger, plan, statuses)
     before(plan)
     return ledger.publish(plan, **options)

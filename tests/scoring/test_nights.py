@@ -1,6 +1,7 @@
 """What holds after bad nights: the rows that readers get, the exit code's count, and the manifest."""
 
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Barrier
 
@@ -13,9 +14,10 @@ from bcd_ray import read, storage
 from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.scoring import ledger as ledger_module
 from bcd_ray.scoring.access import check_access, folders_of
+from bcd_ray.scoring.expiry import KEPT, expire
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.plan import Unit
-from bcd_ray.scoring.state import State, digest
+from bcd_ray.scoring.state import State, identity_digest
 from bcd_ray.scoring.verification import verify
 from bcd_ray.storage import StoredObject, parquet
 
@@ -41,7 +43,7 @@ def holds(output: str) -> Counter[str]:
 
 def not_scored(output: str, shards: list[StoredObject]) -> dict[str, int]:
     """What the exit code goes by."""
-    return State(output).missed(shards, digest(IDENTITY)).not_scored
+    return State(output).missed(shards, identity_digest(IDENTITY)).not_scored
 
 
 def unmounted(shards: list[StoredObject]) -> list[StoredObject]:
@@ -218,6 +220,27 @@ def test_a_unit_that_lost_rows_is_not_published(output: str) -> None:
     path.unlink()
     work(ledger, plan)
     assert ledger.publish(plan)["statuses"] == {"scored": 6, "corrupt_image": 3}
+
+
+def test_working_state_goes_when_its_run_is_published_or_old(output: str) -> None:
+    def left() -> tuple[int, int]:
+        return tuple(len(storage.list_names(f"{output}/_work/{part}")) for part in ("plans", "units"))
+
+    night(output, IMAGES)
+    ledger = Ledger(output)
+    abandoned = ledger.begin(ledger.plan([shard("/lab/x.tar")], IDENTITY), FACTS)
+    work(ledger, abandoned)
+    current = ledger.begin(ledger.plan([shard("/lab/y.tar")], IDENTITY), FACTS)
+    work(ledger, current)
+    assert left() == (3, 3)
+    assert expire(output, current.run_id) == 2  # what the published run needed
+    assert left() == (2, 2)
+    assert ledger.publish(abandoned)["statuses"] == {"scored": 2, "corrupt_image": 1}
+    other = ledger.begin(ledger.plan([shard("/lab/z.tar")], IDENTITY), FACTS)
+    assert expire(output, current.run_id, datetime.now(UTC) + KEPT + timedelta(minutes=1)) == 3  # also the other's plan
+    assert left() == (1, 1)
+    assert ledger.unfinished(current) == []
+    assert ledger.unfinished(other)
 
 
 def test_an_image_more_or_less_renames_one_unit(output: str) -> None:

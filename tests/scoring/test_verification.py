@@ -20,7 +20,7 @@ from scoring.nights import IDENTITY, night, shard, work
 from bcd_ray import read
 from bcd_ray.errors import JobError
 from bcd_ray.scoring.ledger import Ledger
-from bcd_ray.scoring.state import State, digest
+from bcd_ray.scoring.state import State, identity_digest
 from bcd_ray.scoring.verification import clear_leftovers, verify
 
 JOB = Path(__file__).parents[2] / "jobs" / "verify.py"
@@ -187,6 +187,29 @@ def test_a_run_that_is_gone_with_its_manifest_is_told(output: Path) -> None:
     assert verify(str(output)) == [told]
 
 
+def test_the_last_run_cannot_go_or_change_unseen_either(output: Path) -> None:
+    manifest = manifest_of(output, 3)
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole.replace(b'"engine": {}', b'"engine": {"name": "torch"}'))
+    told = f"run {manifest.stem}: its manifest is not the one that was published: restore it from a copy"
+    assert verify(str(output)) == [told]
+    for path in output.glob(f"*/{manifest.stem}*"):
+        path.unlink()
+    gone = f"run {manifest.stem}: is gone, though it was published as run 3: restore its files from a copy"
+    assert verify(str(output)) == [gone]
+    # Nor when others came after it.
+    night(str(output), [shard("/lab/later.jpg")])
+    assert verify(str(output)) == [gone]
+
+
+def test_a_run_that_died_before_its_entry_in_the_roll_is_entered_by_the_next(output: Path) -> None:
+    entries = sorted(output.glob("manifests/published/*"))
+    entries[-1].unlink()
+    assert verify(str(output)) == []
+    night(str(output), [shard("/lab/later.jpg")])
+    assert sorted(output.glob("manifests/published/*"))[:3] == entries
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_published_byte_can_change_unseen(output: Path, data: st.DataObject) -> None:
@@ -268,7 +291,7 @@ def test_outputs_of_earlier_versions_are_verified_by_their_own_and_go_on(kept: s
     assert verify(output) == []
     assert len(read.current(output)) == 5
     shards = [shard(uri) for uri in ("/lab/a.jpg", "/lab/c.tar", "/lab/d.jpg")]
-    assert State(output).missed(shards, digest(IDENTITY)).not_scored == {"corrupt_image": 1}
+    assert State(output).missed(shards, identity_digest(IDENTITY)).not_scored == {"corrupt_image": 1}
     assert night(output, shards) is None  # nothing is scored anew
     manifest = night(output, [*shards, shard("/lab/e.jpg")])
     assert manifest
