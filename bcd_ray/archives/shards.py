@@ -44,7 +44,7 @@ _MAX_HEADER_BYTES = 1 << 20  # tarfile reads these whole; names are at most some
 class Entry:
     """One image of an archive: its bytes, or why there are none.
 
-    `image_id` is 32 hexadecimal digits made from the shard's uri, the name inside it and, where a shard repeats a
+    `image_id` is 32 hexadecimal digits made from the shard's name, the name inside it and, where a shard repeats a
     name, the number of the occurrence: the same image in the same shard always gets the same.
     """
 
@@ -267,11 +267,11 @@ def _holds(column_type: Any, wanted: str) -> bool:
 
 
 def _entry(shard: StoredObject, name: str, occurrence: int, content: bytes | Rejected) -> Entry:
-    image_uri = f"{shard.uri}#{name}" if name else shard.uri
+    image_uri = f"{shard.name}#{name}" if name else shard.name
     return Entry(
-        image_id(shard.uri, name, occurrence),
+        image_id(shard.name, name, occurrence),
         storage.printable(image_uri),
-        storage.printable(shard.uri),
+        storage.printable(shard.name),
         shard.etag,
         content,
     )

@@ -22,6 +22,8 @@ from bcd_ray.labels import CLASSES
 from bcd_ray.model.bundle import Bundle, load_bundle
 from bcd_ray.model.heatmap import class_activation, draw, randomised, similarity
 from bcd_ray.reports.results import refuse_to_replace
+from bcd_ray.scoring.roots import Roots, named, place_of
+from bcd_ray.scoring.state import State
 from bcd_ray.storage import parquet
 from bcd_ray.threads import in_chunks
 from bcd_ray.uris import from_printable, to_json
@@ -103,10 +105,10 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
 
 def _sent_to_review(config: ExplainConfig, bundle: Bundle) -> _Found:
     """The images of the scored rows that this model sent to review, the first `limit` by URI."""
-    found = _Found()
+    found, roots = _Found(), State(config.scores).roots
     for shard, rows in groupby(_rows_to_explain(config, bundle), itemgetter("shard_uri")):
         wanted = {row["image_id"]: row for row in rows}
-        for entry in _entries(from_printable(shard), found):
+        for entry in _entries(place_of(from_printable(shard), roots), found, roots=roots):
             row = wanted.pop(entry.image_id, None)
             if row and isinstance(entry.content, bytes) and digest(entry.content) == row["image_sha256"]:
                 found.add(entry, row["review_reasons"])
@@ -158,8 +160,8 @@ def _given(config: ExplainConfig) -> _Found:
     return found
 
 
-def _entries(uri: str, found: _Found, files: Counter[str] | None = None) -> Iterator[Entry]:
+def _entries(uri: str, found: _Found, files: Counter[str] | None = None, roots: Roots | None = None) -> Iterator[Entry]:
     try:
-        yield from read_shards(storage.list_objects(uri), Limits(), files)
+        yield from read_shards((named(shard, roots or {}) for shard in storage.list_objects(uri)), Limits(), files)
     except NotFoundError as error:
         found.left_out[storage.printable(uri)] = str(error)

@@ -6,6 +6,7 @@ from typing import Literal
 from bcd_ray import uris
 from bcd_ray.config import at_least, normalize
 from bcd_ray.errors import ConfigError
+from bcd_ray.scoring.roots import roots_of
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,9 @@ class ScoreConfig:
     """Archives: folders or single shards (tar, zip, Parquet, loose images), paths or s3://."""
     output: str
     """Where predictions/, manifests/ and the working state go: a path or s3://."""
+    root: tuple[str, ...] = ()
+    """NAME=URI: images below the URI are called NAME:/PATH in rows and ids, and keep both when the archive moves and
+    the same name is given another URI."""
     max_unscored: int = 0
     """Images that may fail before the exit code says so (3). A shard that cannot be read to its end always says so."""
     max_left_out: int = 0
@@ -55,6 +59,7 @@ class ScoreConfig:
         if not self.input:
             raise ConfigError("--input names no archive")
         object.__setattr__(self, "input", tuple(uris.real(uris.normalize(uri)) for uri in self.input))
+        object.__setattr__(self, "root", tuple("=".join(each) for each in roots_of(self.root).items()))
         normalize(self, "model", "output")
         at_least(self, 0, "max_unscored", "max_left_out", "max_undelivered", "max_superseded", "max_actors")
         at_least(self, 0, "small_run_bytes")

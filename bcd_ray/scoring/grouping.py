@@ -18,7 +18,7 @@ def groups(shards: Iterable[StoredObject]) -> Iterator[list[StoredObject]]:
     loose: list[StoredObject] = []
     for shard in shards:
         is_image = is_loose(shard.uri)
-        full = len(loose) == _MOST_LOOSE or (len(loose) >= _LEAST_LOOSE and _begins_a_group(shard.uri))
+        full = len(loose) == _MOST_LOOSE or (len(loose) >= _LEAST_LOOSE and _begins_a_group(shard.name))
         if loose and (not is_image or full):
             yield loose
             loose = []

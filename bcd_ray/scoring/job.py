@@ -24,6 +24,7 @@ from bcd_ray.scoring.expiry import expire
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.plan import Plan
 from bcd_ray.scoring.planning import make_plan
+from bcd_ray.scoring.roots import named, refuse_other_names, roots_of
 from bcd_ray.scoring.state import Missed, State, identity_digest
 from bcd_ray.storage import StoredObject
 
@@ -76,12 +77,12 @@ def look(config: ScoreConfig) -> Plan:
 
 
 def list_shards(config: ScoreConfig) -> tuple[list[StoredObject], Counter[str]]:
-    """The shards of all inputs, each once, sorted by URI, and how many files are none, by suffix; says which.
+    """The shards of all inputs, each once, sorted by name, and how many files are none, by suffix; says which.
 
     Raises:
         ConfigError: an input is missing or holds no shard, or the output lies inside it.
     """
-    found: dict[str, StoredObject] = {}
+    found, roots = dict[str, StoredObject](), roots_of(config.root)
     left_out = Counter[str]()
     output = uris.real(config.output)
     for uri in config.input:
@@ -93,14 +94,17 @@ def list_shards(config: ScoreConfig) -> tuple[list[StoredObject], Counter[str]]:
             raise ConfigError(f"--input: {error}") from error
         if not listing.shards:
             raise ConfigError(f"--input {uri} holds no tar, zip or Parquet file, and no image")
-        found |= {shard.uri: shard for shard in listing.shards}
+        found |= {shard.uri: named(shard, roots) for shard in listing.shards}
         for folder in {shard.uri.rpartition("/")[0] for shard in listing.shards}:
             if f"{uris.real(folder)}/".startswith(f"{output}/"):
                 raise ConfigError(f"--output {config.output} is reached from --input {uri} by {folder}: take it out")
         left_out += listing.left_out
     if left_out:
         say(f"{left_out.total():,} files that are neither shards nor images are left out: {left_out_words(left_out)}")
-    return [found[uri] for uri in sorted(found)], left_out
+    for name, place in roots.items():
+        if not any(shard.known_as.startswith(f"{name}:") for shard in found.values()):
+            raise ConfigError(f"--root {name}={place}: no --input holds a shard below it")
+    return sorted(found.values(), key=lambda shard: shard.name), left_out
 
 
 def _identity(bundle: Bundle, config: ScoreConfig) -> dict[str, Any]:
@@ -121,6 +125,7 @@ def _identity(bundle: Bundle, config: ScoreConfig) -> dict[str, Any]:
 
 def _plan(state: State, shards: list[StoredObject], identity: dict[str, Any], config: ScoreConfig) -> Plan:
     """What is to be done of the shards; those that only look changed are found out, and keep their rows."""
+    refuse_other_names(shards, roots_of(config.root), state.shards, state.roots)
     found = unchanged.compare(
         state, shards, identity_digest(identity), Limits(config.max_image_bytes), config.compare_digests
     )

@@ -26,7 +26,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does: units in order of their URIs. The run's id is made from them, not from the clock."""
+    """What a run does: units in order of their names. The run's id is made from them, not from the clock."""
 
     run_id: str
     run_number: int
@@ -48,12 +48,12 @@ class Plan:
 def table_of(plan: Plan, facts: dict[str, Any]) -> pa.Table:
     """A row for each shard, and facts for the manifest."""
     known = [(unit, shard) for unit in plan.units for shard in unit.shards]
-    before = [plan.earlier.get(storage.printable(shard.uri)) for _, shard in known]
+    before = [plan.earlier.get(storage.printable(shard.name)) for _, shard in known]
     described = {name: getattr(plan, name) for name in _OF_A_PLAN}
     return pa.table(
         {
             "unit_id": pa.array([unit.unit_id for unit, _ in known], pa.string()),
-            "uri": pa.array([storage.printable(shard.uri) for _, shard in known], pa.string()),
+            "uri": pa.array([storage.printable(shard.name) for _, shard in known], pa.string()),
             "size": pa.array([shard.size for _, shard in known], pa.int64()),
             "etag": pa.array([shard.etag for _, shard in known], pa.string()),
             # How many images a tar or a Parquet shard holds is known once it is read.

@@ -17,28 +17,28 @@ _SHOWN = 12  # characters of a value: digests are long
 def make_plan(
     state: State, shards: Iterable[StoredObject], identity: dict[str, Any], changed: Collection[str] = ()
 ) -> Plan:
-    """The units of the shards, sorted by URI, that are not published as they are now.
+    """The units of the shards, sorted by name, that are not published as they are now.
 
     Args:
         identity: everything besides the shards that changes the rows: model, limits, schema. JSON-ready.
-        changed: URIs of shards whose content was found to be another one, though their tags are the same.
+        changed: names of shards whose content was found to be another one, though their tags are the same.
     """
     identified = identity_digest(identity)
     waiting, earlier, reasons = [], {}, Counter[str]()
     current_images = current_shards = rescored = 0
     for shard in shards:
         last = state.of(shard)
-        if last and state.is_current(shard, identified) and shard.uri not in changed:
+        if last and state.is_current(shard, identified) and shard.name not in changed:
             current_images, current_shards = current_images + last.held.rows, current_shards + 1
             continue
         waiting.append(shard)
         if last is None:
             reasons[NEW] += 1
             continue
-        earlier[storage.printable(shard.uri)] = last.held
+        earlier[storage.printable(shard.name)] = last.held
         if last.held.passing_failure:
             reasons[FAILED] += 1
-        elif shard.uri in changed or not state.is_same(shard, last):
+        elif shard.name in changed or not state.is_same(shard, last):
             reasons[CONTENT] += 1
         else:
             rescored += 1
@@ -52,7 +52,7 @@ def make_plan(
 def _unit(group: list[StoredObject], before: list[Standing | None], identified: str) -> Unit:
     # What was tried before is tried anew, so its unit is another one.
     tried = [one.tried if one else 0 for one in before]
-    content = [identified, [(shard.uri, shard.etag, run) for shard, run in zip(group, tried, strict=True)]]
+    content = [identified, [(shard.name, shard.etag, run) for shard, run in zip(group, tried, strict=True)]]
     return Unit(digest(content)[:32], tuple(group))
 
 

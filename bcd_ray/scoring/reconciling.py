@@ -37,7 +37,7 @@ INPUTS = pa.schema(
 
 def read_shards(unit: Unit, chunks: Iterable[pa.Table]) -> list[dict[str, Any]]:
     """The unit's shards, as rows of `INPUTS`, from its rows by the chunk; JobError where rows and unit do not agree."""
-    planned = [storage.printable(shard.uri) for shard in unit.shards]
+    planned = [storage.printable(shard.name) for shard in unit.shards]
     found, failed, incomplete = Counter[str](), dict[str, Counter[str]](), set[str]()
     seen, record = Seen(), dict[bytes, bytes]()
     for rows in chunks:

@@ -22,13 +22,20 @@ class Column(NamedTuple):
 _TEXT = pa.string()
 
 COLUMNS = (
-    Column("image_id", _TEXT, "-", "Stable id: the same image in the same shard always gets the same"),
-    Column("image_uri", _TEXT, "-", "Where the image is: SHARD#NAME, or the file itself"),
+    Column("image_id", _TEXT, "-", "Id by place: the same image in the same shard always gets the same"),
+    Column(
+        "image_uri", _TEXT, "-", "Where the image is: SHARD#NAME, or the file itself; below a named root NAME:/PATH"
+    ),
     Column("shard_uri", _TEXT, "-", "The tar, the Parquet file or the loose image that was read"),
     Column(
         "shard_etag", _TEXT, "-", "Version of the shard that was read: the store's etag, or size and times of a file"
     ),
-    Column("image_sha256", _TEXT, "hex", "Digest of the encoded image; null where there were no bytes to read"),
+    Column(
+        "image_sha256",
+        _TEXT,
+        "hex",
+        "Id by content: the digest of the encoded image; null where there were no bytes to read",
+    ),
     Column("width", pa.int32(), "pixels", "Width of the original, upright if scored; null if unknown"),
     Column("height", pa.int32(), "pixels", "Height of the original, upright if scored; null if unknown"),
     Column("status", _TEXT, "-", "`scored`, or the kind of failure (table below)"),

@@ -82,6 +82,7 @@ class State:
         self.output, self.equal = output, dict(equal or {})
         self.manifests: list[dict[str, Any]] = []  # in order of their numbers
         self.shards: dict[str, Standing] = {}  # by printable URI
+        self.roots: dict[str, str] = {}  # where each lay when it was last read, by name
         self.identities: dict[str, dict[str, Any]] = {}  # of all runs, by digest
         for manifest in read_manifests(output):
             self._add(manifest.content)
@@ -93,7 +94,7 @@ class State:
 
     def of(self, shard: StoredObject) -> Standing | None:
         """What is known of a shard."""
-        return self.shards.get(storage.printable(shard.uri))
+        return self.shards.get(storage.printable(shard.name))
 
     def is_current(self, shard: StoredObject, identity: str) -> bool:
         """Whether the rows that hold are of this content and identity, and no failure of the moment is among them."""
@@ -107,7 +108,7 @@ class State:
 
     def is_same(self, shard: StoredObject, last: Standing) -> bool:
         """Whether a shard has the content that rows are of, by its tag, or because somebody compared."""
-        known = self.equal.get(storage.printable(shard.uri))
+        known = self.equal.get(storage.printable(shard.name))
         return storage.same_version(last.etag, shard.etag) or known == Equal(shard.etag, last.etag)
 
     def missed(self, shards: Iterable[StoredObject], identity: str) -> Missed:
@@ -120,13 +121,14 @@ class State:
                 if gaps.left_out != "{}":
                     found.left_out.update(json.loads(gaps.left_out))
                 if gaps.incomplete:
-                    found.incomplete[shard.uri] += 1
+                    found.incomplete[shard.name] += 1
         return found
 
     def _add(self, manifest: dict[str, Any]) -> None:
         self.manifests.append(manifest)
         run_id, number, identity = manifest["run_id"], manifest["run_number"], identity_digest(manifest["identity"])
         self.identities[identity] = {**_FIRST_VERSIONS, **manifest["identity"]}
+        self.roots |= dict(root.split("=", 1) for root in manifest.get("configuration", {}).get("root", ()))
         for read in read_inputs(self.output, manifest):
             failed = sum(count for _, count in read.gaps.not_scored)
             rows = Rows(read.rows, read.rows - failed, read.passing_failure)

@@ -31,7 +31,7 @@ class Compared(NamedTuple):
     """What came out: shards that are equal to their rows, and those that are not, though their tags are the same."""
 
     equal: dict[str, Equal]  # by printable URI
-    changed: set[str]  # URIs
+    changed: set[str]  # names
 
 
 def compare(
@@ -51,19 +51,19 @@ def compare(
             asked.append((shard, last.etag))
     if not asked:
         return Compared({}, set())
-    published = _published(state, {storage.printable(shard.uri) for shard, _ in asked})
+    published = _published(state, {storage.printable(shard.name) for shard, _ in asked})
     progress, found = Progress("comparing", len(asked), "shards"), Compared({}, set())
 
     def is_equal(each: tuple[StoredObject, str]) -> bool:
-        return _is_equal(each[0], published[storage.printable(each[0].uri)], limits)
+        return _is_equal(each[0], published[storage.printable(each[0].name)], limits)
 
     with ThreadPoolExecutor(_READERS) as pool:
         for (shard, held), equal in zip(asked, map_ahead(pool, is_equal, asked, ahead=2 * _READERS), strict=True):
             progress.add(1)
             if equal:
-                found.equal[storage.printable(shard.uri)] = Equal(shard.etag, held)
+                found.equal[storage.printable(shard.name)] = Equal(shard.etag, held)
             elif storage.same_version(held, shard.etag):
-                found.changed.add(shard.uri)
+                found.changed.add(shard.name)
     progress.finish()
     return found
 

@@ -10,13 +10,20 @@ _WITHOUT_CTIME = re.compile("[0-9a-f]+-[0-9a-f]+")  # of local files, as they we
 class StoredObject:
     """An object as it was listed: its size in bytes, a tag that changes with its content, and when it was written.
 
-    `modified` counts seconds since 1970; 0 where it is not known.
+    `modified` counts seconds since 1970, and is 0 where that is not known. `known_as` is what rows and ids call it, if
+    not by its URI.
     """
 
     uri: str
     size: int
     etag: str
     modified: float = field(default=0.0, compare=False)
+    known_as: str = ""
+
+    @property
+    def name(self) -> str:
+        """What rows and ids call it."""
+        return self.known_as or self.uri
 
 
 @dataclass(frozen=True)

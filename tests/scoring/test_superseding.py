@@ -1,16 +1,21 @@
 """What a run takes the place of: nothing that is equal, and a whole archive only where that is meant."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from scoring.test_scoring import jpeg, tar_of
 
-from bcd_ray import storage
+from bcd_ray import read, storage
 from bcd_ray.errors import ConfigError
+from bcd_ray.evaluation.config import ExplainConfig
+from bcd_ray.evaluation.explaining import explain
 from bcd_ray.scoring.config import ScoreConfig
 from bcd_ray.scoring.job import look, score
+from bcd_ray.scoring.state import State
+from bcd_ray.scoring.verification import verify
 from bcd_ray.storage import local
 
 
@@ -72,3 +77,49 @@ def test_what_only_looks_changed_keeps_its_rows_and_what_only_looks_the_same_doe
     tar.write_bytes(whole.replace(b"1.jpg", b"4.jpg"))
     assert look(nightly).reasons == {}
     assert look(replace(nightly, compare_digests=True)).reasons == {"other content": 1}
+
+
+def test_below_a_named_root_an_archive_that_moved_is_the_same_one(
+    nightly: ScoreConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before, after = Path(nightly.input[0]), tmp_path / "mounted" / "elsewhere"
+    (before / "deep").mkdir()
+    (before / "deep" / "loose.jpg").write_bytes(jpeg(30))
+    config = replace(nightly, root=(f"lab={before}",))
+    score(config)
+    rows = read.current(nightly.output, ["image_id", "shard_uri"])
+    assert rows["shard_uri"].to_pylist() == ["lab:/deep/loose.jpg", *["lab:/monday.tar"] * 3]
+    with pytest.raises(ConfigError, match=rf"{before} are published below the root lab: give --root lab={before}"):
+        score(nightly)
+
+    after.parent.mkdir()
+    shutil.copytree(before, after)
+    shutil.rmtree(before)
+    moved = replace(config, input=(str(after),), root=(f"lab={after}",))
+    assert score(moved).manifest is None
+    assert "2 shards were compared and are equal" in capfd.readouterr().err
+    (after / "deep" / "loose.jpg").write_bytes(jpeg(31))
+    assert score(moved).manifest
+    now = read.current(nightly.output, ["image_id", "shard_uri"])
+    assert now.equals(rows)
+    assert verify(nightly.output) == []
+    assert State(nightly.output).roots == {"lab": str(after)}
+    explained = explain(ExplainConfig(model=nightly.model, scores=nightly.output, output=str(tmp_path / "maps")))
+    assert explained["left_out"] == {}
+    assert {image["image_uri"].partition("#")[0] for image in explained["images"]} <= set(rows["shard_uri"].to_pylist())
+
+
+def test_a_root_comes_first_or_not_at_all(nightly: ScoreConfig) -> None:
+    archive = nightly.input[0]
+    for root, said in (
+        ("lab", "write NAME=URI"),
+        (f"s3={archive}", "write NAME=URI"),
+        (f"lab={archive}/monday.tar", "no --input holds a shard below it"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            score(replace(nightly, root=(root,)))
+    with pytest.raises(ConfigError, match="given twice"):
+        replace(nightly, root=(f"lab={archive}", f"other={archive}"))
+    score(nightly)
+    with pytest.raises(ConfigError, match=r"monday\.tar is published under this URI, and all would stand twice"):
+        score(replace(nightly, root=(f"lab={archive}",)))

@@ -1,0 +1,70 @@
+"""Roots with a name: below one, rows and ids go by NAME:/PATH, so that an archive that moved is still the same one."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from bcd_ray import uris
+from bcd_ray.errors import ConfigError
+from bcd_ray.storage import StoredObject
+
+_ROOT = re.compile(r"(?P<name>[a-z][a-z0-9_-]+)=(?P<place>.+)", re.DOTALL)
+_SCHEMES = ("s3", "file")
+Roots = Mapping[str, str]  # where each lies now, by name
+
+
+def roots_of(given: Iterable[str]) -> dict[str, str]:
+    """The roots of options NAME=URI.
+
+    Raises:
+        ConfigError: an option is none, or a name or a place is given twice.
+    """
+    found = dict[str, str]()
+    for text in given:
+        parts = _ROOT.fullmatch(text)
+        if not parts or parts["name"] in _SCHEMES:
+            raise ConfigError(f"--root {text!r}: write NAME=URI, the name in small letters, as in archive=/mnt/archive")
+        place = uris.real(uris.normalize(parts["place"]))
+        if parts["name"] in found or place in found.values():
+            raise ConfigError(f"--root {text!r}: its name or its place is given twice")
+        found[parts["name"]] = place
+    return found
+
+
+def named(shard: StoredObject, roots: Roots) -> StoredObject:
+    """The shard under the name that the innermost root around it gives."""
+    around = [(place, name) for name, place in roots.items() if shard.uri.startswith(f"{place}/")]
+    if not around:
+        return shard
+    place, name = max(around)
+    return replace(shard, known_as=f"{name}:{shard.uri[len(place) :]}")
+
+
+def place_of(name: str, roots: Roots) -> str:
+    """The URI of what rows call by a name."""
+    root, colon, path = name.partition(":")
+    return f"{roots[root]}{path}" if colon and root in roots else name
+
+
+def refuse_other_names(
+    shards: Iterable[StoredObject], roots: Roots, published: Iterable[str], published_roots: Roots
+) -> None:
+    """ConfigError where images of these shards are published under other names, and would all stand twice.
+
+    Args:
+        published: names of shards, printable.
+        published_roots: those of earlier runs.
+    """
+    for shard in shards if published_roots else ():
+        before = named(replace(shard, known_as=""), published_roots)
+        if before.known_as and before.name != shard.name:
+            name, place = before.known_as.partition(":")[0], published_roots[before.known_as.partition(":")[0]]
+            raise ConfigError(f"images of {place} are published below the root {name}: give --root {name}={place}")
+    below = {f"{uris.printable(place)}/": name for name, place in roots.items()}
+    for uri in published if below else ():
+        for place, name in below.items():
+            if uri.startswith(place):
+                raise ConfigError(
+                    f"--root {name}: {uri} is published under this URI, and all would stand twice: leave --root out, "
+                    f"begin another output, or withdraw these rows with jobs/forget.py --moved"
+                )
