@@ -2,13 +2,14 @@
 
 import io
 import logging
+import re
 import warnings
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from bcd_ray.archives.formats import colour, jpeg, samples
+from bcd_ray.archives.formats import colour, jpeg, jpeg2000, samples
 from bcd_ray.archives.formats.base import Decoded, Limits, Rejected, check_pixels
 
 _MARK, _PLACE = b"DICM", 128
@@ -60,10 +61,10 @@ def _decode_frame(dataset: Any, width: int, height: int) -> Decoded | Rejected:
     syntax = dataset.file_meta.get("TransferSyntaxUID", "")
     by_imagecodecs = _decoder_for(syntax, photometric, bits)
     if not (by_imagecodecs or _is_known(syntax)):
-        name = getattr(syntax, "name", "an unknown transfer syntax")
-        return Rejected("unsupported_mode", f"DICOM of {name[:80]}: export it uncompressed", width, height)
+        name = _word(getattr(syntax, "name", "")) or "an unknown transfer syntax"
+        return Rejected("unsupported_mode", f"DICOM of {name}: export it uncompressed", width, height)
     try:
-        frame = _frame(dataset) if syntax.is_encapsulated else b""
+        frame = _frame(dataset, width, height) if syntax.is_encapsulated else b""
         # pydicom makes RGB of YBR
         values = np.atleast_3d(_by_imagecodecs(by_imagecodecs, frame) if by_imagecodecs else dataset.pixel_array)
         if values.shape[:2] != (height, width):
@@ -103,10 +104,21 @@ def _decoder_for(syntax: str, photometric: str, bits: int) -> str | None:
     return None if syntax in _PLAIN_JPEG and bits == 8 else name
 
 
-def _frame(dataset: Any) -> bytes:
+def _word(text: str) -> str:
+    """A name of the standard's own, empty for what stands in a damaged file."""
+    return text if re.fullmatch("[A-Z][A-Za-z0-9_ .,:/()\\[\\]-]{0,99}", text) else ""
+
+
+def _frame(dataset: Any, width: int, height: int) -> bytes:
+    """The compressed picture; ValueError if it says to be of another size, which could be any."""
     from pydicom.encaps import get_frame
 
-    return bytes(get_frame(dataset.PixelData, 0, number_of_frames=1))
+    frame = bytes(get_frame(dataset.PixelData, 0, number_of_frames=1))
+    if frame.startswith((jpeg.MAGIC, *jpeg2000.MAGIC)):
+        header = jpeg.read_header(frame) if frame.startswith(jpeg.MAGIC) else jpeg2000.read_header(frame)
+        if (header.width, header.height) != (width, height):
+            raise ValueError("has another size")
+    return frame
 
 
 def _by_imagecodecs(name: str, frame: bytes) -> Any:
@@ -122,7 +134,7 @@ def _undefined(dataset: Any, photometric: str, bits: int) -> str | None:
     if int(dataset.get("PixelRepresentation") or 0):
         return "signed samples"
     if photometric not in (*_COLOURS, *_GREYS, "PALETTE COLOR"):
-        return f"photometric interpretation {photometric[:20]}"
+        return f"photometric interpretation {_word(photometric) or 'unknown'}"
     if not 1 <= bits <= 16 or int(dataset.get("SamplesPerPixel") or 0) != (3 if photometric in _COLOURS else 1):
         return f"{bits} bits stored, {dataset.get('SamplesPerPixel')} samples a pixel"
     return None

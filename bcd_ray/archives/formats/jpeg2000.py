@@ -18,8 +18,10 @@ _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 @dataclass
 class Header:
-    """Bits of each channel, which may be signed or share samples; and what the file says of its colours."""
+    """Its size, bits of each channel, which may be signed or share samples, and what the file says of its colours."""
 
+    width: int = 0
+    height: int = 0
     depths: tuple[int, ...] = ()
     signed: bool = False
     shared: bool = False  # a sample of a channel stands for several pixels
@@ -46,6 +48,8 @@ def read_header(data: bytes) -> Header:
             codestream = content
             break
     if codestream.startswith(_CODESTREAM) and len(codestream) >= 42:
+        right, bottom, left, top = struct.unpack_from(">4I", codestream, 8)
+        found.width, found.height = right - left, bottom - top
         (count,) = struct.unpack_from(">H", codestream, 40)
         channels = [codestream[42 + 3 * number : 45 + 3 * number] for number in range(min(count, 16))]
         if all(len(each) == 3 for each in channels):

@@ -30,6 +30,7 @@ _DEFLATED, _JPEGS = (8, 32946), (6, 7)
 _READ_BY_PILLOW = (1, 2, 3, 4, 5, *_JPEGS, *_DEFLATED, 32771, 32773)
 _LOSSLESS = (1, 5, *_DEFLATED, 32773, 34887, 34925, 50000)  # of bytes, whatever they mean
 _GIVEN_AS_RGB = (*_JPEGS, 50001, 50002, 52546)  # JPEG, WebP and JPEG XL, which tifffile gives in RGB
+_JPEG_XR = (22610, 34934)  # damaged, it kills the one library that reads it
 _MOST_SAMPLES = 8  # a pixel: colours, and what else a program keeps
 _FULL_RANGE = (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)
 
@@ -91,6 +92,8 @@ def _undefined(page: Directory) -> str | None:
         return f"{kind} samples of {bits[0]} bits"
     if len(set(bits)) > 1 or not 1 <= bits[0] <= 16:
         return f"samples of {'/'.join(map(str, bits[:_MOST_SAMPLES]))} bits"
+    if page.number(tag.COMPRESSION, 1) in _JPEG_XR:
+        return "JPEG XR"
     if photometric not in _COLOURS:
         return _NAMES.get(photometric, f"photometric interpretation {photometric}")
     if photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) and count - _has_alpha(page) > 1:
