@@ -1,4 +1,4 @@
-"""Measure what can be claimed: `python jobs/benchmark.py --what speed|turns|growth|startup|training|ledger|plan`."""
+"""Measure what can be claimed: `python jobs/benchmark.py --what speed`; `--help` lists the others."""
 
 import json
 
@@ -8,6 +8,7 @@ from bcd_ray.errors import EXIT_OK
 
 
 def main(config: BenchmarkConfig) -> int:
+    from bcd_ray.benchmarks.against import night
     from bcd_ray.benchmarks.growth import growth
     from bcd_ray.benchmarks.ledger import ledger_cost, plan_cost
     from bcd_ray.benchmarks.speed import compare_speed
@@ -25,6 +26,8 @@ def main(config: BenchmarkConfig) -> int:
         found = startup_times(config)
     elif config.what == "training":
         found = training_cost(config)
+    elif config.what == "night":
+        found = night(config)
     else:
         found = ledger_cost(config) if config.what == "ledger" else plan_cost()
     print(json.dumps(found, indent=2))

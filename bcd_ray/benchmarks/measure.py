@@ -32,11 +32,18 @@ class Usage:
         return sum(self.cpu_of.values())
 
 
-def run_program(command: Sequence[str], environment: Mapping[str, str]) -> tuple[str, Usage]:
-    """Run a program to its end; what it wrote to standard output, and what it used. JobError if it fails."""
+def run_program(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path | None = None
+) -> tuple[str, Usage]:
+    """Run a program to its end: what it wrote to standard output, and what it used. JobError if it fails."""
     usage, known, memory_due = Usage(started=time.time()), set[int](), 0.0
     process = subprocess.Popen(
-        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env={**os.environ, **environment},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while True:
         try:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import ray
 
+from bcd_ray.benchmarks import against
 from bcd_ray.benchmarks.config import BenchmarkConfig
 from bcd_ray.benchmarks.growth import cost_of_a_million, growth
-from bcd_ray.benchmarks.measure import run_program, steady_rate
+from bcd_ray.benchmarks.measure import Usage, run_program, steady_rate
 from bcd_ray.benchmarks.speed import bench, stages
 from bcd_ray.benchmarks.training import training_cost
 from bcd_ray.benchmarks.turns import Program, compare_in_turns, ratios, take_turns
@@ -190,3 +191,31 @@ def test_no_nodes_at_all_are_refused() -> None:
 def test_s3_is_named_as_such() -> None:
     with pytest.raises(ConfigError, match="it starts with s3://"):
         BenchmarkConfig("speed", s3="bucket/folder")
+
+
+def test_another_revision_lies_in_a_folder_while_it_is_measured() -> None:
+    if not (against.ROOT / ".git").exists():
+        pytest.skip("this copy of the project is no git repository")
+    with against.checkout("HEAD") as folder:
+        assert (folder / "jobs" / "score.py").is_file()
+    assert not folder.exists()
+    with pytest.raises(ConfigError, match="name a git revision"), against.checkout("no-such-revision"):
+        pass
+
+
+def test_a_night_names_what_it_is_measured_against() -> None:
+    with pytest.raises(ConfigError, match="which --against names"):
+        BenchmarkConfig("night")
+    with pytest.raises(ConfigError, match="which --against names"):
+        BenchmarkConfig("speed", against="main")
+    assert BenchmarkConfig("night", against="main").what == "night"
+
+
+def test_figures_of_two_revisions_are_compared_round_by_round() -> None:
+    def took(seconds: float) -> Usage:
+        return Usage(wall_s=seconds, peak_gb=1, cpu_of={"1": 1})
+
+    runs = {"this": [took(2), took(3)], "main": [took(4), took(4)]}
+    found = against.compared(runs, "main")
+    assert found["medians"]["this"]["wall_s"] == 2.5
+    assert found["this_over_other"]["wall_s"] == [0.625, 0.5, 0.75]
