@@ -21,7 +21,8 @@ class EvaluateConfig(FitOptions):
     cross_validate: bool = False
     """Fit heads over folds and seeds instead of measuring a model."""
     spoil: bool = False
-    """Also spoil the images (blur, too much and too little light), and say how many of them are sent to review."""
+    """Also spoil the images (blur, light, JPEG compression, noise, grey), and say how many of them are sent to review,
+    and how many of the others are wrong."""
     split: tuple[Protocol, ...] = ("random", "blocked", "forward")
     """Protocols to cross-validate (see jobs/train.py)."""
     folds: int = 5

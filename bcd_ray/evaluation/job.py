@@ -65,17 +65,22 @@ def spoilt_figures(
 ) -> dict[str, dict[str, float | None]]:
     """Of n images spoilt in each of the ways of `SPOILT`: the accuracy, and the share that triage sends to an expert.
 
+    `wrong` is the share of errors among the others, None where there are none. The file's own compression is taken for
+    that of the spoilt images, as if they had been saved without loss since: only their pixels tell.
+
     `beyond_use` sums up the ways that leave an accuracy under 80 %: how many there are, and the share of their images
-    that is sent, None where there are none. `embeddings` (ways, n, d), `quality` (ways, n, 4) and `cells` (ways, n) are
+    that is sent, None where there are none. `embeddings` (ways, n, d), `quality` (ways, n, 7) and `cells` (ways, n) are
     those of the spoilt images.
     """
     figures, useless = dict[str, dict[str, float | None]](), []
     for way, (name, of_way, measures) in enumerate(zip(SPOILT, embeddings, quality, strict=True)):
         found = None if cells is None else cells[way]
         decisions = bundle.triage.decide(of_way, bundle.model.logits(of_way), measures, found)
-        accuracy = float((decisions.probabilities.argmax(axis=1) == labels).mean())
-        review = float(decisions.reasons.any(axis=1).mean())
-        figures[name] = {"accuracy": accuracy, "review": review}
+        correct = decisions.probabilities.argmax(axis=1) == labels
+        sent = decisions.reasons.any(axis=1)
+        accuracy, review = float(correct.mean()), float(sent.mean())
+        wrong = None if sent.all() else float((~correct)[~sent].mean())
+        figures[name] = {"accuracy": accuracy, "review": review, "wrong": wrong}
         if accuracy < _OF_USE:
             useless.append(review)
     figures["beyond_use"] = {"ways": len(useless), "review": float(np.mean(useless)) if useless else None}

@@ -42,7 +42,7 @@ IMAGES = pa.schema(
     ]
 )
 # What a view has a row of numbers of: their type, how many, and what stands for none. `quality` is what
-# `quality.measure` says of it, none of augmented views; `background` what `shortcuts.Reducer` says of view 0; `cells`
+# `quality.MEASURES` are of it, none of augmented views; `background` what `shortcuts.Reducer` says of view 0; `cells`
 # how many `cells.find_cells` found, where the model looks at them; `embedding` has as many numbers as the model says.
 NUMBERS = {
     "quality": (np.float32, len(MEASURES), np.nan),

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcd_ray import storage
+from bcd_ray.archives.formats.jpeg import coarseness
 from bcd_ray.archives.images import PASSING_STATUSES, Decoded, Limits, Pixels, Rejected
 from bcd_ray.archives.isolation import decode
 from bcd_ray.errors import JobError, StorageError
@@ -56,7 +57,7 @@ class Embedded:
     """Of n images in v views: zeros and NaN of images with an error, nothing to go by where a view was not wanted."""
 
     embeddings: Embeddings  # (v, n, d)
-    quality: npt.NDArray[np.float32]  # (v, n, 4) see `quality.measure`; NaN of augmented views
+    quality: npt.NDArray[np.float32]  # (v, n, 7) see `quality.MEASURES`; NaN of augmented views
     backgrounds: npt.NDArray[np.uint8]  # (v, n, 3) red, green and blue of the background; of view 0 alone
     cells: npt.NDArray[np.int32] | None  # (v, n) white cells found, where the model looks at them
 
@@ -235,10 +236,11 @@ class _EmbeddingActor:
 
     def _embed(self, sources: list[tuple[str, str, Sequence[str]]]) -> dict[str, Any]:
         rendered = chain.from_iterable(_render(*source) for source in sources)
-        digests, views, pixels, backgrounds = zip(*rendered, strict=True)
+        digests, views, pixels, backgrounds, compression = zip(*rendered, strict=True)
         numbers = none_of((len(views),), self._size)
         if measured := [row for row, view in enumerate(views) if view in _MEASURED]:
-            numbers["quality"][measured] = measure([pixels[row] for row in measured])
+            of_pixels = measure([pixels[row] for row in measured])
+            numbers["quality"][measured] = np.column_stack([of_pixels, [compression[row] for row in measured]])
         numbers["background"][:] = backgrounds
         outputs = self._engine.infer(pixels)
         numbers["embedding"] = outputs.embeddings
@@ -247,8 +249,11 @@ class _EmbeddingActor:
         return numbers | {"digest": np.array(digests, object), "view": np.array(views, object)}
 
 
-def _render(uri: str, digest: str, views: Sequence[str]) -> Iterator[tuple[str, str, Pixels, tuple[int, ...]]]:
-    """Of each view of an image that was identified before its digest, view and pixels; of view 0 the background too."""
+def _render(uri: str, digest: str, views: Sequence[str]) -> Iterator[tuple[str, str, Pixels, tuple[int, ...], float]]:
+    """Of each view of an image that was identified before its digest, view, pixels, background and compression.
+
+    The background is that of view 0 alone; the compression is the file's, whatever a view did to the pixels since.
+    """
     try:
         data = storage.read_bytes(uri)
     except StorageError as error:
@@ -258,6 +263,7 @@ def _render(uri: str, digest: str, views: Sequence[str]) -> Iterator[tuple[str, 
     decoded = decode(data, Limits())
     if not isinstance(decoded, Decoded):
         raise JobError(f"{uri} could be decoded before, and now not ({decoded.error}): run the same command again")
+    compression = coarseness(data, decoded.width, decoded.height)
     augmenter, reducer = Augmenter(decoded.pixels, digest), Reducer(decoded.pixels)
     for view in views:
         if view in SHORTCUT_VIEWS:
@@ -266,4 +272,4 @@ def _render(uri: str, digest: str, views: Sequence[str]) -> Iterator[tuple[str, 
             pixels = SPOILT[view](decoded.pixels)
         else:
             pixels = augmenter.view(int(view))
-        yield digest, view, pixels, reducer.background if view == "0" else (0, 0, 0)
+        yield digest, view, pixels, reducer.background if view == "0" else (0, 0, 0), compression

@@ -25,7 +25,7 @@ DIRECTIONS = 128  # of the embeddings that the distance knows one by one; 64 sep
 REASONS = {
     "low_confidence": "The certainty is under the limit: the model hesitates, or another class is about as near",
     "out_of_distribution": "The embedding is further from every class than training images are: another kind of image",
-    "poor_quality": "Focus, brightness, clipping or contrast is well outside the range of the training images",
+    "poor_quality": "Focus, light, contrast, noise, colour or compression is well outside what training images have",
     "conflicting_evidence": "The class with the nearest training images is not the suggested one",
     "no_cells": "No white cell was found, of which the model makes its prediction",
     "unfamiliar_source": "The images of its shard or folder are, together, less certain than any that were trained on: "

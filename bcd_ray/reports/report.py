@@ -200,19 +200,25 @@ def audit_words(metrics: Mapping[str, Any]) -> str:
 def _spoilt_section(spoilt: Mapping[str, Any]) -> Section:
     ways = {name: found for name, found in spoilt.items() if name != "beyond_use"}
     useless = spoilt["beyond_use"]
-    words = "The same images, spoilt on purpose: blurred by so many pixels, or with so many times the light."
+    words = (
+        "The same images, spoilt on purpose: blurred by so many pixels, with so many times the light, saved as a JPEG "
+        "of such a quality, with noise of so many levels, or grey."
+    )
     if useless["ways"]:
         words += (
             f" {useless['ways']} ways leave an accuracy under 80 %: of their images {100 * useless['review']:.1f} % "
             "are sent to review."
         )
     rows = [
-        [_words(name).replace(" ", ": ", 1), *(f"{100 * found[key]:.1f} %" for key in ("accuracy", "review"))]
+        [_words(name).replace(" ", ": ", 1), *(_share(found[key]) for key in ("accuracy", "review", "wrong"))]
         for name, found in ways.items()
     ]
-    return Section(
-        "Whether spoilt images are noticed", words=[words], columns=["", "Accuracy", "Sent to review"], rows=rows
-    )
+    columns = ["", "Accuracy", "Sent to review", "Wrong among the others"]
+    return Section("Whether spoilt images are noticed", words=[words], columns=columns, rows=rows)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def network_words(settings: Mapping[str, Any]) -> str:

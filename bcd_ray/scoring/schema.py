@@ -7,7 +7,7 @@ import pyarrow as pa
 from bcd_ray.archives.images import PASSING_STATUSES as PASSING_STATUSES
 from bcd_ray.labels import CLASSES
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 class Column(NamedTuple):
@@ -75,6 +75,15 @@ COLUMNS = (
         pa.float32(),
         "0..255",
         "Largest standard deviation of a colour, low if unstained or empty; null if not scored",
+    ),
+    Column("noise", pa.float32(), "levels", "Standard deviation of what no edge explains; null if not scored"),
+    Column("colour", pa.float32(), "log", "Mean distance of red and blue from green, low if grey; null if not scored"),
+    Column(
+        "compression",
+        pa.float32(),
+        "levels",
+        "What rounding can have changed, root mean square, by the quantisation table of a JPEG; 0 of other files, null "
+        "if not scored",
     ),
     Column(
         "cells",

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from bcd_ray.archives.formats.jpeg import coarseness
 from bcd_ray.archives.images import Decoded, Limits, Pixels, Rejected
 from bcd_ray.archives.isolation import Decoder, decode, decode_apart, die_at_once
 from bcd_ray.archives.shards import Entry
@@ -123,11 +124,15 @@ def _describe(decode_one: Decoder, limits: Limits, entry: Entry) -> "tuple[_Row,
         return _Row(entry, None, entry.content), None
     decoded = decode_one(entry.content, limits)
     row = _Row(entry, hashlib.sha256(entry.content).hexdigest(), decoded)
+    if isinstance(decoded, Decoded):
+        row.compression = coarseness(entry.content, decoded.width, decoded.height)
     return row, None if isinstance(decoded, Rejected) else decoded.pixels
 
 
 class _Row:
     """What is known of an image before it is scored; it keeps neither bytes nor pixels."""
+
+    compression = 0.0
 
     def __init__(self, entry: Entry, digest: str | None, result: Decoded | Rejected) -> None:
         self.image_id, self.image_uri = entry.image_id, entry.image_uri
@@ -146,6 +151,7 @@ def _table(rows: list[_Row], computed: list[_Computed], triage: Triage, model_ve
     reasons = [["not_scored"]] * len(rows)
     if computed:
         embeddings, logits, measures, counts = (np.concatenate(parts) for parts in zip(*computed, strict=True))
+        measures = np.column_stack([measures, [row.compression for row in rows if row.status == "scored"]])
         finite = np.logical_and.reduce([np.isfinite(each).all(axis=1) for each in (embeddings, logits, measures)])
         for index in np.flatnonzero(scored)[~finite].tolist():
             rows[index].status, rows[index].error = "not_finite", _NOT_FINITE

@@ -582,3 +582,20 @@ def test_who_interrupts_the_job_is_heard(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("bcd_ray.archives.formats.pillow.decode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         decode(drawn("PNG"), Limits())
+
+
+@pytest.mark.parametrize("quality", [95, 75, 40])
+def test_what_a_jpeg_lost_stands_in_its_table(quality: int) -> None:
+    """In a picture of its own size all frequencies count, in a smaller one the lowest alone."""
+    sink = io.BytesIO()
+    Image.new("RGB", (224, 224)).save(sink, "JPEG", quality=quality)
+    data = sink.getvalue()
+    table = np.array(Image.open(io.BytesIO(data)).quantization[0]).reshape(8, 8)
+    assert jpeg.coarseness(data, 224, 224) == pytest.approx(np.sqrt((table**2).mean() / 12))
+    assert jpeg.coarseness(data, 8 * 224, 4 * 224) == pytest.approx(np.sqrt((table[:2, :1] ** 2).sum() / 12 / 64))
+    assert (
+        jpeg.coarseness(data[:40], 224, 224)
+        == jpeg.coarseness(b"", 224, 224)
+        == jpeg.coarseness(b"\x89PNG", 224, 224)
+        == 0
+    )

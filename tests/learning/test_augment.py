@@ -3,6 +3,7 @@
 import hashlib
 import io
 from itertools import combinations
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bcd_ray.archives.images import Decoded, Limits, Pixels, decode
-from bcd_ray.learning.augmentation import BRIGHTNESS, SHIFT, ZOOM, Augmenter
+from bcd_ray.learning import augmentation
+from bcd_ray.learning.augmentation import BRIGHTNESS, NOISY, RECOMPRESSED, SHIFT, ZOOM, Augmenter
 from bcd_ray.learning.near_duplicates import NEAR_DUPLICATE_BITS, near_duplicate_groups, perceptual_hashes
 from bcd_ray.learning.shortcuts import SHORTCUT_VIEWS, Reducer
 from bcd_ray.learning.synthetic import draw_smear
@@ -23,6 +25,12 @@ SMEAR = draw_smear(2, seed=1)
 
 def augment(pixels: Pixels, key: str, view: int) -> Pixels:
     return Augmenter(pixels, key).view(view)
+
+
+def unharmed(pixels: Pixels, key: str, view: int) -> Pixels:
+    """The view before it is compressed or gets noise."""
+    with patch.multiple(augmentation, RECOMPRESSED=0, NOISY=0):
+        return augment(pixels, key, view)
 
 
 def test_the_same_image_and_view_give_the_same_pixels_in_any_order() -> None:
@@ -48,7 +56,7 @@ def test_views_are_the_same_on_every_machine() -> None:
     views = [augment(noise, KEY, view) for view in range(1, 9)] + [
         view(Reducer(noise)) for view in SHORTCUT_VIEWS.values()
     ]
-    assert hashlib.sha256(b"".join(map(bytes, views))).hexdigest().startswith("9482019047169f9e")
+    assert hashlib.sha256(b"".join(map(bytes, views))).hexdigest().startswith("f078fc35d0c14225")
 
 
 def test_view_0_is_the_image_itself() -> None:
@@ -69,7 +77,7 @@ def test_shape_and_type_are_kept_and_the_input_is_not_touched(height: int, width
 @given(level=st.integers(0, 255), view=st.integers(1, 10_000))
 def test_brightness_stays_in_its_range(level: int, view: int) -> None:
     """On a flat image the brightness is all that can change, and no edge may turn dark."""
-    augmented = augment(np.full((32, 32, 3), level, np.uint8), KEY, view)
+    augmented = unharmed(np.full((32, 32, 3), level, np.uint8), KEY, view)
     assert np.unique(augmented).size == 1
     least, most = (min(255, round(level * factor)) for factor in BRIGHTNESS)
     assert least <= augmented[0, 0, 0] <= most
@@ -77,7 +85,7 @@ def test_brightness_stays_in_its_range(level: int, view: int) -> None:
 
 def test_brightness_uses_its_range() -> None:
     flat = np.full((8, 8, 3), 200, np.uint8)
-    levels = [int(augment(flat, KEY, view)[0, 0, 0]) for view in range(1, 400)]
+    levels = [int(unharmed(flat, KEY, view)[0, 0, 0]) for view in range(1, 400)]
     assert min(levels) <= 200 * BRIGHTNESS[0] + 2
     assert max(levels) >= 200 * BRIGHTNESS[1] - 2
     assert np.mean(levels) == pytest.approx(200, abs=3)
@@ -89,7 +97,7 @@ def test_views_are_zoomed_shifted_and_flipped_within_their_ranges() -> None:
     ramp = np.broadcast_to(np.arange(20, 20 + size, dtype=np.uint8)[None, :, None], (size, size, 3)).copy()
     slopes, middles = [], []
     for view in range(1, 200):
-        row = augment(ramp, KEY, view)[size // 2, :, 0].astype(float)
+        row = unharmed(ramp, KEY, view)[size // 2, :, 0].astype(float)
         inner = slice(size // 5, -size // 5)  # edge pixels fill what comes into view
         slope = np.polyfit(np.arange(size)[inner], row[inner], 1)[0]
         slopes.append(slope)
@@ -101,6 +109,14 @@ def test_views_are_zoomed_shifted_and_flipped_within_their_ranges() -> None:
     farthest = size * (SHIFT + (1 - ZOOM[0]) / 2)  # a zoom into a corner moves the middle too
     assert np.max(np.abs(np.array(middles) / 120 - 1)) <= (1 + farthest / 120) * BRIGHTNESS[1] - 1 + 0.02
     assert np.std(middles) > 2
+
+
+def test_some_views_are_compressed_and_some_get_noise() -> None:
+    whole = [augment(SMEAR, KEY, view) for view in range(1, 201)]
+    moved = [unharmed(SMEAR, KEY, view) for view in range(1, 201)]
+    off = [np.abs(one.astype(int) - other).mean() for one, other in zip(whole, moved, strict=True)]
+    assert np.mean(np.array(off) > 0) == pytest.approx(RECOMPRESSED + NOISY, abs=0.1)
+    assert max(off) < 22
 
 
 def hashed(images: list[Pixels]) -> npt.NDArray[np.uint64]:

@@ -97,7 +97,7 @@ def test_probabilities_are_calibrated_and_keep_the_predicted_class(fitted: tuple
     triage, _ = fitted
     embeddings, _ = made_up(8, seed=5)
     logits = np.random.default_rng(3).normal(size=(8, 4)).astype(np.float32)
-    found = triage.decide(embeddings, logits, np.full((8, 4), 1.5)).probabilities
+    found = triage.decide(embeddings, logits, np.full((8, len(MEASURES)), 1.5)).probabilities
     np.testing.assert_allclose(found.sum(axis=1), 1)
     np.testing.assert_array_equal(found.argmax(axis=1), logits.argmax(axis=1))
     ratio = np.log(found[:, 0] / found[:, 1])
@@ -116,10 +116,12 @@ def test_the_limits_keep_the_risk_on_the_images_they_were_chosen_on(fitted: tupl
 def test_few_images_send_everything_to_review() -> None:
     embeddings, labels = made_up(16, seed=0)
     layout = Layout(labels, np.tile(np.arange(4), 4), np.arange(16))
-    triage, figures = fit_triage(embeddings[None], np.ones((16, 4)), layout, Rules("random", 100, 40), CONFIG)
+    triage, figures = fit_triage(
+        embeddings[None], np.ones((16, len(MEASURES))), layout, Rules("random", 100, 40), CONFIG
+    )
     assert triage.settings["certainty"] is None
     assert figures["automatic"]["decided"] == 0
-    found = triage.decide(embeddings, logits_for(labels, 40), np.ones((16, 4)))
+    found = triage.decide(embeddings, logits_for(labels, 40), np.ones((16, len(MEASURES))))
     assert found.reasons[:, 0].all()
 
 
@@ -146,7 +148,7 @@ def test_a_bundle_keeps_its_triage(tmp_path: Path, fitted: tuple[Triage, dict[st
     save_bundle(str(tmp_path), pretrained("keras"), triage, {}, {})
     found = load_bundle(str(tmp_path))
     embeddings, labels = made_up(12, seed=7)
-    given = embeddings, logits_for(labels, 3), np.full((12, 4), 1.5)
+    given = embeddings, logits_for(labels, 3), np.full((12, len(MEASURES)), 1.5)
     for before, after in zip(triage.decide(*given), found.triage.decide(*given), strict=True):
         np.testing.assert_array_equal(before, after)
     assert not [name for name in found.model.tensors if name.startswith("triage")]

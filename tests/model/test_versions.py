@@ -49,10 +49,10 @@ def test_the_network_embeds_as_by_its_version(representation: Representation) ->
 def test_quality_is_measured_as_by_its_version() -> None:
     found = quality.measure([picture(scale) for scale in (0, 1, 7)])
     held = {
-        1: [
-            [10.508154, 124.849701, 0.0401786, 74.852104],
-            [10.286787, 127.835037, 0.0159439, 74.119759],
-            [9.967723, 128.071854, 0.0145089, 73.947731],
+        2: [
+            [10.508154, 124.849701, 0.0401786, 74.852104, 0.0617751, 5.148739],
+            [10.286787, 127.835037, 0.0159439, 74.119759, 0.0625143, 5.213930],
+            [9.967723, 128.071854, 0.0145089, 73.947731, 0.0719696, 5.213163],
         ]
     }
     np.testing.assert_allclose(found, held[quality.QUALITY_VERSION], rtol=1e-4)
@@ -67,7 +67,7 @@ def test_triage_decides_as_by_its_version() -> None:
     }
     distances = np.array([[1.0, 2, 3, 4], [1, 1.1, 3, 4], [2, 1, 3, 4], [9, 9.5, 9, 9.2]])
     logits = np.array([[4.0, 0, 0, 1], [1, 0.9, 0, 0], [3, 0, 0, 0], [5, 0, 0, 0]])
-    measures = np.array([[1.0, 2, 0.1, 4], [1, 2, 0.9, 4], [1, 2, 0.1, 4], [1, 2, 0.1, 4]])
+    measures = np.array([[1.0, 2, 0.1, 4, 0, 0, 0], [1, 2, 0.9, 4, 0, 0, 0], *[[1, 2, 0.1, 4, 0, 0, 0]] * 2])
     decisions = triage.decide(settings, distances, logits, measures)
     names = [[], ["low_confidence", "poor_quality"], ["low_confidence", "conflicting_evidence"]]
     held = {

@@ -12,12 +12,14 @@ from bcd_ray.archives.formats.base import SIZE, Decoded, Limits, Pixels, Rejecte
 MAGIC = b"\xff\xd8\xff"
 _LEAST_SCALED = 3 * SIZE // 2  # of a side after scaling in the decoder: closer to SIZE, the resize would show it
 _END = b"\xff\xd9"
-_MARKER, _START_OF_SCAN, _APP1, _APP2, _JPEG_LS = 0xFF, 0xDA, 0xE1, 0xE2, 0xF7
+_MARKER, _START_OF_SCAN, _TABLES, _APP1, _APP2, _JPEG_LS = 0xFF, 0xDA, 0xDB, 0xE1, 0xE2, 0xF7
 _SEGMENTS = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xFF)})  # markers that begin a segment with a length
 _FRAMES = frozenset({*range(0xC0, 0xD0), _JPEG_LS}) - {0xC4, 0xC8, 0xCC}
 _HIERARCHICAL, _ARITHMETIC = (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), (0xC9, 0xCA, 0xCB)
 _ICC = b"ICC_PROFILE\0"
 _SEQUENTIAL, LOSSLESS = (0xC0, 0xC1), 0xC3
+# Row and column of each step: diagonals, one after the other, every second of them upwards.
+_ZIGZAG = tuple(np.array(sorted(np.ndindex(8, 8), key=lambda at: (sum(at), at[0] if sum(at) % 2 else at[1]))).T)
 _MOST_PIXELS = 8_000_000  # of a plain one after scaling, 24 MB: larger ones are very long
 
 
@@ -35,6 +37,7 @@ class Header:
     profile: bytes | None = None
     one_scan: bool = False  # the first scan holds all components
     scan: int = 0  # where it begins
+    steps: bytes = b""  # the first quantisation table of 8 bits, in the order of the zigzag
 
 
 def read_header(data: bytes) -> Header:
@@ -51,6 +54,8 @@ def read_header(data: bytes) -> Header:
             found.height = int.from_bytes(data[place + 5 : place + 7], "big")
             found.width = int.from_bytes(data[place + 7 : place + 9], "big")
             found.components = data[place + 9]
+        elif marker == _TABLES and not found.steps and data[place + 4] == 0 and min(end, len(data)) >= place + 69:
+            found.steps = data[place + 5 : place + 69]
         elif marker == _APP1:
             found.app1 = found.app1 or data[place + 4 : end]
         elif marker == _APP2 and data.startswith(_ICC, place + 4):
@@ -75,6 +80,21 @@ def is_plain(header: Header) -> bool:
 def _scale(width: int, height: int) -> int:
     """By how much the decoder makes a large image smaller, at once."""
     return next((scale for scale in (8, 4, 2) if min(width, height) >= scale * _LEAST_SCALED), 1)
+
+
+def coarseness(data: bytes, width: int, height: int) -> float:
+    """What rounding its brightness can leave wrong in a picture of 224x224 made of it, in levels; 0 of other files.
+
+    That is the root mean square of rounding errors evenly spread over each step of the first quantisation table, of the
+    frequencies that the smaller picture still holds. At 224x224 libjpeg's quality 95 gives 1.9, 75 9.7, 40 24.
+    """
+    steps = read_header(data).steps if data.startswith(MAGIC) else b""
+    if not steps:
+        return 0.0
+    table = np.zeros((8, 8))
+    table[_ZIGZAG] = np.frombuffer(steps, np.uint8)
+    rows, columns = (-(-8 * SIZE // max(side, SIZE)) for side in (height, width))
+    return float(np.sqrt(np.square(table[:rows, :columns]).sum() / 12) / 8)
 
 
 def plain_jpeg(data: bytes, limits: Limits) -> tuple[Pixels, int, int] | None:

@@ -14,7 +14,7 @@ class Outputs(NamedTuple):
 
     embeddings: npt.NDArray[np.float32]  # (n, d)
     logits: npt.NDArray[np.float32]  # (n, 4)
-    quality: npt.NDArray[np.float32] | None = None  # (n, 4) of `quality.measure`, where an engine measures too
+    quality: npt.NDArray[np.float32] | None = None  # (n, 6) of `quality.measure`, where an engine measures too
     cells: npt.NDArray[np.int32] | None = None  # (n,) white cells found, where the model looks at them
 
 
