@@ -165,7 +165,7 @@ MANIFEST = {
 }
 
 # What later versions brought, by version: an output is verified by what it was written as. 3 and 2 are the first known.
-_COLUMNS_ADDED = {4: ("cells",)}
+_COLUMNS_ADDED = {4: ("cells",), 5: ("noise", "colour", "compression")}
 _MANIFEST_ADDED = {
     3: ("made_by", "undelivered", "kept_shards", "current_images", "left_out", "incomplete_shards", "previous"),
     4: ("source_limit", "sources"),
