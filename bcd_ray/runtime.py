@@ -65,9 +65,10 @@ def ray_session() -> Iterator[None]:
     """Join the cluster of RAY_ADDRESS or `ray start`, or start Ray on this machine for the time of the job.
 
     Raises:
-        ConfigError: nothing listens at RAY_ADDRESS, or it wants a token.
+        ConfigError: nothing listens at RAY_ADDRESS, it wants a token, or the workers would run other code than this.
         JobError: Ray does not start, or something failed on a worker.
     """
+    _check_folder()
     # Read by the Ray processes that are started here; on a cluster its start commands set them (see cluster.yaml).
     os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 whatever else runs takes the cores
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -97,6 +98,16 @@ def ray_session() -> Iterator[None]:
             if isinstance(error, BcdRayError) or not _raised_by_ray(error):
                 raise
             raise _job_error(error) from error
+
+
+def _check_folder() -> None:
+    """Ray's workers import from the folder where the job was begun before all others, unlike the job's own process."""
+    mine, there = Path(__file__).parent, Path.cwd() / Path(__file__).parent.name
+    if (there / "runtime.py").is_file() and not there.samefile(mine):
+        raise ConfigError(
+            f"{printable(str(there))} is another bcd_ray than this job's, {printable(str(mine))}, and Ray's workers "
+            "would take it: run the job from another folder, or install that one"
+        )
 
 
 def on_cluster() -> bool:

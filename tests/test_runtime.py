@@ -161,3 +161,12 @@ def test_what_ray_raises_is_told_from_what_this_package_does() -> None:
     assert runtime._raised_by_ray(WorkerGroupError("killed", {}))
     assert runtime._raised_by_ray(ControllerError(RuntimeError("killed")))
     assert not runtime._raised_by_ray(ValueError("ours"))
+
+
+def test_another_copy_of_the_package_in_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "bcd_ray"
+    copy.mkdir()
+    (copy / "runtime.py").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"is another bcd_ray .* from another folder"), runtime.ray_session():
+        pass
