@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bcd_ray.archives.formats import jpeg
-from bcd_ray.archives.images import Decoded, Limits, Rejected, decode
+from bcd_ray.archives.images import Decoded, Limits, Rejected, decode, decode_plain
 from bcd_ray.learning.synthetic import draw_smear
 from bcd_ray.scoring.schema import STATUSES
 
@@ -573,6 +573,13 @@ def test_nothing_that_a_library_raises_gets_out(
     assert found.status == status
     assert "\n" not in found.error
     assert found.error
+
+
+@pytest.mark.parametrize("cut", range(30))
+def test_a_jpeg_that_ends_inside_its_frame_is_one_for_a_process_apart(cut: int) -> None:
+    data = drawn("JPEG")
+    found = decode_plain(data[: data.index(b"\xff\xc0") + cut], Limits())
+    assert found is None
 
 
 def test_who_interrupts_the_job_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:

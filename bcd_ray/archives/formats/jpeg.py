@@ -49,7 +49,7 @@ def read_header(data: bytes) -> Header:
             found.scan = place
             break
         end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker in _FRAMES and end >= place + 10:
+        if marker in _FRAMES and len(data) >= end >= place + 10:
             found.frame, found.precision = marker, data[place + 4]
             found.height = int.from_bytes(data[place + 5 : place + 7], "big")
             found.width = int.from_bytes(data[place + 7 : place + 9], "big")
