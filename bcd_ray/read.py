@@ -7,13 +7,18 @@ import pyarrow.compute as pc
 
 from bcd_ray import storage
 from bcd_ray.errors import ConfigError
+from bcd_ray.scoring.schema import WITHDRAWN
 from bcd_ray.scoring.state import State
 from bcd_ray.storage import parquet
 from bcd_ray.uris import normalize
 
+_LOOKED_AT = ("shard_uri", "status", "image_sha256")
+
 
 def current(output: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows that hold, in order of their shards: those of each shard's last run that could read it.
+
+    Images that were withdrawn have none.
 
     A plain read of `OUTPUT/predictions` also gives the rows that a later run has taken the place of.
 
@@ -32,13 +37,13 @@ def current(output: str, columns: Sequence[str] | None = None) -> pa.Table:
     shards: dict[str, list[str]] = {}
     for uri, standing in state.shards.items():
         shards.setdefault(standing.run_id, []).append(uri)
-    tables = []
+    tables, withdrawn = [], pa.array(state.withdrawn, pa.string())
     for manifest in state.manifests:
         uri = storage.join(output, "predictions", f"{manifest['run_id']}.parquet")
-        wanted = None if columns is None else list(dict.fromkeys([*columns, "shard_uri"]))
+        wanted = None if columns is None else list(dict.fromkeys([*columns, *_LOOKED_AT]))
         rows = parquet.read(uri, "restore it from a copy", wanted)
-        tables.append(
-            rows.filter(pc.is_in(rows["shard_uri"], pa.array(shards.get(manifest["run_id"], []), pa.string())))
-        )
+        held = pc.is_in(rows["shard_uri"], pa.array(shards.get(manifest["run_id"], []), pa.string()))
+        forgotten = pc.or_(pc.equal(rows["status"], WITHDRAWN), pc.is_in(rows["image_sha256"], withdrawn))
+        tables.append(rows.filter(pc.and_not(held, forgotten)))
     table = pa.concat_tables(tables, promote_options="default").sort_by("shard_uri")
     return table if columns is None else table.select(list(columns))

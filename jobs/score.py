@@ -47,7 +47,10 @@ def _print_plan(plan: "Plan") -> None:
 
 def _print_run(manifest: dict[str, Any], output: str) -> None:
     statuses = dict(manifest["statuses"])
+    withdrawn = statuses.pop("withdrawn", 0)
     print(f"{statuses.pop('scored', 0):,} images scored, {sum(statuses.values()):,} could not be scored")
+    if withdrawn:
+        print(f"{withdrawn:,} images were withdrawn, and not looked at")
     _print_counts(statuses.items())
     if kept := manifest["kept_shards"]:
         print(f"{kept:,} shards could not be read this time: their earlier rows hold")

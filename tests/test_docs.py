@@ -16,6 +16,8 @@ from scoring.nights import night, shard
 from write_docs import COMMAND, ROOT, filled, pages, tables
 
 from bcd_ray import read
+from bcd_ray.scoring.config import ForgetConfig
+from bcd_ray.scoring.withdrawal import forget
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in pages()}
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -124,7 +126,7 @@ def test_pages_are_no_longer_or_wider_than_can_be_read() -> None:
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
-    """The working folder holds scores/ of three nights; returns image and run of each row that holds.
+    """The working folder holds scores/ of three nights and a withdrawal; returns image and run of each row that holds.
 
     A folder above bears the name of a column.
     """
@@ -135,7 +137,9 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[tuple[str,
         archive[number] = shard(archive[number].uri, "new")
         assert night(str(folder / "scores"), archive)
     monkeypatch.chdir(folder)
+    assert forget(ForgetConfig(output="scores", images=("/lab/b.tar#1.jpg",))).images == 1
     current = read.current("scores", ["image_id", "run_id"])
+    assert len(current) == 6
     assert len(set(current["run_id"].to_pylist())) == 3, "rows of every night hold"
     return set(zip(*(column.to_pylist() for column in current.columns), strict=True))
 

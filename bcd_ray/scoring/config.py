@@ -78,3 +78,27 @@ class VerifyConfig:
 
     def __post_init__(self) -> None:
         normalize(self, "output")
+
+
+@dataclass(frozen=True)
+class ForgetConfig:
+    """Withdraw images from what is published, for good, and see that no later run takes them up again."""
+
+    output: str
+    """Output of jobs/score.py: a path or s3://."""
+    images: tuple[str, ...] = ()
+    """Images by URI (a folder or a shard with all that is in it), by `image_id`, or by `image_sha256`."""
+    list: str = ""
+    """A file with more of them, one in each line: a path or s3://."""
+    erase: bool = False
+    """Also write the files of earlier runs anew, without what was said of these images; not while a run is on."""
+    dry_run: bool = False
+    """Say how many rows would be withdrawn; nothing is written."""
+    moved: bool = False
+    """Withdraw only the rows under these names, and let the same contents be scored elsewhere: for an archive that was
+    moved or packed anew."""
+
+    def __post_init__(self) -> None:
+        normalize(self, "output")
+        if self.list:
+            normalize(self, "list")

@@ -1,6 +1,6 @@
 """Where the units of a run are scored: by actors of Ray Data or, where they are small, in the job's own process."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,7 @@ class Work(NamedTuple):
     choice: Choice
     ledger: Ledger
     config: ScoreConfig
+    withdrawn: Collection[str]  # contents and images that are not to be looked at
 
     @property
     def limits(self) -> Limits:
@@ -78,7 +79,7 @@ def on_ray(work: Work) -> Done:
     """Each unit's rows go from the actor that made them straight to storage; only counts come back."""
     import ray
 
-    units, bundle, choice, ledger, config = work
+    units, bundle, choice, ledger, config, withdrawn = work
     pool = actor_pool(config.max_actors, choice.on_gpu)
     arguments = (ray.put(bundle), folders_of(units), choice.name, ledger, work.limits, pool.threads, start_counter())
     counts = ray.data.from_items(
@@ -86,7 +87,7 @@ def on_ray(work: Work) -> Done:
     ).map_batches(
         ScoringActor,
         batch_size=1,
-        fn_constructor_args=arguments,
+        fn_constructor_args=(*arguments, withdrawn),
         **pool.options(calls=UNITS_AT_A_TIME),
     )
     for batch in counts.iter_batches(batch_size=1):
@@ -95,7 +96,7 @@ def on_ray(work: Work) -> Done:
 
 def here(work: Work) -> Done:
     """Each unit in this process, and every image decoded in one apart: an image must not end the job."""
-    scorer = UnitScorer(work.bundle, work.choice.name, work.ledger, work.limits, own_cores(), None)
+    scorer = UnitScorer(work.bundle, work.choice.name, work.ledger, work.limits, own_cores(), None, work.withdrawn)
     for unit in work.units:
         try:
             yield scorer.score(unit, APART), ""

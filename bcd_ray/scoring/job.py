@@ -48,9 +48,10 @@ def score(config: ScoreConfig) -> Outcome:
     for run_id in ledger.recover():
         say(f"run {run_id}: its rows were there, its manifest was not; published now")
     identity = _identity(bundle, config)
-    plan = _plan(ledger.state(), shards, identity, config)
+    state = ledger.state()
+    plan = _plan(state, shards, identity, config)
     if not plan.units:
-        return Outcome(None, len(shards), ledger.state().missed(shards, identity_digest(identity)), left_out)
+        return Outcome(None, len(shards), state.missed(shards, identity_digest(identity)), left_out)
     _refuse_to_supersede(plan, config)
     unfinished = ledger.unfinished(plan)
     with_ray = bool(unfinished) and needs_ray(unfinished, config, begun=ledger.is_begun(plan))
@@ -65,9 +66,11 @@ def score(config: ScoreConfig) -> Outcome:
         how = "" if with_ray or not unfinished else "; too little to start Ray for"
         say(f"run {plan.run_id}: {done:,} of {len(plan.units):,} units done before; {choice}{how}")
         if unfinished:
-            score_units(Work(unfinished, bundle, choice, ledger, config), on_ray if with_ray else here)
-    manifest = ledger.publish(plan, config.max_undelivered)
-    return Outcome(manifest, len(shards), ledger.state().missed(shards, identity_digest(identity)), left_out)
+            score_units(Work(unfinished, bundle, choice, ledger, config, state.withdrawn), on_ray if with_ray else here)
+    manifest, after = ledger.publish(plan, config.max_undelivered), ledger.state()
+    if after.withdrawn - state.withdrawn:
+        say("images were withdrawn while this run was under way: run jobs/forget.py again, in case it took some up")
+    return Outcome(manifest, len(shards), after.missed(shards, identity_digest(identity)), left_out)
 
 
 def look(config: ScoreConfig) -> Plan:

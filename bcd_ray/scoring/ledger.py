@@ -131,6 +131,7 @@ class Ledger:
             "manifest_version": schema.MANIFEST_VERSION,
             "source_limit": None,
             "reasons": {},
+            "withdrawn": None,
             **planned,
             "published_at": _now(),
             **{name: dict(sorted(count.items())) for name, count in counts.items()},

@@ -47,7 +47,12 @@ COLUMNS = (
         for name in CLASSES
     ),
     Column("p_malignant", pa.float32(), "0..1", "Sum of the three malignant classes; null if not scored"),
-    Column("review", pa.bool_(), "-", "Whether an expert must look at it before anything else; true if not scored"),
+    Column(
+        "review",
+        pa.bool_(),
+        "-",
+        "Whether an expert must look at it before anything else; true if not scored, false if withdrawn",
+    ),
     Column(
         "review_reasons",
         pa.list_(pa.field("element", _TEXT)),
@@ -100,6 +105,7 @@ COLUMNS = (
 
 STATUSES = {
     "scored": "The image was scored",
+    "withdrawn": "The image is to be forgotten (`jobs/forget.py`): the row says where it was, and nothing of it",
     "empty_file": "The file has no bytes",
     "not_an_image": "The bytes are no image of a known kind, whatever the name says",
     "corrupt_image": "The image is truncated, or too damaged to be shown",
@@ -128,6 +134,8 @@ PREDICTIONS = pa.schema(
     metadata={"bcd_ray.schema_version": str(SCHEMA_VERSION)},
 )
 
+WITHDRAWN = "withdrawn"
+
 MANIFEST_VERSION = 5
 MANIFEST = {
     "manifest_version": "Version of this table",
@@ -153,6 +161,9 @@ MANIFEST = {
     "model or settings differ from those before",
     "superseded_shards": "Shards that were published before with other content or another identity",
     "current_images": "Images of the same inputs that were published before, as they are now",
+    "withdrawn": "Of a withdrawal (`jobs/forget.py`), else null: the `contents` by digest, and by id the `images` "
+    "whose content is not known, that no later run takes up; and `erased`, files of earlier runs that were written "
+    "anew, with what holds of each instead of what its own manifest says",
     "outputs": "The published Parquet: `uri`, `rows`, `bytes`, `sha256`",
     "inputs": "A Parquet file with a row for each shard read, described in the same way; its columns are `uri`, "
     "`size` in bytes, `etag`, `unit_id`, `rows`, `passing_failure` where the next run is to try again, `holds`, false "
@@ -169,7 +180,7 @@ _COLUMNS_ADDED = {4: ("cells",), 5: ("noise", "colour", "compression")}
 _MANIFEST_ADDED = {
     3: ("made_by", "undelivered", "kept_shards", "current_images", "left_out", "incomplete_shards", "previous"),
     4: ("source_limit", "sources"),
-    5: ("reasons",),
+    5: ("reasons", "withdrawn"),
 }
 
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from bcd_ray import storage
 from bcd_ray.errors import JobError
+from bcd_ray.scoring.schema import WITHDRAWN
 from bcd_ray.storage import StoredObject, parquet
 
 _READERS = 16  # of manifests, at a time
@@ -82,6 +83,7 @@ class State:
         self.output, self.equal = output, dict(equal or {})
         self.manifests: list[dict[str, Any]] = []  # in order of their numbers
         self.shards: dict[str, Standing] = {}  # by printable URI
+        self.withdrawn: set[str] = set()  # contents by digest, and images of unknown content by id
         self.roots: dict[str, str] = {}  # where each lay when it was last read, by name
         self.identities: dict[str, dict[str, Any]] = {}  # of all runs, by digest
         for manifest in read_manifests(output):
@@ -129,14 +131,29 @@ class State:
         run_id, number, identity = manifest["run_id"], manifest["run_number"], identity_digest(manifest["identity"])
         self.identities[identity] = {**_FIRST_VERSIONS, **manifest["identity"]}
         self.roots |= dict(root.split("=", 1) for root in manifest.get("configuration", {}).get("root", ()))
+        withdrawn = manifest.get("withdrawn")
+        if withdrawn:
+            self.withdrawn.update(withdrawn["contents"], withdrawn["images"])
         for read in read_inputs(self.output, manifest):
             failed = sum(count for _, count in read.gaps.not_scored)
-            rows = Rows(read.rows, read.rows - failed, read.passing_failure)
+            rows = Rows(read.rows, read.rows - failed - read.withdrawn, read.passing_failure)
             earlier = self.shards.get(read.uri)
-            if read.holds and rows.supersede(earlier.held if earlier else None):
+            if withdrawn and earlier:
+                self._withdraw(read, rows, earlier, manifest)
+            elif read.holds and rows.supersede(earlier.held if earlier else None):
                 self.shards[read.uri] = Standing(run_id, number, read.etag, identity, rows, read.gaps, number)
             elif earlier:
                 self.shards[read.uri] = replace(earlier, tried=number, failed=read.gaps)
+
+    def _withdraw(self, read: "Read", rows: Rows, earlier: Standing, manifest: dict[str, Any]) -> None:
+        """Take a shard's same rows, but for those withdrawn; one that moved, and lost all, is unknown from now on."""
+        if manifest["configuration"]["moved"] and read.withdrawn == read.rows:
+            del self.shards[read.uri]
+            return
+        gaps = earlier.gaps._replace(not_scored=read.gaps.not_scored)
+        run_id, number = manifest["run_id"], manifest["run_number"]
+        standing = replace(earlier, run_id=run_id, run_number=number, tried=number, held=rows, gaps=gaps)
+        self.shards[read.uri] = standing
 
 
 class Manifest(NamedTuple):
@@ -190,6 +207,7 @@ class Read(NamedTuple):
     passing_failure: bool
     holds: bool  # whether its rows were taken, and not those of an earlier run kept
     gaps: Gaps
+    withdrawn: int = 0  # rows
 
 
 def read_inputs(output: str, manifest: dict[str, Any]) -> Iterator[Read]:
@@ -200,12 +218,14 @@ def read_inputs(output: str, manifest: dict[str, Any]) -> Iterator[Read]:
     columns = [table[name].to_pylist() for name in ("uri", "etag", "rows", "passing_failure")]
     if "holds" in table.schema.names:
         names = ("not_scored", "left_out", "incomplete")
-        gaps = zip(*(table[name].to_pylist() for name in names), strict=True)
-        columns += [table["holds"].to_pylist(), [Gaps(tuple(failed), *others) for failed, *others in gaps]]
+        failed, *others = (table[name].to_pylist() for name in names)
+        forgotten = [dict(each).get(WITHDRAWN, 0) for each in failed]
+        failed = [tuple(each for each in some if each[0] != WITHDRAWN) for some in failed]
+        columns += [table["holds"].to_pylist(), list(map(Gaps, failed, *others)), forgotten]
     else:  # manifest version 2: all rows were published
-        failed = _not_scored(output, manifest)
-        columns += [[True] * len(table), [Gaps(tuple(failed.get(uri, {}).items())) for uri in columns[0]]]
-    return map(Read._make, zip(*columns, strict=True))
+        by_shard = _not_scored(output, manifest)
+        columns += [[True] * len(table), [Gaps(tuple(by_shard.get(uri, {}).items())) for uri in columns[0]]]
+    return map(Read, *columns)
 
 
 def _not_scored(output: str, manifest: dict[str, Any]) -> dict[str, Counter[str]]:
@@ -233,4 +253,4 @@ def identity_digest(identity: dict[str, Any]) -> str:
 
 def unscored(statuses: dict[str, int]) -> int:
     """How many images of a manifest's `statuses` could not be scored."""
-    return sum(count for status, count in statuses.items() if status != "scored")
+    return sum(count for status, count in statuses.items() if status not in ("scored", WITHDRAWN))

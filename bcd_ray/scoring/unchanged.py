@@ -16,6 +16,7 @@ from bcd_ray.archives.images import Limits, Rejected
 from bcd_ray.archives.shards import Entry, digest, read_shards
 from bcd_ray.errors import NotFoundError
 from bcd_ray.progress import Progress
+from bcd_ray.scoring.schema import WITHDRAWN
 from bcd_ray.scoring.state import Equal, State
 from bcd_ray.storage import StoredObject, parquet
 from bcd_ray.threads import map_ahead
@@ -55,7 +56,7 @@ def compare(
     progress, found = Progress("comparing", len(asked), "shards"), Compared({}, set())
 
     def is_equal(each: tuple[StoredObject, str]) -> bool:
-        return _is_equal(each[0], published[storage.printable(each[0].name)], limits)
+        return _is_equal(each[0], published[storage.printable(each[0].name)], limits, state.withdrawn)
 
     with ThreadPoolExecutor(_READERS) as pool:
         for (shard, held), equal in zip(asked, map_ahead(pool, is_equal, asked, ahead=2 * _READERS), strict=True):
@@ -114,15 +115,12 @@ def _published(state: State, uris: Collection[str]) -> dict[str, _Contents]:
     return found
 
 
-def _is_equal(shard: StoredObject, published: _Contents, limits: Limits) -> bool:
+def _is_equal(shard: StoredObject, published: _Contents, limits: Limits, withdrawn: Collection[str]) -> bool:
     """Whether a shard has just these images; what cannot be read is not."""
-    left = dict(published)
-    return (
-        all(left.pop(entry.image_id, None) == _content(entry) for entry in read_shards((shard,), limits)) and not left
-    )
+    left, entries = dict(published), read_shards((shard,), limits)
+    return all(left.pop(entry.image_id, None) == _content(entry, withdrawn) for entry in entries) and not left
 
 
-def _content(entry: Entry) -> str:
-    if isinstance(entry.content, Rejected):
-        return entry.content.status
-    return digest(entry.content)
+def _content(entry: Entry, withdrawn: Collection[str]) -> str:
+    content = entry.content.status if isinstance(entry.content, Rejected) else digest(entry.content)
+    return WITHDRAWN if content in withdrawn or entry.image_id in withdrawn else content

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 from bcd_ray import storage
 from bcd_ray.archives.shards import image_id, is_loose
 from bcd_ray.errors import JobError, StorageError
-from bcd_ray.scoring import roll, schema
+from bcd_ray.scoring import counts, roll, schema
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.state import Manifest, is_of_a_run, read_manifests
 from bcd_ray.storage import parquet
 from bcd_ray.uris import from_printable
 
 _OF_A_FILE = ("uri", "rows", "bytes", "sha256")
-_CHECKED = ("image_id", "shard_uri", "status", "predicted_class", "review", "review_reasons", "run_id")
+_CHECKED = ("image_id", "shard_uri", "image_sha256", "status", "predicted_class", "review", "review_reasons", "run_id")
 
 
 def verify(output: str) -> list[str]:
@@ -30,7 +30,9 @@ def verify(output: str) -> list[str]:
     """
     found = read_manifests(output)
     manifests = [manifest.content for manifest in found]
-    problems = [problem for manifest in manifests for problem in _problems(output, manifest)]
+    problems = list[str]()
+    for manifest in manifests:
+        problems += _problems(output, manifest, _Later.of(manifests, manifest))
     problems += _breaks(found, roll.entries(output))
     known = {f"{manifest['run_id']}.parquet" for manifest in manifests}
     for name in storage.list_names(storage.join(output, "predictions")):
@@ -97,7 +99,23 @@ def _breaks(manifests: list[Manifest], entries: list[roll.Entry]) -> Iterator[st
             yield f"run {run_id}: its manifest is not the one that was published: restore it from a copy"
 
 
-def _problems(output: str, manifest: dict[str, Any]) -> Iterator[str]:
+class _Later(NamedTuple):
+    """What withdrawals that came after a run say of its file, and what those before it say of its images."""
+
+    erased: dict[str, Any] | None  # of the last that wrote its file anew
+    withdrawn: pa.Array  # contents that it was not to take up
+
+    @classmethod
+    def of(cls, manifests: list[dict[str, Any]], manifest: dict[str, Any]) -> "_Later":
+        withdrawals = [each for each in manifests if isinstance(each.get("withdrawn"), dict)]
+        erased = [file for each in withdrawals for file in each["withdrawn"]["erased"]]
+        own = [file for file in erased if file["run_id"] == manifest["run_id"]]
+        before = [each for each in withdrawals if each["run_number"] < manifest["run_number"]]
+        contents = {content for each in before for content in each["withdrawn"]["contents"]}
+        return cls(own[-1] if own else None, pa.array(contents, pa.string()))
+
+
+def _problems(output: str, manifest: dict[str, Any], later: _Later) -> Iterator[str]:
     run = f"run {manifest.get('run_id')}"
     version = manifest.get("manifest_version")
     if not isinstance(version, int) or not 2 <= version <= schema.MANIFEST_VERSION:
@@ -111,6 +129,9 @@ def _problems(output: str, manifest: dict[str, Any]) -> Iterator[str]:
     except (IndexError, KeyError, TypeError):
         yield f"{run}: its manifest is damaged: restore it from a copy"
         return
+    if later.erased:
+        described[0][1:] = [later.erased[name] for name in _OF_A_FILE[1:]]
+        manifest = manifest | {name: later.erased[name] for name in ("statuses", "predicted_classes", "review")}
     files = []
     for folder, (recorded, _, *digest) in zip(("predictions", "manifests"), described, strict=True):
         # By name, not by the recorded URI: an output may be copied elsewhere and verified there.
@@ -120,7 +141,11 @@ def _problems(output: str, manifest: dict[str, Any]) -> Iterator[str]:
         except StorageError as error:
             yield f"{run}: {error}"
             return
-        if [len(data), hashlib.sha256(data).hexdigest()] != digest:
+        found = [len(data), hashlib.sha256(data).hexdigest()]
+        if later.erased and found == [manifest["outputs"][0][name] for name in ("bytes", "sha256")]:
+            yield f"{run}: images were to be erased from {uri}, and were not: run jobs/forget.py --erase again"
+            return
+        if found != digest:
             yield f"{run}: {uri} is not the file that was published: restore it from a copy"
             return
         files.append(data)
@@ -132,21 +157,16 @@ def _problems(output: str, manifest: dict[str, Any]) -> Iterator[str]:
     rows, inputs = parquet.table_of(files[0], _CHECKED), parquet.table_of(files[1], ["uri", "rows"])
     if [len(rows), len(inputs)] != [count for _, count, *_ in described]:
         yield f"{run}: the numbers of rows are not those of the manifest"
-    for column, counts in (("status", manifest["statuses"]), ("predicted_class", manifest["predicted_classes"])):
-        if _counts(rows[column]) != counts:
-            yield f"{run}: the counts of {column} are not those of the manifest"
-    reasons = _counts(pc.list_flatten(rows["review_reasons"]))
-    if {"rows": pc.sum(rows["review"]).as_py() or 0, **reasons} != manifest["review"]:
-        yield f"{run}: the counts of review are not those of the manifest"
+    for name, counted in counts.of_rows(rows).items():
+        if counted != manifest[name]:
+            yield f"{run}: the counts of {name} are not those of the manifest"
+    if again := pc.sum(pc.is_in(rows["image_sha256"], later.withdrawn)).as_py():
+        yield f"{run}: {again} images stand in it that were withdrawn before: run jobs/forget.py again"
     if twice := len(rows) - len(rows["image_id"].unique()):
         yield f"{run}: {twice} image ids stand twice"
     if rows["run_id"].unique().to_pylist() not in ([], [manifest["run_id"]]):
         yield f"{run}: rows of another run stand in it"
     yield from (f"{run}: {problem}" for problem in _against_inputs(rows, inputs))
-
-
-def _counts(column: Any) -> dict[str, int]:
-    return {each["values"]: each["counts"] for each in column.drop_null().value_counts().to_pylist()}
 
 
 def _against_inputs(rows: pa.Table, inputs: pa.Table) -> Iterator[str]:

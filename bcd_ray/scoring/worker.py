@@ -1,7 +1,6 @@
 """What an actor does: read, decode, compute and decide the images of a unit, and write its rows."""
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
@@ -13,7 +12,7 @@ import pyarrow as pa
 from bcd_ray.archives.formats.jpeg import coarseness
 from bcd_ray.archives.images import Decoded, Limits, Pixels, Rejected
 from bcd_ray.archives.isolation import Decoder, decode, decode_apart, die_at_once
-from bcd_ray.archives.shards import Entry
+from bcd_ray.archives.shards import Entry, digest
 from bcd_ray.errors import StorageError
 from bcd_ray.labels import CLASSES
 from bcd_ray.model.bundle import Bundle
@@ -42,14 +41,23 @@ class UnitScorer:
     """Reads, decodes and scores units, and writes their rows; several threads may call it."""
 
     def __init__(
-        self, bundle: Bundle, engine: EngineName, ledger: Ledger, limits: Limits, threads: int, starts: Any
+        self,
+        bundle: Bundle,
+        engine: EngineName,
+        ledger: Ledger,
+        limits: Limits,
+        threads: int,
+        starts: Any,
+        withdrawn: Collection[str] = frozenset(),
     ) -> None:
+        """`withdrawn` are contents by digest, and images by id, that are not to be looked at."""
         keep_blas_to_its_thread()
         self._engine = open_engine(engine, bundle, threads)
         self._version, self._triage, self._ledger, self._limits = bundle.version, bundle.triage, ledger, limits
         self._threads = EngineThreads(threads)
         self._made_by = {"engine": engine, "versions": library_versions()}
         self._starts, self._turns = starts, Turns(UNITS_AT_A_TIME)
+        self._withdrawn = withdrawn
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         import ray
@@ -82,7 +90,7 @@ class UnitScorer:
         decode_one = decode if start.attempt == 1 else decode_apart
 
         def score_chunk(chunk: list[Entry]) -> tuple[list[_Row], list[_Computed]]:
-            described = [_describe(decode_one, self._limits, entry) for entry in chunk]
+            described = [_describe(decode_one, self._limits, entry, self._withdrawn) for entry in chunk]
             pixels = [each for _, each in described if each is not None]
             return [row for row, _ in described], [self._compute(pixels)] if pixels else []
 
@@ -119,11 +127,16 @@ def _written(rows: int, error: str = "") -> dict[str, Any]:
     return {"rows": np.array([rows]), "error": np.array([error], object)}
 
 
-def _describe(decode_one: Decoder, limits: Limits, entry: Entry) -> "tuple[_Row, Pixels | None]":
+def _describe(
+    decode_one: Decoder, limits: Limits, entry: Entry, withdrawn: Collection[str]
+) -> "tuple[_Row, Pixels | None]":
+    sha256 = None if isinstance(entry.content, Rejected) else digest(entry.content)
+    if withdrawn and (sha256 in withdrawn or entry.image_id in withdrawn):
+        return _Row(entry, None, Rejected(schema.WITHDRAWN, "")), None
     if isinstance(entry.content, Rejected):
         return _Row(entry, None, entry.content), None
     decoded = decode_one(entry.content, limits)
-    row = _Row(entry, hashlib.sha256(entry.content).hexdigest(), decoded)
+    row = _Row(entry, sha256, decoded)
     if isinstance(decoded, Decoded):
         row.compression = coarseness(entry.content, decoded.width, decoded.height)
     return row, None if isinstance(decoded, Rejected) else decoded.pixels
@@ -139,7 +152,7 @@ class _Row:
         self.shard_uri, self.shard_etag = entry.shard_uri, entry.shard_etag
         self.image_sha256, self.width, self.height = digest, result.width, result.height
         self.status = result.status if isinstance(result, Rejected) else "scored"
-        self.error = result.error if isinstance(result, Rejected) else result.damage
+        self.error = (result.error if isinstance(result, Rejected) else result.damage) or None
 
 
 def _table(rows: list[_Row], computed: list[_Computed], triage: Triage, model_version: str) -> pa.Table:
@@ -148,7 +161,7 @@ def _table(rows: list[_Row], computed: list[_Computed], triage: Triage, model_ve
     probabilities = np.full((len(rows), len(CLASSES)), np.nan)
     ood_score, certainty = np.full((2, len(rows)), np.nan)
     cells = np.full(len(rows), -1, np.int32)
-    reasons = [["not_scored"]] * len(rows)
+    reasons = [[] if row.status == schema.WITHDRAWN else ["not_scored"] for row in rows]
     if computed:
         embeddings, logits, measures, counts = (np.concatenate(parts) for parts in zip(*computed, strict=True))
         measures = np.column_stack([measures, [row.compression for row in rows if row.status == "scored"]])

@@ -23,7 +23,10 @@ from bcd_ray.storage import StoredObject, parquet
 
 IMAGES = [shard(f"/lab/{name}.jpg") for name in "abcdef"]
 GONE = {image.uri: "missing" for image in IMAGES}
-LAST_RUN = "QUALIFY dense_rank() OVER (PARTITION BY shard_uri ORDER BY run_number DESC, run_id DESC) = 1"
+LAST_RUN = (
+    "QUALIFY dense_rank() OVER (PARTITION BY shard_uri ORDER BY run_number DESC, run_id DESC) = 1"
+    " AND status <> 'withdrawn'"
+)
 
 
 @pytest.fixture

@@ -104,9 +104,12 @@ def all_benign(rows: pa.Table) -> pa.Table:
     [
         (first_row_of_another_shard, ["the rows per shard are not those of its inputs"]),
         (first_row_twice, ["1 image ids stand twice", "the rows per shard", "1 planned images have no row"]),
-        (without_first_row, ["the numbers of rows", "the counts of status", "the rows per shard", "1 planned images"]),
+        (
+            without_first_row,
+            ["the numbers of rows", "the counts of statuses", "the rows per shard", "1 planned images"],
+        ),
         (of_another_run, ["rows of another run stand in it"]),
-        (all_benign, ["the counts of predicted_class are not those of the manifest"]),
+        (all_benign, ["the counts of predicted_classes are not those of the manifest"]),
         (lambda rows: rows.drop_columns(["certainty"]), ["the columns are not those of schema version"]),
     ],
 )
@@ -121,7 +124,7 @@ def test_rows_that_do_not_fit_are_told(output: Path, change: Callable[[pa.Table]
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ({"statuses": {"scored": 5}}, "the counts of status are not those of the manifest"),
+        ({"statuses": {"scored": 5}}, "the counts of statuses are not those of the manifest"),
         ({"review": {"rows": 1}}, "the counts of review are not those of the manifest"),
         ({"manifest_version": 0}, "its manifest is of version 0, unknown here"),
         ({"manifest_version": 2}, "its manifest is not of version 2"),

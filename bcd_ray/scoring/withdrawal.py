@@ -1,0 +1,192 @@
+"""Forgetting images, top to bottom: find their rows in all runs, publish what holds without them, erase, if asked to.
+
+A withdrawal is published like a run: it has a number, a manifest in the chain, and, of each shard that lost an image,
+all rows that hold, those of forgotten images without what was seen in them. So every reader that takes the rows of a
+shard's last run is right, if it leaves out the status `withdrawn`. The manifest names the contents, and no later run
+takes one up.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bcd_ray import storage
+from bcd_ray.errors import ConfigError
+from bcd_ray.runtime import library_versions
+from bcd_ray.scoring import counts, schema
+from bcd_ray.scoring.config import ForgetConfig
+from bcd_ray.scoring.grouping import groups
+from bcd_ray.scoring.ledger import Ledger
+from bcd_ray.scoring.plan import Plan, Unit
+from bcd_ray.scoring.schema import WITHDRAWN
+from bcd_ray.scoring.seen import Seen
+from bcd_ray.scoring.state import State, digest
+from bcd_ray.scoring.targets import Targets
+from bcd_ray.storage import StoredObject, parquet
+from bcd_ray.uris import from_printable
+
+_FOUND_BY = ("image_id", "image_uri", "shard_uri", "image_sha256", "status")
+_KEPT = ("image_id", "image_uri", "shard_uri", "shard_etag", "model_version", "run_id", "run_number", "scored_at")
+_BLANK: dict[str, Any] = {"status": WITHDRAWN, "review": False, "review_reasons": []}
+
+
+class Withdrawal(NamedTuple):
+    """What was done."""
+
+    manifest: dict[str, Any] | None  # None where nothing was written
+    images: int  # rows that held, of forgotten images
+    contents: int  # that no run takes up any more, newly
+    erased: int  # files of earlier runs that were written anew
+
+
+@dataclass
+class _Found:
+    """Rows of forgotten images."""
+
+    contents: set[str] = field(default_factory=set)
+    images: set[str] = field(default_factory=set)  # ids by place: all that was ever published under them
+    unread: set[str] = field(default_factory=set)  # of these, those whose content nobody knows
+
+    def among(self, rows: pa.Table) -> pa.ChunkedArray:
+        """Which of the rows are theirs, and still say something."""
+        of_image = pc.is_in(rows["image_id"], pa.array(self.images, pa.string()))
+        of_content = pc.is_in(rows["image_sha256"], pa.array(self.contents, pa.string()))
+        return pc.and_(pc.or_(of_image, of_content), pc.not_equal(rows["status"], WITHDRAWN))
+
+
+def forget(config: ForgetConfig) -> Withdrawal:
+    """Withdraw images from what is published, whichever run published them; the same command again goes on.
+
+    Raises:
+        ConfigError: nothing is published, or nothing is what a target names.
+    """
+    ledger = Ledger(config.output)
+    if not config.dry_run:
+        ledger.recover()
+    state = ledger.state()
+    if not state.manifests:
+        raise ConfigError(f"{config.output}: no run is published here: give the --output of a scoring job that ended")
+    found = _find(state, Targets.of(config, state.roots), copies=not config.moved)
+    shards = _shards(state, found)
+    with tempfile.TemporaryDirectory() as folder:
+        erased = list(_erased(state, found, Path(folder))) if config.erase else []
+        new = (found.contents | found.unread) - state.withdrawn if not config.moved else set[str]()
+        if not shards and not erased and not new:
+            return Withdrawal(None, 0, 0, 0)
+        rows = _without(state, shards, found)
+        images = pc.sum(pc.equal(rows["status"], WITHDRAWN)).as_py() or 0
+        if config.dry_run:
+            return Withdrawal(None, images, len(new), len(erased))
+        withdrawn = {
+            "contents": sorted(found.contents) if not config.moved else [],
+            "images": sorted(found.unread) if not config.moved else [],
+            "erased": erased,
+        }
+        plan = _plan(state, shards, withdrawn)
+        facts = {"engine": {}, "versions": library_versions(), "withdrawn": withdrawn}
+        facts["configuration"] = {"moved": config.moved, "erase": config.erase}
+        plan = ledger.begin(plan, facts)
+        for unit in ledger.unfinished(plan):
+            names = pa.array([storage.printable(shard.name) for shard in unit.shards], pa.string())
+            _write(ledger, unit, rows.filter(pc.is_in(rows["shard_uri"], names)))
+        manifest = ledger.publish(plan)
+        for file in erased:
+            name = f"{file['run_id']}.parquet"
+            storage.write_bytes(storage.join(config.output, "predictions", name), Path(folder, name).read_bytes())
+    if config.erase:  # the rows of units are those of the files
+        for name in storage.list_names(storage.join(config.output, "_work")):
+            storage.delete(storage.join(config.output, "_work", name))
+    return Withdrawal(manifest, images, len(new), len(erased))
+
+
+def _find(state: State, targets: Targets, copies: bool) -> _Found:
+    """The contents and images that the targets name in any run."""
+    found = _Found(contents=set(targets.contents))
+    for _, rows in _runs(state, _FOUND_BY):
+        named = rows.filter(targets.among(rows))
+        found.images |= set(named["image_id"].to_pylist())
+        if copies:
+            found.contents |= set(named["image_sha256"].drop_null().to_pylist())
+            unread = named.filter(pc.and_(pc.is_null(named["image_sha256"]), pc.not_equal(named["status"], WITHDRAWN)))
+            found.unread |= set(unread["image_id"].to_pylist())
+    targets.refuse_unmatched()
+    return found
+
+
+def _shards(state: State, found: _Found) -> list[StoredObject]:
+    """The shards of whose rows that hold some are to be withdrawn, in order."""
+    names = set[str]()
+    for run_id, rows in _runs(state, _FOUND_BY):
+        of_found = rows.filter(found.among(rows))["shard_uri"].unique().to_pylist()
+        names |= {uri for uri in of_found if uri in state.shards and state.shards[uri].run_id == run_id}
+    return [StoredObject(from_printable(uri), 0, state.shards[uri].etag) for uri in sorted(names, key=from_printable)]
+
+
+def _without(state: State, shards: list[StoredObject], found: _Found) -> pa.Table:
+    """All rows that hold of the shards, in order; those of forgotten images say nothing any more."""
+    names = {storage.printable(shard.name) for shard in shards}
+    tables = [schema.PREDICTIONS.empty_table()]
+    for run_id in {state.shards[name].run_id for name in names}:
+        of_run = pa.array((name for name in names if state.shards[name].run_id == run_id), pa.string())
+        rows = parquet.read(_file(state, run_id), "restore it from a copy")
+        tables.append(_blanked(rows.filter(pc.is_in(rows["shard_uri"], of_run)), found))
+    rows = pa.concat_tables(tables, promote_options="default").select(schema.PREDICTIONS.names)
+    places = {storage.printable(shard.name): place for place, shard in enumerate(shards)}
+    order = pa.array([places[uri] for uri in rows["shard_uri"].to_pylist()], pa.int64())
+    return rows.take(pc.sort_indices(order))
+
+
+def _plan(state: State, shards: list[StoredObject], withdrawn: dict[str, Any]) -> Plan:
+    identity = {"withdrawal": digest([withdrawn, [(storage.printable(shard.name), shard.etag) for shard in shards]])}
+    number = state.last_number + 1
+    units = tuple(
+        Unit(digest([identity, number, [storage.printable(shard.name) for shard in group]])[:32], tuple(group))
+        for group in groups(shards)
+    )
+    return Plan("", 0, units, identity, len(shards), 0, {}, {"withdrawn": len(shards)}).numbered(number)
+
+
+def _write(ledger: Ledger, unit: Unit, rows: pa.Table) -> None:
+    seen = Seen()
+    seen.add(rows["image_id"].to_pylist())
+    ledger.write_unit(unit, [rows], seen)
+
+
+def _erased(state: State, found: _Found, folder: Path) -> Iterator[dict[str, Any]]:
+    """Files of runs that hold rows of forgotten images, written anew to a folder, each with what its manifest says."""
+    for run_id, rows in _runs(state, _FOUND_BY):
+        if not pc.any(found.among(rows)).as_py():
+            continue
+        rows = _blanked(parquet.read(_file(state, run_id), "restore it from a copy"), found)
+        data = parquet.bytes_of(rows, compression="zstd", row_group_size=65_536)
+        Path(folder, f"{run_id}.parquet").write_bytes(data)
+        told = {"rows": len(rows), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        yield {"run_id": run_id, **told, **counts.of_rows(rows)}
+
+
+def _blanked(rows: pa.Table, found: _Found) -> pa.Table:
+    """The rows, of which those of forgotten images keep their place and nothing else."""
+    theirs = found.among(rows)
+    for index, each in enumerate(rows.schema):
+        if each.name not in _KEPT:
+            blank = pa.scalar(_BLANK.get(each.name), each.type)
+            rows = rows.set_column(index, each, pc.if_else(theirs, blank, rows[each.name]))
+    return rows
+
+
+def _runs(state: State, columns: Iterable[str]) -> Iterator[tuple[str, pa.Table]]:
+    for manifest in state.manifests:
+        yield (
+            manifest["run_id"],
+            parquet.read(_file(state, manifest["run_id"]), "restore it from a copy", list(columns)),
+        )
+
+
+def _file(state: State, run_id: str) -> str:
+    return storage.join(state.output, "predictions", f"{run_id}.parquet")
