@@ -44,7 +44,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     metrics, figures = assess(read, decisions.probabilities, drawn_whole, config.data, synthetic)
     on_data = triage_figures(decisions, logits, labels, drawn_whole)
     figures |= triage_plots(on_data, "evaluated", synthetic)
-    metrics |= {"triage": {"evaluated": on_data}, "model_version": bundle.version}
+    metrics["triage"] = {"least_certainty": bundle.triage.least_certainty, "evaluated": on_data}
+    metrics["model_version"] = bundle.version
     metrics["left_out"] = folder.left_out
     metrics["unreadable"] = unreadable(images, errors)
     if config.spoil:

@@ -99,7 +99,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "counts": split.counts,
         "left_out": folder.left_out,
         "split": {"train": [i.name for i in train_images], config.holdout: [i.name for i in held_out_images]},
-        "triage": {"cross_validated": on_training, config.holdout: on_held_out},
+        "triage": {
+            "least_certainty": triage.least_certainty,
+            "cross_validated": on_training,
+            config.holdout: on_held_out,
+        },
         "unreadable": unreadable(images, identified.errors),
     }
     if config.audit:

@@ -35,6 +35,8 @@ from bcd_ray.model.triage import REASONS, Counts, Decisions, DistanceModel, Tria
 from bcd_ray.threads import keep_blas_to_its_thread
 
 RISK = 0.01  # errors among the predictions that are not sent to review
+# Errors among those of each suggested class: a malignant image called benign is the worst there is.
+CLASS_RISKS = {name: 0.005 if name == "benign" else 0.02 for name in CLASSES}
 OOD_RATE = 0.01  # share of training images, each held out, beyond the limit of the distance
 QUALITY_RATE = 0.002  # share of training images beyond the values that each limit of a quality measure comes from
 OF_A_SOURCE = (
@@ -110,8 +112,25 @@ def choose_limits(
     }
     others = decide(settings, distances, logits, quality, cells)
     certainty = np.where(others.reasons.any(axis=1), -np.inf, others.certainty)
-    settings["certainty"] = least_for_risk(certainty, logits.argmax(axis=1) == labels, drawn_whole, RISK)
-    return settings | {"risk": RISK, "ood_rate": OOD_RATE, "quality_rate": QUALITY_RATE, "images": len(labels)}
+    settings["certainty"] = class_limits(certainty, logits.argmax(axis=1), labels, drawn_whole)
+    risks = {"risk": RISK, "class_risks": CLASS_RISKS}
+    return settings | risks | {"ood_rate": OOD_RATE, "quality_rate": QUALITY_RATE, "images": len(labels)}
+
+
+def class_limits(certainty: Floats, suggested: Labels, labels: Labels, drawn_whole: Labels) -> list[float | None]:
+    """Of each suggested class the least certainty that needs no review; None where all its suggestions do.
+
+    First each class is cut to its own risk, as far as errors were seen, then all together to `RISK`: a class whose
+    suggestions are often wrong costs the others nothing. Of n images, certainty (n,) is -inf where one is sent anyway.
+    """
+    correct, own = suggested == labels, list[float | None]()
+    for number, risk in enumerate(CLASS_RISKS.values()):
+        of_class = np.where(suggested == number, certainty, -np.inf)
+        own.append(least_for_risk(of_class, correct, drawn_whole, risk, ahead=0))
+    least = np.array([np.inf if each is None else each for each in own])
+    kept = np.where(certainty >= least[suggested], certainty, -np.inf)
+    together = least_for_risk(kept, correct, drawn_whole, RISK)
+    return [None if each is None or together is None else max(each, together) for each in own]
 
 
 def triage_figures(decisions: Decisions, logits: Floats, labels: Labels, drawn_whole: Labels) -> dict[str, Any]:
@@ -121,9 +140,11 @@ def triage_figures(decisions: Decisions, logits: Floats, labels: Labels, drawn_w
 
     Returns:
         `calibration`: `before` and `after` the temperature, see `calibration_figures`; `automatic`: see
-        `risk_interval`; `reasons`: images by reason; `risk_coverage`: see `risk_coverage`.
+        `risk_interval`; `suggested`: of each suggested class how many are `decided`, and `errors` among them;
+        `reasons`: images by reason; `risk_coverage`: see `risk_coverage`.
     """
-    correct = logits.argmax(axis=1) == labels
+    suggested = logits.argmax(axis=1)
+    correct = suggested == labels
     decided = np.asarray(~decisions.reasons.any(axis=1))
     others = decisions.reasons[:, 1:].any(axis=1)
     return {
@@ -132,6 +153,10 @@ def triage_figures(decisions: Decisions, logits: Floats, labels: Labels, drawn_w
             "after": calibration_figures(decisions.probabilities, labels),
         },
         "automatic": risk_interval(decided, correct, drawn_whole),
+        "suggested": {
+            name: {"decided": int(of_class.sum()), "errors": int((of_class & ~correct).sum())}
+            for name, of_class in ((name, decided & (suggested == label)) for label, name in enumerate(CLASSES))
+        },
         "reasons": dict(zip(REASONS, decisions.reasons.sum(axis=0).tolist(), strict=False)),
         "risk_coverage": risk_coverage(np.where(others, -np.inf, decisions.certainty), correct),
     }

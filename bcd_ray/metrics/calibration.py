@@ -78,13 +78,13 @@ def risk_coverage(confidence: Floats, correct: Mask) -> dict[str, list[float]]:
     return {"coverage": (decided[points] / len(correct)).tolist(), "risk": risk[points].tolist()}
 
 
-def least_for_risk(certainty: Floats, correct: Mask, clusters: Labels, risk: float) -> float | None:
+def least_for_risk(certainty: Floats, correct: Mask, clusters: Labels, risk: float, ahead: int = 1) -> float | None:
     """The least certainty at and above which the share of errors is at most `risk`; None if there is none.
 
     Two bounds must hold. One error is added to those counted, as conformal risk control does for an image yet to come
     (Angelopoulos et al., "Conformal Risk Control", ICLR 2024): with a risk of 1 % fewer than 99 images can never be
-    enough. And since neighbours err together, the share must be that low in 90 % of the draws of whole clusters with
-    replacement (block bootstrap: Kuensch, Annals of Statistics 17, 1989).
+    enough. With 0 `ahead` none is added. And since neighbours err together, the share must be that low in 90 % of the
+    draws of whole clusters with replacement (block bootstrap: Kuensch, Annals of Statistics 17, 1989).
 
     Args:
         certainty: (n,) of images that had no part in the fit, -inf where an image is sent to review anyway.
@@ -96,7 +96,7 @@ def least_for_risk(certainty: Floats, correct: Mask, clusters: Labels, risk: flo
     if not len(order):
         return None
     descending, wrong = certainty[order], ~correct[order]
-    bound = (np.cumsum(wrong) + 1) / (np.arange(len(order)) + 2)
+    bound = (np.cumsum(wrong) + ahead) / (np.arange(len(order)) + 1 + ahead)
     last_of_value = np.flatnonzero(np.append(descending[1:] < descending[:-1], True))
     points = last_of_value[np.unique(np.linspace(0, len(last_of_value) - 1, _POINTS).astype(np.int64))]
     _, numbers = np.unique(clusters, return_inverse=True)

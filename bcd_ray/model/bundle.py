@@ -49,8 +49,8 @@ PREPROCESSING: dict[WeightsName, dict[str, Any]] = {
     },
 }
 _CROPS = {"backbone": "efficientnet_lite0", "size": CROP, "region": REGION, "most": MOST, "version": CELLS_VERSION}
-_BUNDLE_FORMAT = 4  # 2 came with triage, 3 with its certainty, 4 with representations
-_READABLE_FORMATS = (3, 4)  # of 3 all are `field`
+_BUNDLE_FORMAT = 5  # 2 came with triage, 3 with its certainty, 4 with representations, 5 with a certainty each class
+_READABLE_FORMATS = (3, 4, 5)  # of 3 all are `field`
 _DIGESTED = ("model.safetensors", "model.json")
 
 

@@ -99,7 +99,7 @@ class Decisions(NamedTuple):
 class Triage:
     """How a bundle's predictions are calibrated and which of them are sent to review.
 
-    `settings` is `triage` of model.json: `temperature`, `certainty` (None: every image goes to review), `distance`,
+    `settings` is `triage` of model.json: `temperature`, `certainty` (see `least_certainty`), `distance`,
     `quality` (limits by measure), `source` (the mean `certainty` of at least so many `images` under which a source is
     unfamiliar; None, or no entry, where nobody knows), and with which rates, risk and images they were chosen.
     """
@@ -134,6 +134,12 @@ class Triage:
         return found
 
     @property
+    def least_certainty(self) -> dict[str, float | None]:
+        """By suggested class, None where all of it goes to review."""
+        limits = least_certainty(self.settings).tolist()
+        return {name: limit if np.isfinite(limit) else None for name, limit in zip(CLASSES, limits, strict=True)}
+
+    @property
     def tensors(self) -> dict[str, npt.NDArray[np.float32]]:
         """What goes into a bundle's model.safetensors."""
         return {"triage.means": self.model.means, "triage.factor": self.model.factor}
@@ -155,12 +161,12 @@ def decide(
     Each comparison asks for what needs no review: what is not a number never passes one.
     """
     probabilities = softmax(logits / settings["temperature"])
-    sure, least = certainty(probabilities, distances), settings["certainty"]
+    sure, least = certainty(probabilities, distances), least_certainty(settings)[probabilities.argmax(axis=1)]
     score = distances.min(axis=1) / settings["distance"]
     broken = ~(np.isfinite(logits).all(axis=1) & np.isfinite(distances).all(axis=1))
     reasons = np.stack(
         [
-            ~(sure >= (np.inf if least is None else least)) | broken,
+            ~(sure >= least) | broken,
             ~(score <= 1) | broken,
             outside(measures, settings["quality"]),
             distances.argmin(axis=1) != probabilities.argmax(axis=1),
@@ -169,6 +175,18 @@ def decide(
         axis=1,
     )
     return Decisions(probabilities, sure, score, reasons)
+
+
+def least_certainty(settings: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+    """(4,) of each suggested class the certainty under which it goes to review; infinite where all of it does.
+
+    `certainty` of a bundle's settings is one number a class, None for a class that always goes to review; in bundles of
+    earlier releases one for all. What is missing is infinite, and no certainty reaches one that is not a number.
+    """
+    given = settings.get("certainty")
+    each = given if isinstance(given, list | tuple) else [given] * len(CLASSES)
+    limits = [np.inf if limit is None else limit for limit in each] + [np.inf] * len(CLASSES)
+    return np.array(limits[: len(CLASSES)], np.float64)
 
 
 def certainty(probabilities: Floats, distances: Floats) -> Floats:

@@ -6,7 +6,14 @@ from typing import Any
 
 from bcd_ray.metrics.classification import format_metrics
 from bcd_ray.progress import one_line
-from bcd_ray.reports.report import LIMITS_CHOSEN, NOTHING_OF_A_NEW_DAY, audit_words, automatic_words, network_words
+from bcd_ray.reports.report import (
+    LIMITS_CHOSEN,
+    NOTHING_OF_A_NEW_DAY,
+    audit_words,
+    automatic_words,
+    least_certainties,
+    network_words,
+)
 
 
 def model_card(info: Mapping[str, Any], metrics: Mapping[str, Any]) -> bytes:
@@ -24,6 +31,8 @@ def model_card(info: Mapping[str, Any], metrics: Mapping[str, Any]) -> bytes:
         else ""
     )
     patients = "The groups are as the user gave them." if training["split"] == "grouped" else NOTHING_OF_A_NEW_DAY
+    each = ", ".join(f"{name}: {limit}" for name, limit in least_certainties(metrics["triage"]).items())
+    limits = f"{LIMITS_CHOSEN} Least certainty without review, by suggested class: {each}."
     held_for = (
         "The risk holds for images of the days that were trained on, and for no other. "
         + (
@@ -55,7 +64,7 @@ of file numbers, or groups, and none where there is no error, or one block a cla
 
 **Shortcuts.** {audit_words(metrics)}
 
-**Triage.** {automatic_words(metrics["triage"][metrics["part"]]["automatic"])} {LIMITS_CHOSEN} {held_for}
+**Triage.** {automatic_words(metrics["triage"][metrics["part"]]["automatic"])} {limits} {held_for}
 {quantized}
 **Known limits.** One hospital, one stain and one microscope per data set; colour of the background alone can give the
 class away. Images of other stains, cells or magnifications are outside what the model knows; triage flags those that

@@ -131,7 +131,7 @@ def model_report(
             rows=[[label, *_class_cells(found, name)] for name, label in zip(CLASSES, DISPLAY_NAMES, strict=True)],
         ),
         Section("Right and wrong predictions", figures["gallery.png"]),
-        *_triage_sections(metrics["triage"][metrics.get("part", "evaluated")], figures),
+        *_triage_sections(metrics["triage"], metrics.get("part", "evaluated"), figures),
     ]
     if "shortcuts" in metrics:
         sections.append(Section(_AUDIT_HEADING, words=[audit_words(metrics)]))
@@ -161,7 +161,8 @@ def _automatic_card(automatic: Mapping[str, Any]) -> Card:
     return Card("Not sent to review", f"{100 * automatic['coverage']:.1f} %", errors)
 
 
-def _triage_sections(found: Mapping[str, Any], figures: Mapping[str, bytes]) -> list[Section]:
+def _triage_sections(triage: Mapping[str, Any], part: str, figures: Mapping[str, bytes]) -> list[Section]:
+    found = triage[part]
     before, after = found["calibration"]["before"], found["calibration"]["after"]
     believed = (
         f"Expected calibration error {before['ece']:.3f} before and {after['ece']:.3f} after temperature scaling, "
@@ -170,7 +171,16 @@ def _triage_sections(found: Mapping[str, Any], figures: Mapping[str, bytes]) -> 
     )
     kept = [f"{automatic_words(found['automatic'])} {LIMITS_CHOSEN}"]
     return [
-        Section("What an expert must look at", figures["risk_coverage.png"], kept),
+        Section(
+            "What an expert must look at",
+            figures["risk_coverage.png"],
+            kept,
+            ["Suggested class", "Least certainty without review", "Not sent to review", "Wrong among them"],
+            [
+                [name, limit, str(found["suggested"][name]["decided"]), str(found["suggested"][name]["errors"])]
+                for name, limit in least_certainties(triage).items()
+            ],
+        ),
         Section(
             "Why images are sent to review",
             columns=["Reason", "Images", ""],
@@ -178,6 +188,14 @@ def _triage_sections(found: Mapping[str, Any], figures: Mapping[str, bytes]) -> 
         ),
         Section("Whether the confidence can be believed", figures["reliability.png"], [believed]),
     ]
+
+
+def least_certainties(triage: Mapping[str, Any]) -> dict[str, str]:
+    """By suggested class, in words."""
+    return {
+        name: "always sent to review" if limit is None else f"{limit:.4f}"
+        for name, limit in triage["least_certainty"].items()
+    }
 
 
 def audit_words(metrics: Mapping[str, Any]) -> str:

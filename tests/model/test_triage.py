@@ -12,10 +12,10 @@ from bcd_ray.errors import ConfigError
 from bcd_ray.learning.embedding import Embeddings
 from bcd_ray.learning.head import FitConfig
 from bcd_ray.learning.splits import Layout, Rules
-from bcd_ray.learning.thresholds import RISK, fit_triage
+from bcd_ray.learning.thresholds import CLASS_RISKS, RISK, class_limits, fit_triage
 from bcd_ray.model.bundle import load_bundle, pretrained, save_bundle
 from bcd_ray.model.quality import MEASURES
-from bcd_ray.model.triage import DIRECTIONS, Triage, certainty, fit_distance
+from bcd_ray.model.triage import DIRECTIONS, Triage, certainty, decide, fit_distance, least_certainty
 
 COUNT = 400
 CONFIG = FitConfig(epochs=2, learning_rate=0.003, label_smoothing=0.0, batch_size=32, workers=0, seed=0)
@@ -119,7 +119,7 @@ def test_few_images_send_everything_to_review() -> None:
     triage, figures = fit_triage(
         embeddings[None], np.ones((16, len(MEASURES))), layout, Rules("random", 100, 40), CONFIG
     )
-    assert triage.settings["certainty"] is None
+    assert set(triage.least_certainty.values()) == {None}
     assert figures["automatic"]["decided"] == 0
     found = triage.decide(embeddings, logits_for(labels, 40), np.ones((16, len(MEASURES))))
     assert found.reasons[:, 0].all()
@@ -165,3 +165,43 @@ def test_a_bundle_from_before_triage_is_refused_with_the_remedy(tmp_path: Path) 
     (tmp_path / "model.sha256").write_text("".join(digests))
     with pytest.raises(ConfigError, match="train anew"):
         load_bundle(str(tmp_path))
+
+
+def test_each_suggested_class_has_a_limit_of_its_own_and_benign_the_strictest() -> None:
+    """Of 2,000 suggestions of each class 1 %, the least sure, are wrong: too many for benign, not for pre-B."""
+    suggested, place = np.repeat(np.arange(4), 2000), np.tile(np.arange(2000), 4)
+    certainty = place / 2000 + 0.01
+    wrong = np.isin(suggested, (0, 2)) & (place < 20)
+    labels = np.where(wrong, 3 - suggested, suggested)
+    limits = class_limits(certainty, suggested, labels, 20 * suggested + place % 20)
+    assert CLASS_RISKS["benign"] == min(CLASS_RISKS.values())
+    assert limits[0] == pytest.approx(0.015, abs=0.006)
+    assert limits[1:] == [0.01] * 3
+
+
+def test_a_class_that_is_mostly_wrong_costs_the_others_nothing() -> None:
+    suggested, place = np.repeat(np.arange(4), 500), np.tile(np.arange(500), 4)
+    labels = np.where(suggested == 2, 1, suggested)
+    limits = class_limits((place + 1) / 500, suggested, labels, 20 * suggested + place % 20)
+    assert limits == [0.002, 0.002, None, 0.002]
+    never = class_limits((place + 1) / 500, np.where(suggested == 0, 1, suggested), labels, 20 * suggested + place % 20)
+    assert never[0] is None  # nothing is known of a class that was never suggested
+
+
+@pytest.mark.parametrize(
+    ("settings", "limits"),
+    [
+        ({"certainty": [0.1, None, 0.3, float("nan")]}, [0.1, np.inf, 0.3, np.nan]),
+        ({"certainty": 0.2}, [0.2] * 4),  # of an earlier release
+        ({"certainty": None}, [np.inf] * 4),
+        ({"certainty": [0.1]}, [0.1, np.inf, np.inf, np.inf]),
+        ({}, [np.inf] * 4),
+    ],
+)
+def test_what_is_missing_of_the_limits_sends_to_review(settings: dict[str, Any], limits: list[float]) -> None:
+    np.testing.assert_array_equal(least_certainty(settings), limits)
+    others = {"temperature": 1.0, "distance": 9.0, "quality": {}}
+    distances, logits = np.where(np.eye(4) == 1, 1.0, 8.0), 40 * np.eye(4)
+    decisions = decide(others | settings, distances, logits, np.ones((4, len(MEASURES))))
+    sent = [bool(names) for names in decisions.reason_names()]
+    assert sent == [not limit <= 0.9 for limit in limits]
