@@ -6,35 +6,57 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn, TypeVar, get_origin
 
 import tyro
 
-from bcd_ray.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, BcdRayError
+from bcd_ray.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, BcdRayError
 from bcd_ray.progress import one_line
 
 _Config = TypeVar("_Config")
+_TIDY_UP_S = 7.0  # after a signal; systemd and Kubernetes kill later, Ray after 10 s
+_SIGNALS = {
+    signal.SIGTERM: ("terminated by SIGTERM", EXIT_TERMINATED),
+    signal.SIGINT: ("interrupted", EXIT_INTERRUPTED),
+}
 
 
-def run(config_type: type[_Config], main: Callable[[_Config], int]) -> NoReturn:
-    """Parse the command line into a configuration, run the job, and exit: 0, or the code of the error."""
+def run(
+    config_type: type[_Config],
+    main: Callable[[_Config], int],
+    arguments: Callable[[list[str]], list[str]] = list,
+    at_end: Callable[[int, str], None] = lambda code, reason: None,
+) -> NoReturn:
+    """Parse the command line into a configuration, run the job, and exit: 0, or the code of the error.
+
+    Args:
+        arguments: what becomes of the command line before it is parsed.
+        at_end: called before the exit with its code and, where something went wrong, with the reason.
+    """
     _mend_streams()
-    terminated = _hear_sigterm()
+    heard = _hear_signals(at_end)
     try:
-        sys.exit(main(tyro.cli(config_type, args=add_up(config_type, sys.argv[1:]))))
+        code = main(tyro.cli(config_type, args=add_up(config_type, arguments(sys.argv[1:]))))
+        at_end(code, "")
     except BaseException as error:
-        if terminated:  # whatever became of the interruption on its way through Ray
-            _break_off("terminated by SIGTERM", EXIT_TERMINATED)
-        if isinstance(error, KeyboardInterrupt):
-            _break_off("interrupted", EXIT_INTERRUPTED)
+        if heard or isinstance(error, KeyboardInterrupt):  # whatever became of the interruption on its way through Ray
+            _break_off(heard[0] if heard else signal.SIGINT, at_end)
         if isinstance(error, BcdRayError):
+            at_end(error.exit_code, str(error))
             _end(str(error), error.exit_code)
+        if not isinstance(error, SystemExit):
+            at_end(EXIT_FAILED, f"a fault of the program: {type(error).__name__}")
+        elif error.code:  # of the parser, which said why
+            at_end(EXIT_CONFIG, "the command line is not understood")
         raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         gc.freeze()  # Python's last collection, through all that Ray and Matplotlib leave, takes a second
+    sys.exit(code)
 
 
 def add_up(config_type: type[Any], arguments: Sequence[str]) -> list[str]:
@@ -65,8 +87,10 @@ def _end(words: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _break_off(words: str, code: int) -> NoReturn:
+def _break_off(number: int, at_end: Callable[[int, str], None]) -> NoReturn:
     """End at once: a Ray that was interrupted in its start can abort where the interpreter tidies up, with code -6."""
+    words, code = _SIGNALS[signal.Signals(number)]
+    at_end(code, words)
     try:
         _end(f"{words}; the same command goes on where it was", code)
     finally:
@@ -75,19 +99,25 @@ def _break_off(words: str, code: int) -> NoReturn:
             os._exit(code)
 
 
-def _hear_sigterm() -> list[int]:
-    """A list that gets the signal when it comes; it then ends the job as Ctrl-C does, with all that is tidied up.
+def _hear_signals(at_end: Callable[[int, str], None]) -> list[int]:
+    """A list that gets SIGTERM or SIGINT when it comes; it then ends the job with all that is tidied up.
 
-    A KeyboardInterrupt, since Ray's core lets no other exception of a signal through.
+    By a KeyboardInterrupt, since Ray's core lets no other exception of a signal through. What does not hear it, such as
+    a thread that waits for a store that stalls, is not waited for.
     """
     received = list[int]()
 
     def interrupt(number: int, _: object) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it was heard: whoever asks again must wait or kill
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_IGN)  # it was heard: whoever asks again must wait or kill
         received.append(number)
+        last = threading.Timer(_TIDY_UP_S, _break_off, (number, at_end))
+        last.daemon = True
+        last.start()
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for each in _SIGNALS:
+        signal.signal(each, interrupt)
     return received
 
 

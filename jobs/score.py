@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 
 def main(config: ScoreConfig) -> int:
-    from bcd_ray.archives.suffixes import unexpected
     from bcd_ray.scoring.job import look, score
     from bcd_ray.scoring.state import unscored
 
@@ -32,8 +31,7 @@ def main(config: ScoreConfig) -> int:
     _print_left_out("members", outcome.missed.left_out)
     if incomplete := outcome.missed.incomplete.total():
         print(f"{incomplete:,} shards could not be read to their end: an unknown number of images has no row")
-    too_many = unexpected(outcome.left_out) + unexpected(outcome.missed.left_out) > config.max_left_out
-    return EXIT_UNSCORED if failed > config.max_unscored or too_many or incomplete else EXIT_OK
+    return EXIT_UNSCORED if outcome.shortfall(config) else EXIT_OK
 
 
 def _print_plan(plan: "Plan") -> None:

@@ -13,16 +13,17 @@ import pytest
 import tyro
 from ray.scripts.scripts import cli as ray_cli
 from scoring.nights import night, shard
-from write_docs import COMMAND, ROOT, filled, pages, tables
+from write_docs import COMMAND, ROOT, filled, pages, schemas, tables
 
 from bcd_ray import read
+from bcd_ray.nights.config import with_file
 from bcd_ray.scoring.config import ForgetConfig
 from bcd_ray.scoring.withdrawal import forget
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in pages()}
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`((?:\w+=\S+ )*(?:python|ray|pytest|for) (?=[^`]*(?:--|\.py))[^`\n]+)`")
-READ = "docs/read.md"
+READ, OPERATE = "docs/read.md", "docs/operate.md"
 LONGEST_LINE = 130
 # Their words are not looked at: they are the shell's, or of no program of this project.
 OTHER_PROGRAMS = {"export", "chmod", "sha256sum", "nvidia-smi", "ruff", "mypy", "lint-imports"}
@@ -56,9 +57,20 @@ def simple_commands(words: list[str]) -> Iterator[list[str]]:
             command.append(word)
 
 
+@pytest.fixture(autouse=True)
+def _file_of_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working folder holds the nightly.toml that the page for operators shows."""
+    (tmp_path / "nightly.toml").write_text(fenced(OPERATE, "toml")[0])
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_the_tables_of_a_page_are_the_code_s(page: str) -> None:
     assert filled(PAGES[page]) == PAGES[page], f"{page} lags behind the code: run `{COMMAND}`"
+
+
+def test_the_schemas_are_the_code_s() -> None:
+    assert {path: path.read_text() for path in schemas()} == schemas(), f"run `{COMMAND}`"
 
 
 def test_every_table_stands_on_a_page() -> None:
@@ -90,7 +102,7 @@ def parse_program(path: str, *arguments: str) -> None:
     main = importlib.import_module(path.removesuffix(".py").removeprefix("tests/").replace("/", ".")).main
     config = next((kind for name, kind in get_type_hints(main).items() if name != "return"), None)
     if config:
-        tyro.cli(config, args=arguments)
+        tyro.cli(config, args=with_file(list(arguments)) if "--config" in arguments else arguments)
     else:
         assert not arguments
 

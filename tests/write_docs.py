@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/ anew, from the code: `python tests/write_docs.py`.
+"""Writes the tables of README.md and docs/ anew, from the code, and the JSON schemas: `python tests/write_docs.py`.
 
 A page says where a table stands with `<!-- generated: NAME -->` and `<!-- end -->`. `tests/test_docs.py` fails where a
 page lags behind the code. A new option needs nothing here, a new kind of table a line in `tables`.
@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import json
 import os
 import re
 import sys
@@ -23,11 +24,28 @@ ROOT = Path(__file__).parents[1]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))  # for `jobs`, as under pytest
 
+from pydantic import TypeAdapter  # noqa: E402
+
 from bcd_ray.model.triage import REASONS  # noqa: E402
+from bcd_ray.nights.config import NightlyConfig, file_model  # noqa: E402
+from bcd_ray.nights.record import Record  # noqa: E402
 from bcd_ray.scoring import schema  # noqa: E402
 
 COMMAND = "python tests/write_docs.py"
 _TABLE = re.compile(r"<!-- generated: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def schemas() -> dict[Path, str]:
+    """The JSON schemas in docs/, as the code has them now."""
+    kinds: dict[str, Any] = {"nightly": file_model(), "last_line": Record}
+    meanings = {"nightly": _comments(NightlyConfig), "last_line": _comments(Record)}
+    found = {}
+    for name, kind in kinds.items():
+        schema = TypeAdapter(kind).json_schema()
+        for key, described in schema["properties"].items():
+            described["description"] = meanings[name][key]
+        found[ROOT / "docs" / f"{name}_schema.json"] = json.dumps(schema, indent=2) + "\n"
+    return found
 
 
 def pages() -> list[Path]:
@@ -60,6 +78,7 @@ def tables() -> dict[str, str]:
         "statuses": _table("status", "meaning", "the next run", rows=_statuses()),
         "review reasons": _table("review reason", "meaning", rows=_named(REASONS)),
         "manifest": _table("in the manifest", "meaning", rows=_named(schema.MANIFEST)),
+        "last line": _table("in the last line", "meaning", rows=_named(_comments(Record))),
         "rooms": _table("room", "what it is", "public", rows=_rooms()),
     }
 
@@ -144,10 +163,9 @@ def _table(*heading: str, rows: Iterable[Sequence[object]]) -> str:
 
 
 def main() -> None:
-    """Fill the tables of every page, and say which pages changed."""
-    for page in pages():
-        text = page.read_text()
-        if (new := filled(text)) != text:
+    """Fill the tables of every page, and say which files changed."""
+    for page, new in {**{page: filled(page.read_text()) for page in pages()}, **schemas()}.items():
+        if not page.exists() or page.read_text() != new:
             page.write_text(new)
             print(f"{page.relative_to(ROOT)} written anew")
 

@@ -5,6 +5,8 @@ memory, somebody may kill it. So a unit is begun again with each image decoded i
 and only what killed while it was alone is given up.
 """
 
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -38,8 +40,8 @@ def nobody(step: str) -> None:
     """Is told of steps where none counts."""
 
 
-def start_counter() -> Any:
-    """A Ray actor of a `_StartCounter`.
+def start_counter(deadline: float = math.inf) -> Any:
+    """A Ray actor of a `_StartCounter`; seconds since the epoch from which no unit is to be begun.
 
     It lives on the driver's node: a node that goes would else end the job. One whose process dies starts from nothing.
     """
@@ -48,7 +50,7 @@ def start_counter() -> Any:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     again = {"max_restarts": -1, "max_task_retries": -1}
-    return ray.remote(num_cpus=0, scheduling_strategy=here, **again)(_StartCounter).remote()
+    return ray.remote(num_cpus=0, scheduling_strategy=here, **again)(_StartCounter).remote(deadline)
 
 
 class Entries:
@@ -122,8 +124,13 @@ class _Unit:
 class _StartCounter:
     """Of every unit: its starts, and what its processes died of."""
 
-    def __init__(self) -> None:
+    def __init__(self, deadline: float = math.inf) -> None:
+        self._deadline = deadline
         self._units: dict[str, _Unit] = {}
+
+    def is_over(self) -> bool:
+        """Whether no further unit is to be begun, by the clock of the driver's machine."""
+        return time.time() >= self._deadline
 
     def count(self, name: str, worker: str = "", node: str = "") -> Start:
         """A start of a unit in a worker process of a node: the one before, if there was one, died."""

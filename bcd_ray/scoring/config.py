@@ -58,13 +58,18 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         if not self.input:
             raise ConfigError("--input names no archive")
-        object.__setattr__(self, "input", tuple(uris.real(uris.normalize(uri)) for uri in self.input))
+        object.__setattr__(self, "input", tuple(self.spelled(uri) for uri in self.input))
         object.__setattr__(self, "root", tuple("=".join(each) for each in roots_of(self.root).items()))
         normalize(self, "model", "output")
         at_least(self, 0, "max_unscored", "max_left_out", "max_undelivered", "max_superseded", "max_actors")
         at_least(self, 0, "small_run_bytes")
         at_least(self, 1, "max_image_bytes", "max_pixels", "max_decode_seconds")
         at_least(self, 256 << 20, "max_decode_bytes")
+
+    @staticmethod
+    def spelled(uri: str) -> str:
+        """The one spelling of an input."""
+        return uris.real(uris.normalize(uri))
 
 
 @dataclass(frozen=True)

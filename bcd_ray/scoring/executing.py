@@ -1,12 +1,13 @@
 """Where the units of a run are scored: by actors of Ray Data or, where they are small, in the job's own process."""
 
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from bcd_ray.archives.images import Limits
 from bcd_ray.archives.shards import is_loose
-from bcd_ray.errors import JobError, StorageError
+from bcd_ray.errors import DeadlineError, JobError, StorageError
 from bcd_ray.model.bundle import Bundle
 from bcd_ray.model.choice import Choice
 from bcd_ray.progress import Progress
@@ -16,7 +17,8 @@ from bcd_ray.scoring.attempts import APART, start_counter
 from bcd_ray.scoring.config import ScoreConfig
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.plan import Unit
-from bcd_ray.scoring.worker import UNITS_AT_A_TIME, ScoringActor, UnitScorer
+from bcd_ray.scoring.watch import Watch
+from bcd_ray.scoring.worker import UNITS_AT_A_TIME, Scored, ScoringActor, UnitScorer
 
 # Of Ray Data, each of one unit or several: a task costs 50 core milliseconds, 14 of them in its actor. Of shards
 # of 64 small images, a task each, two cores did 0.75 times as many with a network that takes no time.
@@ -36,6 +38,7 @@ class Work(NamedTuple):
     ledger: Ledger
     config: ScoreConfig
     withdrawn: Collection[str]  # contents and images that are not to be looked at
+    watch: Watch
 
     @property
     def limits(self) -> Limits:
@@ -43,7 +46,7 @@ class Work(NamedTuple):
         return Limits(config.max_image_bytes, config.max_pixels, config.max_decode_seconds, config.max_decode_bytes)
 
 
-Done = Iterator[tuple[int, str]]  # of each unit how many rows were written, and the error if they could not be
+Done = Iterator[Scored]  # of each unit
 
 
 def needs_ray(units: Sequence[Unit], config: ScoreConfig, begun: bool) -> bool:
@@ -58,16 +61,27 @@ def needs_ray(units: Sequence[Unit], config: ScoreConfig, begun: bool) -> bool:
 
 
 def score_units(work: Work, executor: Callable[[Work], Done]) -> None:
-    """Score units and write their rows, `on_ray` or `here`; JobError if some could not be written."""
-    units = work.units
+    """Score units and write their rows, `on_ray` or `here`.
+
+    Raises:
+        DeadlineError: the deadline came before the last unit was begun.
+        JobError: some units could not be written.
+    """
+    units, watch = work.units, work.watch
     loose = sum(len(unit.shards) for unit in units if is_loose(unit.shards[0].uri))
     all_loose = all(is_loose(unit.shards[0].uri) for unit in units)
     progress = Progress("scoring", loose if all_loose else None, units=len(units))
-    errors = []
-    for rows, error in executor(work):
-        errors += [error] if error else []
-        progress.add(rows)
+    errors, left = list[str](), 0
+    for scored in executor(work):
+        errors += [scored.error] if scored.error else []
+        watch.units_done += scored.begun and not scored.error
+        watch.images += scored.rows
+        left += not scored.begun
+        if scored.begun:
+            progress.add(scored.rows)
     progress.finish()
+    if left:
+        raise DeadlineError(f"stopped at the deadline, {left:,} of {len(units):,} units to go: the next run goes on")
     if errors:
         raise JobError(
             f"{len(errors)} of {len(units)} units could not be written ({errors[0]}): "
@@ -79,9 +93,9 @@ def on_ray(work: Work) -> Done:
     """Each unit's rows go from the actor that made them straight to storage; only counts come back."""
     import ray
 
-    units, bundle, choice, ledger, config, withdrawn = work
-    pool = actor_pool(config.max_actors, choice.on_gpu)
-    arguments = (ray.put(bundle), folders_of(units), choice.name, ledger, work.limits, pool.threads, start_counter())
+    units, bundle, choice, ledger, config, withdrawn, watch = work
+    pool, starts = actor_pool(config.max_actors, choice.on_gpu), start_counter(watch.deadline)
+    arguments = (ray.put(bundle), folders_of(units), choice.name, ledger, work.limits, pool.threads, starts)
     counts = ray.data.from_items(
         [{"unit": unit} for unit in units], override_num_blocks=count_tasks(units, pool.most, choice.on_gpu)
     ).map_batches(
@@ -91,17 +105,20 @@ def on_ray(work: Work) -> Done:
         **pool.options(calls=UNITS_AT_A_TIME),
     )
     for batch in counts.iter_batches(batch_size=1):
-        yield int(batch["rows"][0]), str(batch["error"][0])
+        yield Scored(**{name: values.tolist()[0] for name, values in batch.items()})
 
 
 def here(work: Work) -> Done:
     """Each unit in this process, and every image decoded in one apart: an image must not end the job."""
     scorer = UnitScorer(work.bundle, work.choice.name, work.ledger, work.limits, own_cores(), None, work.withdrawn)
     for unit in work.units:
+        if time.time() >= work.watch.deadline:
+            yield Scored(begun=False)
+            continue
         try:
-            yield scorer.score(unit, APART), ""
+            yield Scored(scorer.score(unit, APART))
         except StorageError as error:  # the other units may do better
-            yield 0, str(error)
+            yield Scored(error=str(error))
 
 
 def count_tasks(units: Sequence[Unit], actors: int, on_gpu: bool = False) -> int:

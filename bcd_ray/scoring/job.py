@@ -8,8 +8,8 @@ from typing import Any
 from bcd_ray import storage, uris
 from bcd_ray.archives.images import DECODER_VERSION, Limits
 from bcd_ray.archives.listing import list_archive
-from bcd_ray.archives.suffixes import left_out_words
-from bcd_ray.errors import ConfigError, NotFoundError
+from bcd_ray.archives.suffixes import left_out_words, unexpected
+from bcd_ray.errors import ConfigError, NoInputError, NotFoundError
 from bcd_ray.model.bundle import Bundle, load_bundle
 from bcd_ray.model.choice import choose_engine, precision
 from bcd_ray.model.network import NETWORK_VERSION
@@ -26,6 +26,7 @@ from bcd_ray.scoring.plan import Plan
 from bcd_ray.scoring.planning import make_plan
 from bcd_ray.scoring.roots import named, refuse_other_names, roots_of
 from bcd_ray.scoring.state import Missed, State, identity_digest
+from bcd_ray.scoring.watch import Watch
 from bcd_ray.storage import StoredObject
 
 
@@ -38,9 +39,23 @@ class Outcome:
     missed: Missed
     left_out: Counter[str]  # files of the archive that are no images, by suffix
 
+    def shortfall(self, config: ScoreConfig) -> str:
+        """What of the inputs has no prediction, more than is allowed, in words; empty where all is well."""
+        not_scored, incomplete = self.missed.not_scored.total(), self.missed.incomplete.total()
+        too_many = unexpected(self.left_out) + unexpected(self.missed.left_out)
+        found = [f"{not_scored:,} images are not scored"] if not_scored > config.max_unscored else []
+        found += [f"{incomplete:,} shards cannot be read to their end"] if incomplete else []
+        found += [f"{too_many:,} files and members are no images"] if too_many > config.max_left_out else []
+        return ", ".join(found)
 
-def score(config: ScoreConfig) -> Outcome:
-    """Score every image of the archives that is not published yet, and publish the rows."""
+
+def score(config: ScoreConfig, watch: Watch | None = None) -> Outcome:
+    """Score every image of the archives that is not published yet, and publish the rows.
+
+    Raises:
+        DeadlineError: the deadline of `watch` came before the last unit was begun.
+    """
+    watch = watch or Watch()
     bundle = load_bundle(config.model)
     shards, left_out = list_shards(config)
     storage.check_creates(storage.join(config.output, "_work"))
@@ -62,11 +77,15 @@ def score(config: ScoreConfig) -> Outcome:
         facts |= {"left_out": left_out, "source_limit": bundle.triage.settings.get("source")}
         plan = ledger.begin(plan, facts)
         done = len(plan.units) - len(unfinished)
+        watch.run_id, watch.units, watch.units_done = plan.run_id, len(plan.units), done
+        watch.new_shards = sum(len(unit.shards) for unit in plan.units) - len(plan.earlier)
         expire(config.output, plan.run_id)
         how = "" if with_ray or not unfinished else "; too little to start Ray for"
         say(f"run {plan.run_id}: {done:,} of {len(plan.units):,} units done before; {choice}{how}")
         if unfinished:
-            score_units(Work(unfinished, bundle, choice, ledger, config, state.withdrawn), on_ray if with_ray else here)
+            work = Work(unfinished, bundle, choice, ledger, config, state.withdrawn, watch)
+            score_units(work, on_ray if with_ray else here)
+    watch.before_publish()
     manifest, after = ledger.publish(plan, config.max_undelivered), ledger.state()
     if after.withdrawn - state.withdrawn:
         say("images were withdrawn while this run was under way: run jobs/forget.py again, in case it took some up")
@@ -94,9 +113,9 @@ def list_shards(config: ScoreConfig) -> tuple[list[StoredObject], Counter[str]]:
         try:
             listing = list_archive(uri)
         except NotFoundError as error:
-            raise ConfigError(f"--input: {error}") from error
+            raise NoInputError(f"--input: {error}") from error
         if not listing.shards:
-            raise ConfigError(f"--input {uri} holds no tar, zip or Parquet file, and no image")
+            raise NoInputError(f"--input {uri} holds no tar, zip or Parquet file, and no image")
         found |= {shard.uri: named(shard, roots) for shard in listing.shards}
         for folder in {shard.uri.rpartition("/")[0] for shard in listing.shards}:
             if f"{uris.real(folder)}/".startswith(f"{output}/"):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,18 @@ _Computed = tuple[_Floats, _Floats, _Floats, Counts]
 UNITS_AT_A_TIME = 2  # of an actor: while one opens its shard or writes its rows, the other keeps the cores busy
 
 
+class Scored(NamedTuple):
+    """What came of a unit."""
+
+    rows: int = 0
+    error: str = ""
+    begun: bool = True  # not where the deadline was over
+
+    def as_batch(self) -> dict[str, Any]:
+        """As Ray Data takes it: a batch of one row."""
+        return {name: np.array([value], object if name == "error" else None) for name, value in self._asdict().items()}
+
+
 class UnitScorer:
     """Reads, decodes and scores units, and writes their rows; several threads may call it."""
 
@@ -66,14 +78,16 @@ class UnitScorer:
         die_at_once()  # here, not when it is made: only in an actor does somebody start it again
         context = ray.get_runtime_context()
         with self._turns.turn(alone=ray.get(self._starts.known.remote(unit.unit_id))):
+            if ray.get(self._starts.is_over.remote()):
+                return Scored(begun=False).as_batch()
             start = ray.get(self._starts.count.remote(unit.unit_id, context.get_worker_id(), context.get_node_id()))
             try:
                 if start.attempt > 1 and self._ledger.is_finished(unit):  # it died after this unit, in another
-                    return _written(0)
+                    return Scored().as_batch()
                 at = self._starts.at
-                return _written(self.score(unit, start, lambda step: ray.get(at.remote(unit.unit_id, step))))
+                return Scored(self.score(unit, start, lambda step: ray.get(at.remote(unit.unit_id, step)))).as_batch()
             except StorageError as error:  # the other units may do better: the driver tells at the end
-                return _written(0, str(error))
+                return Scored(error=str(error)).as_batch()
 
     def score(self, unit: Unit, start: Start = FIRST, tell: Callable[[str], None] = nobody) -> int:
         """Write the rows of a unit, and return how many; StorageError if they cannot be written.
@@ -120,11 +134,6 @@ class ScoringActor(UnitScorer):
 
 def _bytes_in(entry: Entry) -> int:
     return 0 if isinstance(entry.content, Rejected) else len(entry.content)
-
-
-def _written(rows: int, error: str = "") -> dict[str, Any]:
-    """What comes back of a unit: a batch of one row."""
-    return {"rows": np.array([rows]), "error": np.array([error], object)}
 
 
 def _describe(

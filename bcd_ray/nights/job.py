@@ -1,0 +1,131 @@
+"""A night, top to bottom: take the output, find tonight's input, score it until the deadline, judge what came of it."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from datetime import datetime
+from typing import Any
+
+from bcd_ray import storage
+from bcd_ray.errors import EXIT_ALARM, EXIT_OK, EXIT_UNSCORED, DeadlineError, MissedError, NoInputError
+from bcd_ray.nights.config import NightlyConfig, deadline_at
+from bcd_ray.nights.inputs import inputs_of
+from bcd_ray.nights.lease import Lease
+from bcd_ray.nights.record import Record
+from bcd_ray.scoring.config import ScoreConfig
+from bcd_ray.scoring.job import Outcome, score
+from bcd_ray.scoring.state import State
+from bcd_ray.scoring.watch import Watch
+
+_UNDER_WAY_S = 600  # for what was begun before the deadline
+
+
+def night(config: NightlyConfig, record: Record) -> int:
+    """Score what is new tonight, and fill in the record; returns the exit code.
+
+    Raises:
+        DeadlineError: the deadline came before the end.
+        HeldError: another run holds the output, or took it over.
+        MissedError: what was expected is not there.
+    """
+    record.date = config.date
+    deadline = deadline_at(config.deadline, datetime.now())
+    watch = Watch(deadline=deadline.timestamp()) if deadline else Watch()
+    storage.check_creates(storage.join(config.output, "_work"))
+    try:
+        with Lease(config.output).held() as lease, _interrupted_at(watch.deadline + _UNDER_WAY_S) as calm:
+
+            def before_publish() -> None:
+                calm()
+                lease.check()
+
+            watch.before_publish = before_publish
+            return _scored(config, watch, record)
+    finally:
+        for name in ("units", "units_done", "images", "new_shards"):
+            setattr(record, name, getattr(watch, name))
+        record.run_id = watch.run_id or None
+
+
+def _scored(config: NightlyConfig, watch: Watch, record: Record) -> int:
+    inputs = inputs_of(config)
+    if not inputs.uris:
+        record.reason = f"nothing is at {', '.join(inputs.without_tonight)}, nor of the days before"
+        return EXIT_OK
+    options = {field.name: getattr(config, field.name) for field in fields(ScoreConfig)}
+    scoring = ScoreConfig(**options | {"input": inputs.uris})
+    try:
+        outcome = score(scoring, watch)
+    except NoInputError as error:
+        if config.expect:
+            raise MissedError(f"--expect: {error}") from error
+        raise
+    if config.expect and not any("{" in uri for uri in config.input) and not _published_on(config):
+        raise MissedError(f"--expect: nothing is new in {', '.join(config.input)} on {config.date}")
+    return _judged(outcome, config, scoring, record)
+
+
+def _published_on(config: NightlyConfig) -> bool:
+    """Whether a run of this day is published: a second run of the same night finds nothing new, and misses nothing."""
+    days = (datetime.fromisoformat(each["published_at"]) for each in State(config.output).manifests)
+    return any(day.astimezone().date().isoformat() == config.date for day in days)
+
+
+def _judged(outcome: Outcome, config: NightlyConfig, scoring: ScoreConfig, record: Record) -> int:
+    """The exit code of a night that came to its end, with the reason and what was published in the record."""
+    record.not_scored = dict(sorted(outcome.missed.not_scored.items()))
+    shortfall, alarms = outcome.shortfall(scoring), list[str]()
+    if manifest := outcome.manifest:
+        record.run_id, record.run_number = manifest["run_id"], manifest["run_number"]
+        record.manifest = storage.join(config.output, "manifests", f"{manifest['run_id']}.json")
+        record.statuses, record.classes = manifest["statuses"], manifest["predicted_classes"]
+        record.superseded_shards = manifest["superseded_shards"]
+        if rows := sum(record.statuses.values()):
+            record.review_share = round(manifest["review"].get("rows", 0) / rows, 4)
+        alarms = list(_alarms(manifest, record.review_share or 0.0, config))
+    record.reason = "; ".join([*alarms, *filter(None, [shortfall])]) or ("published" if manifest else "nothing new")
+    return EXIT_ALARM if alarms else EXIT_UNSCORED if shortfall else EXIT_OK
+
+
+def _alarms(manifest: dict[str, Any], review_share: float, config: NightlyConfig) -> Iterator[str]:
+    """Which limits the published rows pass, in words."""
+    if review_share > config.max_review:
+        yield f"{review_share:.1%} of the rows need review, more than --max-review {config.max_review:g}"
+    if sources := manifest["sources"]:
+        judged, unfamiliar = sources["judged"], sources["unfamiliar"]
+        if unfamiliar > config.max_unfamiliar * judged:
+            yield (
+                f"{unfamiliar:,} of {judged:,} sources are like no day that was trained on, more than "
+                f"--max-unfamiliar {config.max_unfamiliar:g}"
+            )
+
+
+@contextmanager
+def _interrupted_at(when: float) -> Iterator[Callable[[], None]]:
+    """Interrupt this thread, the main one, at a time, unless what is yielded is called before: DeadlineError."""
+    if math.isinf(when):
+        yield lambda: None
+        return
+    overdue = list[int]()
+
+    def interrupt(number: int, _: object) -> None:
+        overdue.append(number)
+        raise KeyboardInterrupt  # Ray's core lets no other exception of a signal through
+
+    def calm() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, max(0.001, when - time.time()))
+    try:
+        yield calm
+    except BaseException as error:  # whatever became of the interruption on its way through Ray
+        if overdue:
+            raise DeadlineError("given up after the deadline, with units under way: the next run goes on") from error
+        raise
+    finally:
+        calm()
+        signal.signal(signal.SIGALRM, before)

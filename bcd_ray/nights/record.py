@@ -1,0 +1,64 @@
+"""What a night ends with: the last line of standard output, one JSON object for programs."""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+
+RECORD_VERSION = 1
+
+
+@dataclass
+class Record:
+    """The last line of standard output, whatever became of the night."""
+
+    record_version: int = RECORD_VERSION
+    """Version of this object."""
+    date: str | None = None
+    """Day of the night; null where the command was not understood."""
+    started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    """When the process began, UTC."""
+    seconds: float = 0.0
+    """From then to the end."""
+    exit_code: int = 0
+    """0 done, or nothing new; 1 failed; 2 configuration; 3 published, with images that are not scored; 4 stopped at the
+    deadline; 5 what was expected is not there; 6 another run holds the output; 7 published, and a limit is passed; 130
+    and 143 ended by Ctrl-C or SIGTERM."""
+    reason: str = ""
+    """Why the exit code is that, in words."""
+    run_id: str | None = None
+    """The run that was begun, published or not; null where there was none."""
+    run_number: int | None = None
+    """Of the run that was published."""
+    units: int = 0
+    """Units of the run."""
+    units_done: int = 0
+    """Units whose rows are there, of earlier attempts at the same run too."""
+    images: int = 0
+    """Images that this process had made rows of."""
+    images_per_second: float = 0.0
+    """These, over the seconds from start to end."""
+    statuses: dict[str, int] = field(default_factory=dict)
+    """Published rows of the run, by status."""
+    classes: dict[str, int] = field(default_factory=dict)
+    """Published rows of the run that are scored, by suggested class."""
+    review_share: float | None = None
+    """Share of the published rows of the run that need review; null where none was published."""
+    new_shards: int = 0
+    """Shards of the run of which nothing was published before."""
+    superseded_shards: int = 0
+    """Shards of the run that were published before with other content, or by another model."""
+    not_scored: dict[str, int] = field(default_factory=dict)
+    """Images of tonight's inputs without a prediction as they are now, by status, whichever run found them."""
+    manifest: str | None = None
+    """Manifest of the run that was published."""
+
+    def __post_init__(self) -> None:
+        self._began = time.monotonic()
+
+    def tell(self, code: int, reason: str) -> None:
+        """End the night with its exit code: print the line."""
+        self.exit_code, self.reason = code, reason or self.reason
+        self.seconds = round(time.monotonic() - self._began, 1)
+        self.images_per_second = round(self.images / self.seconds, 1) if self.seconds else 0.0
+        print(json.dumps(asdict(self)), flush=True)

@@ -1,0 +1,155 @@
+"""A night from its command line to its last line: what is scored, and the code that a scheduler gets."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nights.conftest import Nightly
+
+from bcd_ray import read, storage
+from bcd_ray.errors import (
+    EXIT_ALARM,
+    EXIT_CONFIG,
+    EXIT_DEADLINE,
+    EXIT_FAILED,
+    EXIT_HELD,
+    EXIT_MISSED,
+    EXIT_OK,
+    EXIT_UNSCORED,
+)
+from bcd_ray.nights import job
+from bcd_ray.scoring.job import Outcome, score
+
+NIGHT = date(2026, 11, 30)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, bundle: Path) -> Path:
+    """Where the model, a file of options and the deliveries are."""
+    (tmp_path / "nightly.toml").write_text(
+        f"model = '{bundle}'\noutput = '{tmp_path}/scores'\ninput = ['{tmp_path}/smears/{{date:%Y/%m/%d}}']\n"
+        f"date = {NIGHT}\nmax_actors = 1\n"
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def deliver(lab: Path, synthetic_archive: Path) -> Callable[..., None]:
+    """Puts two smears into the folder of a day."""
+    smears = sorted(synthetic_archive.glob("*/*.jpg"))
+
+    def copy(day: date, first: int = 0) -> None:
+        folder = lab / "smears" / day.strftime("%Y/%m/%d")
+        folder.mkdir(parents=True, exist_ok=True)
+        for smear in smears[first : first + 2]:
+            shutil.copy(smear, folder)
+
+    return copy
+
+
+def test_a_night_and_a_quiet_one(lab: Path, deliver: Callable[..., None], nightly: Nightly) -> None:
+    deliver(NIGHT - timedelta(1))
+    deliver(NIGHT, 2)
+    ended = nightly("--config", lab / "nightly.toml", "--expect")
+    assert (ended.code, ended.record["reason"]) == (EXIT_OK, "published")
+    assert (ended.record["images"], ended.record["statuses"], ended.record["new_shards"]) == (4, {"scored": 4}, 4)
+    assert sum(ended.record["classes"].values()) == 4
+    assert ended.record["units"] == ended.record["units_done"] == 1
+    assert json.loads(Path(ended.record["manifest"]).read_text())["run_id"] == ended.record["run_id"]
+    again = nightly("--config", lab / "nightly.toml", "--expect")
+    assert (again.code, again.record["reason"], again.record["run_id"]) == (EXIT_OK, "nothing new", None)
+    later = nightly("--config", lab / "nightly.toml", "--date", NIGHT + timedelta(30))
+    assert later.code == EXIT_OK
+    assert later.record["reason"].startswith(f"nothing is at {lab}/smears/2026/12/30")
+
+
+def test_a_delivery_that_is_missed(lab: Path, deliver: Callable[..., None], nightly: Nightly) -> None:
+    deliver(NIGHT - timedelta(1))
+    ended = nightly("--config", lab / "nightly.toml", "--expect")
+    assert ended.code == EXIT_MISSED
+    assert ended.err.splitlines()[-1] == f"error: {ended.record['reason']}"
+    grows = ("--config", lab / "nightly.toml", "--input", lab / "smears", "--date", "today", "--expect")
+    assert [nightly(*grows).code for _ in range(2)] == [EXIT_OK, EXIT_OK]
+    tomorrow = nightly(*grows[:-2], date.today() + timedelta(1), "--expect")
+    assert (tomorrow.code, tomorrow.record["reason"][:22]) == (EXIT_MISSED, "--expect: nothing is n")
+    assert nightly(*grows[:3], lab / "none", "--expect").code == EXIT_MISSED
+    assert nightly(*grows[:3], lab / "none").code == EXIT_CONFIG
+
+
+def test_the_deadline_leaves_nothing_partial_and_the_next_night_goes_on(
+    lab: Path, deliver: Callable[..., None], nightly: Nightly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver(NIGHT)
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "deadline_at", lambda text, now: now - timedelta(seconds=1))
+        ended = nightly("--config", lab / "nightly.toml", "--deadline", "1s")
+    assert ended.code == EXIT_DEADLINE
+    assert ended.record["reason"] == "stopped at the deadline, 1 of 1 units to go: the next run goes on"
+    assert (ended.record["units"], ended.record["units_done"], ended.record["statuses"]) == (1, 0, {})
+    assert not (lab / "scores/predictions").exists()
+    tomorrow = nightly("--config", lab / "nightly.toml", "--date", NIGHT + timedelta(1), "--deadline", "5h")
+    assert (tomorrow.code, tomorrow.record["run_id"]) == (EXIT_OK, ended.record["run_id"])
+    assert read.current(str(lab / "scores")).num_rows == 2
+
+
+def test_a_night_that_hangs_is_given_up_after_the_deadline(
+    lab: Path, deliver: Callable[..., None], nightly: Nightly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver(NIGHT)
+    monkeypatch.setattr(job, "_UNDER_WAY_S", 0)
+    monkeypatch.setattr(job, "score", lambda *_: time.sleep(60))
+    ended = nightly("--config", lab / "nightly.toml", "--deadline", "1s")
+    assert (ended.code, ended.record["reason"][:27]) == (EXIT_DEADLINE, "given up after the deadline")
+
+
+def test_one_run_at_a_time(
+    lab: Path, deliver: Callable[..., None], nightly: Nightly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver(NIGHT)
+    lease = {"host": "elsewhere", "pids": "others", "pid": 1, "began": 0, "expires": time.time() + 60}
+    content = json.dumps(lease).encode()
+    folder = f"{lab}/scores/_work/lease"
+    storage.write_bytes(f"{folder}/00000001.json", content)
+    held = nightly("--config", lab / "nightly.toml")
+    assert (held.code, held.record["run_id"]) == (EXIT_HELD, None)
+    storage.write_bytes(f"{folder}/00000001.json", b"{}")
+
+    def taken_over(*arguments: Any) -> Outcome:
+        assert storage.create(f"{folder}/00000003.json", content)
+        return score(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "score", taken_over)
+        lost = nightly("--config", lab / "nightly.toml")
+    assert (lost.code, lost.record["units_done"]) == (EXIT_HELD, 1)
+    assert not (lab / "scores/predictions").exists()
+
+
+def test_what_is_published_is_judged(lab: Path, deliver: Callable[..., None], nightly: Nightly) -> None:
+    deliver(NIGHT)
+    (lab / "smears/2026/11/30/broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 broken")
+    alarm = nightly("--config", lab / "nightly.toml", "--max-review", "0.1")
+    assert alarm.code == EXIT_ALARM
+    assert "of the rows need review, more than --max-review 0.1; 1 images are not scored" in alarm.record["reason"]
+    assert alarm.record["review_share"] >= 0.33
+    state = nightly("--config", lab / "nightly.toml", "--max-review", "0.1")
+    assert (state.code, state.record["not_scored"]) == (EXIT_UNSCORED, {"corrupt_image": 1})
+    assert nightly("--config", lab / "nightly.toml", "--max-unscored", "1").code == EXIT_OK
+
+
+def test_every_end_has_its_line(lab: Path, nightly: Nightly, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = nightly("--config", lab / "nightly.toml", "--days", "many")
+    assert (wrong.code, wrong.record["reason"]) == (EXIT_CONFIG, "the command line is not understood")
+    assert nightly("--config", lab / "none.toml").code == EXIT_CONFIG
+    (lab / "smears").write_bytes(b"")
+    monkeypatch.setattr(job, "inputs_of", lambda config: storage.read_bytes(str(lab / "smears/gone")))
+    failed = nightly("--config", lab / "nightly.toml")
+    assert (failed.code, failed.record["reason"]) == (
+        EXIT_FAILED,
+        f"nothing found at {lab}/smears/gone: check the path",
+    )
