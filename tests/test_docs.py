@@ -17,6 +17,7 @@ from write_docs import COMMAND, ROOT, filled, pages, schemas, tables
 
 from bcd_ray import read
 from bcd_ray.nights.config import with_file
+from bcd_ray.nights.table import CurrentTable
 from bcd_ray.scoring.config import ForgetConfig
 from bcd_ray.scoring.withdrawal import forget
 
@@ -150,6 +151,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[tuple[str,
         assert night(str(folder / "scores"), archive)
     monkeypatch.chdir(folder)
     assert forget(ForgetConfig(output="scores", images=("/lab/b.tar#1.jpg",))).images == 1
+    CurrentTable("scores").update()
     current = read.current("scores", ["image_id", "run_id"])
     assert len(current) == 6
     assert len(set(current["run_id"].to_pylist())) == 3, "rows of every night hold"

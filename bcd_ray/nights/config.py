@@ -4,7 +4,7 @@ import re
 import tomllib
 from dataclasses import dataclass, fields
 from datetime import date, datetime, time, timedelta
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -41,6 +41,8 @@ class NightlyConfig(ScoreConfig):
     """Share of the run's rows that may need review before the exit code says so (7)."""
     max_unfamiliar: float = 1.0
     """Share of the run's sources that may be like no day that was trained on before the exit code says so (7)."""
+    table: Literal["none", "delta"] = "none"
+    """`delta`: keep OUTPUT/table, a Delta table of the rows that hold, with a commit for each run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,6 +15,7 @@ from bcd_ray.nights.config import NightlyConfig, deadline_at
 from bcd_ray.nights.inputs import inputs_of
 from bcd_ray.nights.lease import Lease
 from bcd_ray.nights.record import Record
+from bcd_ray.nights.table import CurrentTable
 from bcd_ray.scoring.config import ScoreConfig
 from bcd_ray.scoring.job import Outcome, score
 from bcd_ray.scoring.state import State
@@ -35,6 +36,7 @@ def night(config: NightlyConfig, record: Record) -> int:
     deadline = deadline_at(config.deadline, datetime.now())
     watch = Watch(deadline=deadline.timestamp()) if deadline else Watch()
     storage.check_creates(storage.join(config.output, "_work"))
+    table = CurrentTable(config.output) if config.table == "delta" else None
     try:
         with Lease(config.output).held() as lease, _interrupted_at(watch.deadline + _UNDER_WAY_S) as calm:
 
@@ -43,7 +45,12 @@ def night(config: NightlyConfig, record: Record) -> int:
                 lease.check()
 
             watch.before_publish = before_publish
-            return _scored(config, watch, record)
+            if table:  # of a night that died before it did
+                table.update()
+            code = _scored(config, watch, record)
+            if table:
+                table.update()
+            return code
     finally:
         for name in ("units", "units_done", "images", "new_shards"):
             setattr(record, name, getattr(watch, name))

@@ -80,6 +80,8 @@ class VerifyConfig:
     """Output of jobs/score.py: a path or s3://."""
     clear_leftovers: bool = False
     """Delete the working state of finished and abandoned runs, after the check; not while a run is under way."""
+    rebuild_table: bool = False
+    """Delete the Delta table of the rows that hold with all its versions, and make it anew from the manifests."""
 
     def __post_init__(self) -> None:
         normalize(self, "output")

@@ -78,16 +78,24 @@ class Missed:
 class State:
     """What the manifests and the lists of inputs in an output say, with each run's own version of both."""
 
-    def __init__(self, output: str, equal: Mapping[str, "Equal"] | None = None) -> None:
-        """`equal` are shards, by printable URI, of which a later version was found to be equal to what rows are of."""
+    def __init__(
+        self,
+        output: str,
+        equal: Mapping[str, "Equal"] | None = None,
+        manifests: Iterable[dict[str, Any]] | None = None,
+    ) -> None:
+        """Of all runs, or of some, in order of their numbers.
+
+        `equal` are shards, by printable URI, of which a later version was found to be equal to what rows are of.
+        """
         self.output, self.equal = output, dict(equal or {})
         self.manifests: list[dict[str, Any]] = []  # in order of their numbers
         self.shards: dict[str, Standing] = {}  # by printable URI
         self.withdrawn: set[str] = set()  # contents by digest, and images of unknown content by id
         self.roots: dict[str, str] = {}  # where each lay when it was last read, by name
         self.identities: dict[str, dict[str, Any]] = {}  # of all runs, by digest
-        for manifest in read_manifests(output):
-            self._add(manifest.content)
+        for manifest in (each.content for each in read_manifests(output)) if manifests is None else manifests:
+            self.add(manifest)
 
     @property
     def last_number(self) -> int:
@@ -126,7 +134,8 @@ class State:
                     found.incomplete[shard.name] += 1
         return found
 
-    def _add(self, manifest: dict[str, Any]) -> None:
+    def add(self, manifest: dict[str, Any]) -> None:
+        """Take in a run that comes after those that are known."""
         self.manifests.append(manifest)
         run_id, number, identity = manifest["run_id"], manifest["run_number"], identity_digest(manifest["identity"])
         self.identities[identity] = {**_FIRST_VERSIONS, **manifest["identity"]}
@@ -169,7 +178,12 @@ def read_manifests(output: str) -> list[Manifest]:
     names = [name for name in storage.list_names(folder) if is_of_a_run(name, ".json")]
     with ThreadPoolExecutor(_READERS) as pool:
         found = list(pool.map(manifest_of, (storage.join(folder, name) for name in names)))
-    return sorted(found, key=lambda manifest: (manifest.content["run_number"], manifest.content["run_id"]))
+    return sorted(found, key=lambda manifest: in_order(manifest.content))
+
+
+def in_order(manifest: Mapping[str, Any]) -> tuple[int, str]:
+    """What manifests are sorted by: of two of one number the later id holds, as for every reader."""
+    return manifest["run_number"], manifest["run_id"]
 
 
 def ends_of_chain(manifests: Sequence[Manifest]) -> list[dict[str, str]]:

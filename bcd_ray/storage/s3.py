@@ -109,6 +109,16 @@ def delete(uri: str) -> None:
     _call(uri, lambda client: client.delete_object(Bucket=bucket, Key=key))
 
 
+def object_store_options() -> dict[str, str]:
+    """What this process's client goes by, in the words of Rust's object_store, on which other readers of S3 rest."""
+    credentials = client()._request_signer._credentials.get_frozen_credentials()
+    endpoint, region = client().meta.endpoint_url, client().meta.region_name
+    found = {"aws_access_key_id": credentials.access_key, "aws_secret_access_key": credentials.secret_key}
+    found |= {"aws_session_token": credentials.token, "aws_endpoint_url": endpoint, "aws_region": region}
+    found |= {"aws_conditional_put": "etag", "aws_allow_http": str(endpoint.startswith("http:")).lower()}
+    return {name: value for name, value in found.items() if value}
+
+
 def abort_uploads(uri: str) -> int:
     """End the uploads in parts that were begun and never finished for keys that begin with the URI's; count them."""
     bucket, key = _bucket_and_key(uri)

@@ -1,10 +1,11 @@
-"""A night in this process: the job's own file with a command line, its exit code and its last line."""
+"""Jobs in this process: their own files with a command line, how they ended, and a night's last line."""
 
 import json
 import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +20,42 @@ SCHEMA = TypeAdapter(Record).json_schema()
 
 
 @dataclass(frozen=True)
-class Night:
-    """How a night ended."""
+class Ended:
+    """How a job ended."""
 
     code: int
-    record: dict[str, Any]
+    out: str
     err: str
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """A night's last line, which is as its schema says."""
+        record: dict[str, Any] = json.loads(self.out.splitlines()[-1])
+        jsonschema.validate(record, SCHEMA)
+        assert record["exit_code"] == self.code
+        return record
 
-Nightly = Callable[..., Night]
 
-
-def last_line(out: str) -> dict[str, Any]:
-    """The record, which is as its schema says."""
-    record: dict[str, Any] = json.loads(out.splitlines()[-1])
-    jsonschema.validate(record, SCHEMA)
-    return record
+Job = Callable[..., Ended]
 
 
 @pytest.fixture
-def nightly(ray_cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Nightly:
-    """Runs jobs/nightly.py."""
+def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Job:
+    """Runs a job's file: name, then its options."""
 
-    def run(*arguments: object) -> Night:
+    def run(job: str, *arguments: object) -> Ended:
         capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["jobs/nightly.py", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(ROOT / "jobs/nightly.py"), run_name="__main__")
+            runpy.run_path(str(ROOT / f"jobs/{job}.py"), run_name="__main__")
         said = capsys.readouterr()
-        record = last_line(said.out)
-        assert record["exit_code"] == ended.value.code
-        return Night(record["exit_code"], record, said.err)
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, said.out, said.err)
 
     return run
+
+
+@pytest.fixture
+def nightly(ray_cluster: None, in_process: Job) -> Job:
+    """Runs jobs/nightly.py, as `in_process` does."""
+    return partial(in_process, "nightly")

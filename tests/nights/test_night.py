@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nights.conftest import Nightly
+from nights.conftest import Job
 
 from bcd_ray import read, storage
 from bcd_ray.errors import (
@@ -52,7 +52,7 @@ def deliver(lab: Path, synthetic_archive: Path) -> Callable[..., None]:
     return copy
 
 
-def test_a_night_and_a_quiet_one(lab: Path, deliver: Callable[..., None], nightly: Nightly) -> None:
+def test_a_night_and_a_quiet_one(lab: Path, deliver: Callable[..., None], nightly: Job) -> None:
     deliver(NIGHT - timedelta(1))
     deliver(NIGHT, 2)
     ended = nightly("--config", lab / "nightly.toml", "--expect")
@@ -68,7 +68,7 @@ def test_a_night_and_a_quiet_one(lab: Path, deliver: Callable[..., None], nightl
     assert later.record["reason"].startswith(f"nothing is at {lab}/smears/2026/12/30")
 
 
-def test_a_delivery_that_is_missed(lab: Path, deliver: Callable[..., None], nightly: Nightly) -> None:
+def test_a_delivery_that_is_missed(lab: Path, deliver: Callable[..., None], nightly: Job) -> None:
     deliver(NIGHT - timedelta(1))
     ended = nightly("--config", lab / "nightly.toml", "--expect")
     assert ended.code == EXIT_MISSED
@@ -82,7 +82,7 @@ def test_a_delivery_that_is_missed(lab: Path, deliver: Callable[..., None], nigh
 
 
 def test_the_deadline_leaves_nothing_partial_and_the_next_night_goes_on(
-    lab: Path, deliver: Callable[..., None], nightly: Nightly, monkeypatch: pytest.MonkeyPatch
+    lab: Path, deliver: Callable[..., None], nightly: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deliver(NIGHT)
     with monkeypatch.context() as patch:
@@ -98,7 +98,7 @@ def test_the_deadline_leaves_nothing_partial_and_the_next_night_goes_on(
 
 
 def test_a_night_that_hangs_is_given_up_after_the_deadline(
-    lab: Path, deliver: Callable[..., None], nightly: Nightly, monkeypatch: pytest.MonkeyPatch
+    lab: Path, deliver: Callable[..., None], nightly: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deliver(NIGHT)
     monkeypatch.setattr(job, "_UNDER_WAY_S", 0)
@@ -107,8 +107,26 @@ def test_a_night_that_hangs_is_given_up_after_the_deadline(
     assert (ended.code, ended.record["reason"][:27]) == (EXIT_DEADLINE, "given up after the deadline")
 
 
+def test_a_night_keeps_the_table_and_mends_it(
+    lab: Path, deliver: Callable[..., None], nightly: Job, in_process: Job
+) -> None:
+    pytest.importorskip("deltalake")
+    options = ("--config", lab / "nightly.toml", "--table", "delta")
+    deliver(NIGHT)
+    assert nightly(*options).code == EXIT_OK
+    assert in_process("verify", "--output", lab / "scores").code == EXIT_OK
+    deliver(NIGHT, 2)
+    assert nightly(*options[:2]).code == EXIT_OK  # as if it had died before its commit
+    told = in_process("verify", "--output", lab / "scores")
+    assert (told.code, f"{lab}/scores/table has not the rows that hold (2 for 4)" in told.out) == (EXIT_FAILED, True)
+    assert nightly(*options).record["reason"] == "nothing new"
+    assert in_process("verify", "--output", lab / "scores").code == EXIT_OK
+    anew = in_process("verify", "--output", lab / "scores", "--rebuild-table")
+    assert (anew.code, f"2 runs taken into {lab}/scores/table" in anew.out) == (EXIT_OK, True)
+
+
 def test_one_run_at_a_time(
-    lab: Path, deliver: Callable[..., None], nightly: Nightly, monkeypatch: pytest.MonkeyPatch
+    lab: Path, deliver: Callable[..., None], nightly: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deliver(NIGHT)
     lease = {"host": "elsewhere", "pids": "others", "pid": 1, "began": 0, "expires": time.time() + 60}
@@ -130,7 +148,7 @@ def test_one_run_at_a_time(
     assert not (lab / "scores/predictions").exists()
 
 
-def test_what_is_published_is_judged(lab: Path, deliver: Callable[..., None], nightly: Nightly) -> None:
+def test_what_is_published_is_judged(lab: Path, deliver: Callable[..., None], nightly: Job) -> None:
     deliver(NIGHT)
     (lab / "smears/2026/11/30/broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 broken")
     alarm = nightly("--config", lab / "nightly.toml", "--max-review", "0.1")
@@ -142,7 +160,7 @@ def test_what_is_published_is_judged(lab: Path, deliver: Callable[..., None], ni
     assert nightly("--config", lab / "nightly.toml", "--max-unscored", "1").code == EXIT_OK
 
 
-def test_every_end_has_its_line(lab: Path, nightly: Nightly, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_end_has_its_line(lab: Path, nightly: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = nightly("--config", lab / "nightly.toml", "--days", "many")
     assert (wrong.code, wrong.record["reason"]) == (EXIT_CONFIG, "the command line is not understood")
     assert nightly("--config", lab / "none.toml").code == EXIT_CONFIG

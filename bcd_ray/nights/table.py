@@ -1,0 +1,143 @@
+"""The rows that hold, as a Delta table: OUTPUT/table, a commit for each run.
+
+The manifests are the truth and the table follows them. A commit takes the rows of its run in, and in the same moment
+those out that it supersedes; it carries the run's id as a transaction of Delta's, so that whoever comes next knows
+which runs are still to be taken in. The table is partitioned by run: what a commit rewrites are the runs that lost
+rows.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bcd_ray import read, storage
+from bcd_ray.errors import ConfigError, JobError
+from bcd_ray.scoring.schema import PREDICTIONS
+from bcd_ray.scoring.state import State, in_order, read_inputs, read_manifests
+from bcd_ray.storage import parquet, s3
+
+# Every night can be travelled to, however long ago.
+_AS_A_NEW_ONE: dict[str, Any] = {"mode": "error", "configuration": {"delta.enableExpiredLogCleanup": "false"}}
+_COMPARED = ("image_id", "run_id", "status", "predicted_class", "review")
+
+
+class CurrentTable:
+    """The Delta table of an output."""
+
+    def __init__(self, output: str) -> None:
+        """ConfigError where the library is not installed."""
+        try:
+            import deltalake  # noqa: F401
+        except ImportError as error:
+            raise ConfigError("--table delta needs a library: pip install -e '.[delta]'") from error
+        self._output, self.uri = output, storage.join(output, "table")
+        self._options = s3.object_store_options() if storage.is_s3(output) else {}
+
+    def exists(self) -> bool:
+        """Whether there is one."""
+        from deltalake import DeltaTable
+
+        return DeltaTable.is_deltatable(self.uri, self._options)
+
+    def update(self) -> list[str]:
+        """Take in each run that is published and not in the table yet, a commit each; returns their ids.
+
+        Raises:
+            JobError: the table cannot be read or written.
+        """
+        manifests = [manifest.content for manifest in read_manifests(self._output)]
+        try:
+            table = self._open() if self.exists() else None
+            known = [each for each in manifests if table and table.transaction_version(each["run_id"]) is not None]
+            missing = [manifest for manifest in manifests if manifest not in known]
+            state = State(self._output, manifests=known if missing else [])
+            for manifest in missing:
+                state = self._take_in(manifest, state)
+        except _errors() as error:
+            raise JobError(f"{self.uri}: {_line(error)}; the same command takes in what is published") from error
+        return [manifest["run_id"] for manifest in missing]
+
+    def rebuild(self) -> list[str]:
+        """Delete the table with all its versions, and make it anew from the manifests, a commit for each run."""
+        for name in storage.list_names(self.uri):
+            storage.delete(storage.join(self.uri, name))
+        return self.update()
+
+    def differences(self) -> Iterator[str]:
+        """What is otherwise in the table than in the rows that hold, a line each."""
+        remedy = "run the night again, or make it anew with --rebuild-table"
+        held = read.current(self._output, _COMPARED)
+        try:
+            found = self._open().to_pyarrow_table(columns=list(_COMPARED)).cast(held.schema)
+        except _errors() as error:
+            yield f"{self.uri} cannot be read ({_line(error)}): {remedy}"
+            return
+        order = [(name, "ascending") for name in _COMPARED[:2]]
+        if held.sort_by(order) != found.sort_by(order):
+            yield f"{self.uri} has not the rows that hold ({len(found):,} for {len(held):,}): {remedy}"
+
+    def _open(self) -> Any:
+        from deltalake import DeltaTable
+
+        return DeltaTable(self.uri, storage_options=self._options)
+
+    def _take_in(self, manifest: dict[str, Any], state: State) -> State:
+        """Commit a run to the table of the state's runs; returns the state with it."""
+        before = dict(state.shards)
+        if manifest["run_number"] > state.last_number:
+            state.add(manifest)
+        else:  # published after one that was planned at the same time: of the two, the one planned last holds
+            state = State(self._output, manifests=sorted([*state.manifests, manifest], key=in_order))
+        uris = {read.uri for read in read_inputs(self._output, manifest)}
+        lost = {before[uri].run_id for uri in uris & before.keys() if before[uri].run_id != state.shards[uri].run_id}
+        runs = [each for each in state.manifests if each["run_id"] in {*lost, manifest["run_id"]}]
+        self._commit(manifest, runs, state)
+        return state
+
+    def _commit(self, manifest: dict[str, Any], runs: list[dict[str, Any]], state: State) -> None:
+        """Write the rows that hold of some runs in place of what the table has of them, in one commit."""
+        from deltalake import CommitProperties, Transaction, write_deltalake
+
+        holding = {each["run_id"]: list[str]() for each in runs}
+        for uri, standing in state.shards.items():
+            if standing.run_id in holding:
+                holding[standing.run_id].append(uri)
+        batches = (batch for run_id, uris in holding.items() for batch in self._rows(run_id, uris))
+        write_deltalake(
+            self.uri,
+            pa.RecordBatchReader.from_batches(PREDICTIONS.remove_metadata(), batches),
+            partition_by=["run_number"],
+            storage_options=self._options,
+            commit_properties=CommitProperties(
+                {"run_id": manifest["run_id"], "run_number": str(manifest["run_number"])},
+                app_transactions=[Transaction(manifest["run_id"], manifest["run_number"])],
+            ),
+            **_AS_A_NEW_ONE if len(state.manifests) == 1 else {"mode": "overwrite", "predicate": _of_runs(runs)},
+        )
+
+    def _rows(self, run_id: str, shards: list[str]) -> Iterator[pa.RecordBatch]:
+        """The rows of some shards that a run published, in the columns of now."""
+        uri = storage.join(self._output, "predictions", f"{run_id}.parquet")
+        wanted = pa.array(shards, pa.string())
+        for chunk in parquet.chunks(next(storage.list_objects(uri)), "restore it from a copy"):
+            rows = chunk.filter(pc.is_in(chunk["shard_uri"], wanted))
+            lacking = {field.name: pa.nulls(len(rows), field.type) for field in PREDICTIONS}
+            columns = lacking | dict(zip(rows.schema.names, rows.columns, strict=True))
+            table = pa.table({name: columns[name] for name in PREDICTIONS.names})
+            yield from table.cast(PREDICTIONS.remove_metadata()).to_batches()
+
+
+def _of_runs(runs: Iterable[Mapping[str, Any]]) -> str:
+    return f"run_number IN ({', '.join(str(run['run_number']) for run in runs)})"
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    from deltalake.exceptions import DeltaError
+
+    return DeltaError, OSError, pa.ArrowException
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
