@@ -28,6 +28,7 @@ from pydantic import TypeAdapter  # noqa: E402
 
 from bcd_ray.model.triage import REASONS  # noqa: E402
 from bcd_ray.nights.config import NightlyConfig, file_model  # noqa: E402
+from bcd_ray.nights.metrics import METRICS  # noqa: E402
 from bcd_ray.nights.record import Record  # noqa: E402
 from bcd_ray.scoring import schema  # noqa: E402
 
@@ -79,6 +80,7 @@ def tables() -> dict[str, str]:
         "review reasons": _table("review reason", "meaning", rows=_named(REASONS)),
         "manifest": _table("in the manifest", "meaning", rows=_named(schema.MANIFEST)),
         "last line": _table("in the last line", "meaning", rows=_named(_comments(Record))),
+        "metrics": _table("metric", "meaning", rows=_named(METRICS)),
         "rooms": _table("room", "what it is", "public", rows=_rooms()),
     }
 

@@ -41,6 +41,9 @@ class NightlyConfig(ScoreConfig):
     """Share of the run's rows that may need review before the exit code says so (7)."""
     max_unfamiliar: float = 1.0
     """Share of the run's sources that may be like no day that was trained on before the exit code says so (7)."""
+    metrics: str = ""
+    """File for the node exporter's textfile collector, written at the end of a good night and of a bad one: a local
+    path that ends in .prom."""
     table: Literal["none", "delta"] = "none"
     """`delta`: keep OUTPUT/table, a Delta table of the rows that hold, with a commit for each run."""
 
@@ -50,6 +53,8 @@ class NightlyConfig(ScoreConfig):
         deadline_at(self.deadline, datetime.now())
         at_least(self, 1, "days")
         shares(self, "max_review", "max_unfamiliar")
+        if self.metrics and not self.metrics.endswith(".prom"):
+            raise ConfigError(f"--metrics {self.metrics}: the node exporter only reads names that end in .prom")
 
     @staticmethod
     def spelled(uri: str) -> str:

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from bcd_ray import storage
 from bcd_ray.errors import EXIT_ALARM, EXIT_OK, EXIT_UNSCORED, DeadlineError, MissedError, NoInputError
+from bcd_ray.nights import metrics
 from bcd_ray.nights.config import NightlyConfig, deadline_at
+from bcd_ray.nights.drift import drift
 from bcd_ray.nights.inputs import inputs_of
 from bcd_ray.nights.lease import Lease
 from bcd_ray.nights.record import Record
@@ -33,6 +36,8 @@ def night(config: NightlyConfig, record: Record) -> int:
         MissedError: what was expected is not there.
     """
     record.date = config.date
+    if config.metrics:
+        record.at_end = partial(metrics.write, config.metrics)
     deadline = deadline_at(config.deadline, datetime.now())
     watch = Watch(deadline=deadline.timestamp()) if deadline else Watch()
     storage.check_creates(storage.join(config.output, "_work"))
@@ -52,9 +57,9 @@ def night(config: NightlyConfig, record: Record) -> int:
                 table.update()
             return code
     finally:
-        for name in ("units", "units_done", "images", "new_shards"):
+        for name in ("units", "units_done", "images", "read_bytes", "new_shards"):
             setattr(record, name, getattr(watch, name))
-        record.run_id = watch.run_id or None
+        record.run_id, record.retries = watch.run_id or None, watch.retries + storage.take_retries()
 
 
 def _scored(config: NightlyConfig, watch: Watch, record: Record) -> int:
@@ -90,6 +95,7 @@ def _judged(outcome: Outcome, config: NightlyConfig, scoring: ScoreConfig, recor
         record.manifest = storage.join(config.output, "manifests", f"{manifest['run_id']}.json")
         record.statuses, record.classes = manifest["statuses"], manifest["predicted_classes"]
         record.superseded_shards = manifest["superseded_shards"]
+        record.drift = drift(config.output, manifest)
         if rows := sum(record.statuses.values()):
             record.review_share = round(manifest["review"].get("rows", 0) / rows, 4)
         alarms = list(_alarms(manifest, record.review_share or 0.0, config))

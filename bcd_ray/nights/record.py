@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
@@ -38,12 +39,19 @@ class Record:
     """Images that this process had made rows of."""
     images_per_second: float = 0.0
     """These, over the seconds from start to end."""
+    read_bytes: int = 0
+    """Bytes of the shards of these images."""
+    retries: int = 0
+    """Requests to the store that were tried again."""
     statuses: dict[str, int] = field(default_factory=dict)
     """Published rows of the run, by status."""
     classes: dict[str, int] = field(default_factory=dict)
     """Published rows of the run that are scored, by suggested class."""
     review_share: float | None = None
     """Share of the published rows of the run that need review; null where none was published."""
+    drift: dict[str, float] = field(default_factory=dict)
+    """Means of `certainty`, `ood_score` and the quality measures over the scored rows of the run, and of its sources
+    the share that is like no day that was trained on, `unfamiliar_sources`."""
     new_shards: int = 0
     """Shards of the run of which nothing was published before."""
     superseded_shards: int = 0
@@ -55,10 +63,12 @@ class Record:
 
     def __post_init__(self) -> None:
         self._began = time.monotonic()
+        self.at_end: Callable[[Record], None] = lambda record: None  # called before the line is printed
 
     def tell(self, code: int, reason: str) -> None:
         """End the night with its exit code: print the line."""
         self.exit_code, self.reason = code, reason or self.reason
         self.seconds = round(time.monotonic() - self._began, 1)
         self.images_per_second = round(self.images / self.seconds, 1) if self.seconds else 0.0
+        self.at_end(self)
         print(json.dumps(asdict(self)), flush=True)

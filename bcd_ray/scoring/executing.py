@@ -76,6 +76,8 @@ def score_units(work: Work, executor: Callable[[Work], Done]) -> None:
         errors += [scored.error] if scored.error else []
         watch.units_done += scored.begun and not scored.error
         watch.images += scored.rows
+        watch.read_bytes += scored.read_bytes
+        watch.retries += scored.retries
         left += not scored.begun
         if scored.begun:
             progress.add(scored.rows)
@@ -104,6 +106,7 @@ def on_ray(work: Work) -> Done:
         fn_constructor_args=(*arguments, withdrawn),
         **pool.options(calls=UNITS_AT_A_TIME),
     )
+    counts.set_name(watch.run_id)  # which Ray's own metrics then carry
     for batch in counts.iter_batches(batch_size=1):
         yield Scored(**{name: values.tolist()[0] for name, values in batch.items()})
 
@@ -116,7 +119,7 @@ def here(work: Work) -> Done:
             yield Scored(begun=False)
             continue
         try:
-            yield Scored(scorer.score(unit, APART))
+            yield Scored(scorer.score(unit, APART), read_bytes=unit.size)
         except StorageError as error:  # the other units may do better
             yield Scored(error=str(error))
 
@@ -129,4 +132,4 @@ def count_tasks(units: Sequence[Unit], actors: int, on_gpu: bool = False) -> int
 
 
 def _size(units: Sequence[Unit]) -> int:
-    return sum(shard.size for unit in units for shard in unit.shards)
+    return sum(unit.size for unit in units)

@@ -23,6 +23,11 @@ class Unit:
     unit_id: str
     shards: tuple[StoredObject, ...]
 
+    @property
+    def size(self) -> int:
+        """Bytes of its shards."""
+        return sum(shard.size for shard in self.shards)
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -20,5 +20,9 @@ class Watch:
     """Units whose rows are there, of earlier attempts at the run too."""
     images: int = 0
     """Rows that were made by this attempt."""
+    read_bytes: int = 0
+    """Of the shards of these rows."""
+    retries: int = 0
+    """Requests to the store that workers tried again."""
     new_shards: int = 0
     """Shards of the run of which nothing was published before."""

@@ -26,6 +26,7 @@ from bcd_ray.scoring.access import check_access
 from bcd_ray.scoring.attempts import FIRST, Entries, Start, nobody
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.plan import Unit
+from bcd_ray.storage import take_retries
 from bcd_ray.threads import EngineThreads, Turns, in_chunks, keep_blas_to_its_thread
 
 _NOT_FINITE = "the network gave numbers that are not finite: look at the model, and at the machine or GPU"
@@ -42,6 +43,8 @@ class Scored(NamedTuple):
 
     rows: int = 0
     error: str = ""
+    read_bytes: int = 0
+    retries: int = 0  # of requests to the store
     begun: bool = True  # not where the deadline was over
 
     def as_batch(self) -> dict[str, Any]:
@@ -85,9 +88,10 @@ class UnitScorer:
                 if start.attempt > 1 and self._ledger.is_finished(unit):  # it died after this unit, in another
                     return Scored().as_batch()
                 at = self._starts.at
-                return Scored(self.score(unit, start, lambda step: ray.get(at.remote(unit.unit_id, step)))).as_batch()
+                rows = self.score(unit, start, lambda step: ray.get(at.remote(unit.unit_id, step)))
+                return Scored(rows, "", unit.size, take_retries()).as_batch()
             except StorageError as error:  # the other units may do better: the driver tells at the end
-                return Scored(error=str(error)).as_batch()
+                return Scored(error=str(error), retries=take_retries()).as_batch()
 
     def score(self, unit: Unit, start: Start = FIRST, tell: Callable[[str], None] = nobody) -> int:
         """Write the rows of a unit, and return how many; StorageError if they cannot be written.

@@ -15,6 +15,7 @@ from typing import BinaryIO
 from bcd_ray.errors import ConfigError, NotFoundError, StorageError
 from bcd_ray.storage import local, s3
 from bcd_ray.storage.objects import StoredObject, Unlisted, same_version
+from bcd_ray.storage.s3 import take_retries
 from bcd_ray.uris import hidden_part, is_s3, join, normalize, printable
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "read_bytes",
     "refuse_unsafe",
     "same_version",
+    "take_retries",
     "write_bytes",
 ]
 

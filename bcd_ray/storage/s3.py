@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from itertools import count
+from threading import Lock
 from typing import Any, BinaryIO, TypeVar
 
 from bcd_ray.errors import ChangedError, ConfigError, NotFoundError, StorageError
@@ -26,6 +27,7 @@ _PASSING_CODES = ("ConditionalRequestConflict", "RequestTimeout", "SlowDown")
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
 _ENDPOINT = re.compile(r"https?://(\[[0-9a-f:]+\]|[^/\s:]+)(:\d+)?(/|$)", re.IGNORECASE)
 _Result = TypeVar("_Result")
+_retries, _counting = [0], Lock()
 
 
 def list_keys(uri: str) -> Iterator[dict[str, Any]]:
@@ -107,6 +109,13 @@ def delete(uri: str) -> None:
     """Delete an object; nothing happens if it is not there."""
     bucket, key = _bucket_and_key(uri)
     _call(uri, lambda client: client.delete_object(Bucket=bucket, Key=key))
+
+
+def take_retries() -> int:
+    """How many requests of this process were tried again since this was asked last."""
+    with _counting:
+        found, _retries[0] = _retries[0], 0
+    return found
 
 
 def object_store_options() -> dict[str, str]:
@@ -248,6 +257,8 @@ def _call(uri: str, operation: Callable[[Any], _Result]) -> _Result:
         except (BotoCoreError, OSError, ValueError) as error:
             raise StorageError(f"{uri}: {error}; check AWS_ENDPOINT_URL, region and credentials") from error
         if attempt < attempts:
+            with _counting:
+                _retries[0] += 1
             time.sleep(min(20, random.uniform(0.5, 1) * 0.2 * 2**attempt))
     remedy = "check AWS_ENDPOINT_URL, credentials and network"
     raise StorageError(f"{uri}: {failure}, {attempts} times; {remedy}") from failure
