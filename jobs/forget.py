@@ -1,11 +1,13 @@
 """Withdraw images from what is published: `python jobs/forget.py --output URI --images URI-OR-ID [...]`."""
 
+from bcd_ray import storage
 from bcd_ray.cli import run
 from bcd_ray.errors import EXIT_OK
 from bcd_ray.scoring.config import ForgetConfig
 
 
 def main(config: ForgetConfig) -> int:
+    from bcd_ray.nights.table import CurrentTable
     from bcd_ray.scoring.withdrawal import forget
 
     done = forget(config)
@@ -20,6 +22,10 @@ def main(config: ForgetConfig) -> int:
         print(f"{done.erased:,} files of earlier runs were written anew without them")
     else:
         print("files of earlier runs still hold what was said of them: --erase writes those anew")
+    if storage.list_names(f"{config.output}/table"):  # its earlier versions hold the rows, too
+        table = CurrentTable(config.output)
+        runs = table.rebuild() if config.erase else table.update()
+        print(f"{len(runs):,} runs taken into {table.uri}")
     print(f"manifest     {config.output}/manifests/{done.manifest['run_id']}.json")
     return EXIT_OK
 

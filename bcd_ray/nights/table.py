@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from bcd_ray import read, storage
 from bcd_ray.errors import ConfigError, JobError
-from bcd_ray.scoring.schema import PREDICTIONS
+from bcd_ray.scoring.schema import PREDICTIONS, WITHDRAWN
 from bcd_ray.scoring.state import State, in_order, read_inputs, read_manifests
 from bcd_ray.storage import parquet, s3
 
@@ -122,7 +122,8 @@ class CurrentTable:
         uri = storage.join(self._output, "predictions", f"{run_id}.parquet")
         wanted = pa.array(shards, pa.string())
         for chunk in parquet.chunks(next(storage.list_objects(uri)), "restore it from a copy"):
-            rows = chunk.filter(pc.is_in(chunk["shard_uri"], wanted))
+            holds = pc.and_(pc.is_in(chunk["shard_uri"], wanted), pc.not_equal(chunk["status"], WITHDRAWN))
+            rows = chunk.filter(holds)
             lacking = {field.name: pa.nulls(len(rows), field.type) for field in PREDICTIONS}
             columns = lacking | dict(zip(rows.schema.names, rows.columns, strict=True))
             table = pa.table({name: columns[name] for name in PREDICTIONS.names})

@@ -12,7 +12,9 @@ from scoring.nights import FACTS, IDENTITY, night, shard, work
 from bcd_ray import read, storage
 from bcd_ray.errors import JobError
 from bcd_ray.nights.table import CurrentTable
+from bcd_ray.scoring.config import ForgetConfig
 from bcd_ray.scoring.ledger import Ledger
+from bcd_ray.scoring.withdrawal import forget
 
 deltalake = pytest.importorskip("deltalake")
 FIRST = [shard("/lab/a.tar"), shard("/lab/b.tar"), shard("/lab/c.jpg")]
@@ -43,6 +45,17 @@ def test_a_commit_a_night_and_each_night_can_be_travelled_to(output: str) -> Non
     assert opened(output).version() == len(nights) - 1 == 2
     assert [rows(opened(output, version).to_pyarrow_table()) for version in range(3)] == nights
     assert [each["run_number"] for each in reversed(opened(output).history())] == ["1", "2", "3"]
+    assert list(CurrentTable(output).differences()) == []
+
+
+def test_a_forgotten_image_leaves_the_table(output: str) -> None:
+    night(output, FIRST)
+    CurrentTable(output).update()
+    assert forget(ForgetConfig(output=output, images=("/lab/b.tar#1.jpg",))).images == 1
+    assert len(CurrentTable(output).update()) == 1
+    found = rows(opened(output).to_pyarrow_table())
+    assert found == rows(read.current(output))
+    assert len(found) == len(rows(opened(output, 0).to_pyarrow_table())) - 1
     assert list(CurrentTable(output).differences()) == []
 
 
