@@ -1,6 +1,8 @@
 """What the tests share: an S3 store, a Ray session, drawn images and a model; each is made when first asked for."""
 
+import ipaddress
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -24,6 +26,53 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file first, else the others have ended while it runs."""
     items.sort(key=lambda item: item.path.name != "test_faults.py")
+
+
+LOOK_UPS = """
+import socket, sys
+_asked = socket.getaddrinfo
+def getaddrinfo(host, *others, **more):
+    with open({file!r}, "a") as names:
+        names.write(f"{{host}} by {{' '.join(sys.argv)[:200]!r}}\\n")
+    return _asked(host, *others, **more)
+socket.getaddrinfo = getaddrinfo
+"""  # for a sitecustomize.py: writes down which names Python asks for
+
+
+SILENT_IN = ("CI", "TF_BUILD", "JENKINS_URL")  # where OpenVINO's telemetry is silent anyway
+
+
+def foreign_names(file: Path) -> list[str]:
+    """What was asked for that is not this machine, and by which command."""
+    own = ("localhost", socket.gethostname(), "None", "")
+    return [line for line in _lines(file) if (name := line.partition(" ")[0]) not in own and not _is_address(name)]
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nobody_phones_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test, no job that it runs, and no process that they start looks up a name but this machine's."""
+    folder = tmp_path_factory.mktemp("look-ups")
+    (folder / "sitecustomize.py").write_text(LOOK_UPS.format(file=str(folder / "names")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])))
+        for name in SILENT_IN:
+            patch.delenv(name, raising=False)
+        patch.setattr(socket, "getaddrinfo", socket.getaddrinfo)  # puts the real one back at the end
+        exec((folder / "sitecustomize.py").read_text(), {})
+        yield
+    assert foreign_names(folder / "names") == []
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,6 +18,7 @@ PLAYED = (  # the beginnings of their names
     "worker killed, local: time and again at the only unit",
     "poison, local: an image of shards/poison.tar that ends its process with SIGSEGV",
     "poison, s3: reading table.parquet",
+    "poison, local: an image that takes for ever",
     "node killed, local: after unit on it, for good",
     "request failed, s3: each once, in all ways",
     "request failed, s3: credentials expire before unit",

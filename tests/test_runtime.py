@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import LOOK_UPS, SILENT_IN, foreign_names
 
 from bcd_ray import own_ray, runtime
 from bcd_ray.errors import ConfigError
@@ -31,15 +32,6 @@ with ray_session():
     assert own & {each.pid for each in listen}  # of the job's Ray, and not of one beside it
     assert not own & {each.pid for each in listen if each.laddr.port == 52365}, "the agent's port is held"
 """
-_STUB = """
-import socket
-_asked = socket.getaddrinfo
-def getaddrinfo(host, *others, **more):
-    with open({file!r}, "a") as names:
-        names.write(f"{{host}}\\n")
-    return _asked(host, *others, **more)
-socket.getaddrinfo = getaddrinfo
-"""
 
 
 @pytest.fixture
@@ -52,7 +44,7 @@ def folder() -> Any:
 def test_a_job_of_its_own_asks_no_host_and_leaves_nothing_in_the_home_folder(folder: Path) -> None:
     (folder / "stub").mkdir()
     (folder / "home").mkdir()
-    (folder / "stub/sitecustomize.py").write_text(_STUB.format(file=str(folder / "names")))
+    (folder / "stub/sitecustomize.py").write_text(LOOK_UPS.format(file=str(folder / "names")))
     long = folder / ("scratch" * 12)  # as schedulers make them
     long.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
@@ -62,7 +54,7 @@ def test_a_job_of_its_own_asks_no_host_and_leaves_nothing_in_the_home_folder(fol
         "TMPDIR": str(long),
         "PYTHONPATH": f"{folder / 'stub'}:{Path(__file__).parents[1]}",
     }
-    for name in ("CI", "TF_BUILD", "JENKINS_URL"):  # in which OpenVINO's telemetry is silent anyway
+    for name in SILENT_IN:
         environment.pop(name, None)
     done = subprocess.run(
         [sys.executable, "-c", _SESSION], env=environment, capture_output=True, text=True, timeout=300
@@ -70,8 +62,7 @@ def test_a_job_of_its_own_asks_no_host_and_leaves_nothing_in_the_home_folder(fol
     assert done.returncode == 0, done.stderr
     said = f"TMPDIR is too long a path for Ray's sockets: Ray uses {own_ray._SHORT}; RAY_TMPDIR names another folder"
     assert done.stderr == f"{said} for it\n"
-    asked = set((folder / "names").read_text().split()) if (folder / "names").exists() else set()
-    assert [name for name in asked if any(letter.isalpha() for letter in name) and name != "localhost"] == []
+    assert foreign_names(folder / "names") == []
     assert list((folder / "home").iterdir()) == []
 
 

@@ -75,8 +75,10 @@ class Running:
 class Case:
     """An archive, an output that nothing was written to yet, and a reader who looks at it all the time."""
 
-    def __init__(self, stage: Stage, place: str, archive: str = "", output: str = "") -> None:
-        self.stage, self.place = stage, place
+    def __init__(
+        self, stage: Stage, place: str, archive: str = "", output: str = "", options: tuple[str, ...] = ()
+    ) -> None:
+        self.stage, self.place, self.options = stage, place, options
         self.archive = archive or stage.archives[place]
         self.output = output or f"{stage.home(place)}/output-{uuid4().hex[:8]}"
         self.folder = stage.root / f"case-{uuid4().hex[:8]}"
@@ -100,7 +102,7 @@ class Case:
         path = str(folder / "faults.json") if second else ""
         self.stage.plan(folder, faults, clock_s, part_bytes, path)
         arguments = ["--model", self.stage.model, "--input", self.archive, "--output", self.output]
-        arguments += ["--small-run-bytes", "0"]  # what is to fail is on Ray
+        arguments += ["--small-run-bytes", "0", *self.options]  # what is to fail is on Ray
         variables = {**self.stage.environment, "RAY_ADDRESS": self.stage.nodes.address, **(environment or {})}
         variables |= {hooks.FAULTS: path} if second else {}
         # Of two drivers forked from one process Ray's "random" object ids are the same, and the second dies of it.

@@ -6,7 +6,7 @@ from functools import partial
 
 from bcd_ray import storage
 from faults.case import Case, Scenario
-from faults.stage import ALWAYS, UNITS, Fault, Report, Stage, jpeg, parquet_of, tar_of
+from faults.stage import ALWAYS, UNITS, Fault, Report, Stage, jpeg, parquet_of, png, tar_of
 
 POISON = b"POISON"  # after the end of an image, where no decoder looks but the hooks do
 
@@ -107,6 +107,7 @@ def _poison(place: str) -> Iterator[Scenario]:
             title = f"an image of {name} that ends its process with {signal}"
             yield Scenario("poison", place, title, partial(_poison_image, place, name, signal))
     yield Scenario("poison", place, "two images of one tar", partial(_two_poison_images, place), 2)
+    yield Scenario("poison", place, "an image that takes for ever", partial(_endless_image, place))
     for name in ("shards/1.tar", "table.parquet"):
         yield Scenario("poison", place, f"reading {name}", partial(_poison_shard, place, name))
 
@@ -127,6 +128,15 @@ def _two_poison_images(place: str, stage: Stage) -> None:
     case = Case(stage, place, archive)
     case.publishes(_poisoned("SIGSEGV"), code=3)
     case.check({"shards/poison.tar#0.jpg": "crashed", "shards/poison.tar#5.jpg": "crashed"})
+
+
+def _endless_image(place: str, stage: Stage) -> None:
+    archive = stage.own_archive(place, "shards/0")
+    storage.write_bytes(f"{archive}/loose/endless.png", png(0) + POISON)
+    storage.write_bytes(f"{archive}/loose/other.png", png(1))
+    case = Case(stage, place, archive, options=("--max-decode-seconds", "1"))
+    case.publishes(_poisoned("spin"), code=3)
+    case.check({"loose/endless.png": "timed_out"})
 
 
 def _poison_shard(place: str, name: str, stage: Stage) -> None:

@@ -215,6 +215,13 @@ def jpeg(number: int) -> bytes:
     return sink.getvalue()
 
 
+def png(number: int) -> bytes:
+    """A drawn smear in a form that is decoded in a process apart."""
+    sink = io.BytesIO()
+    Image.fromarray(draw_smear(number % 4, seed=number)).save(sink, "PNG")
+    return sink.getvalue()
+
+
 def tar_of(images: list[bytes]) -> bytes:
     """A tar of images."""
     sink = io.BytesIO()

@@ -184,6 +184,14 @@ def scored(
     archive, files = storage.join(root, "archive"), mixed_archive()
     for name, data in files[0].items():
         storage.write_bytes(storage.join(archive, name), data)
+    if request.param == "local":  # what is no file: an open of the pipe would wait, a read of the device never end
+        os.mkfifo(f"{archive}/loose/pipe.jpg")
+        os.mkfifo(f"{archive}/tars/pipe.tar")
+        os.symlink("/dev/zero", f"{archive}/loose/device.jpg")
+        os.symlink(synthetic_archive, f"{archive}/loose/elsewhere")
+        os.symlink("plain.jpg", f"{archive}/loose/again.jpg")  # adds nothing
+        unsafe = ("loose/pipe.jpg", "tars/pipe.tar", "loose/device.jpg", "loose/elsewhere")
+        files[1].update((name, "unsafe_member") for name in unsafe)
     config = ScoreConfig(
         model=str(bundle),
         input=(
