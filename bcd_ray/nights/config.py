@@ -9,7 +9,7 @@ from typing import Any, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from bcd_ray import storage, uris
-from bcd_ray.config import at_least, shares
+from bcd_ray.config import at_least, normalize, shares
 from bcd_ray.errors import ConfigError, StorageError
 from bcd_ray.scoring.config import ScoreConfig
 
@@ -53,8 +53,10 @@ class NightlyConfig(ScoreConfig):
         deadline_at(self.deadline, datetime.now())
         at_least(self, 1, "days")
         shares(self, "max_review", "max_unfamiliar")
-        if self.metrics and not self.metrics.endswith(".prom"):
-            raise ConfigError(f"--metrics {self.metrics}: the node exporter only reads names that end in .prom")
+        if self.metrics:
+            normalize(self, "metrics")
+            if uris.is_s3(self.metrics) or not self.metrics.endswith(".prom"):
+                raise ConfigError(f"--metrics {self.metrics}: the node exporter only reads local files NAME.prom")
 
     @staticmethod
     def spelled(uri: str) -> str:

@@ -73,6 +73,8 @@ def test_a_file_that_is_not_there() -> None:
     ("options", "words"),
     [
         ({"input": ()}, "--input names no archive"),
+        ({"metrics": "s3:/lab/x.prom"}, "is neither a path nor a URI"),
+        ({"metrics": "s3://lab/x.prom"}, "only reads local files"),
         ({"input": ("/lab/{day}",)}, "for the day"),
         ({"input": ("/lab/{}",)}, "for the day"),
         ({"input": ("/lab/{date.x}",)}, "for the day"),
@@ -89,6 +91,11 @@ def test_a_file_that_is_not_there() -> None:
 def test_mistakes_are_told_before_any_work(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         NightlyConfig(**{"input": (DATED,), **BASE, **options})
+
+
+def test_the_home_folder_is_one_in_metrics_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/lab")
+    assert NightlyConfig(**BASE, input=(DATED,), metrics="~/night.prom").metrics == "/home/lab/night.prom"
 
 
 @pytest.mark.parametrize(
