@@ -48,6 +48,7 @@ class EvaluateConfig(FitOptions):
                 "model",
                 "cross_validate",
                 "cache",
+                "max_cache_bytes",
                 "block",
                 "group_pattern",
                 "group_table",

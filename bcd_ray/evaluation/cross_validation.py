@@ -46,7 +46,9 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
     synthetic = says_synthetic(config.data)
     # What cannot be split ends here, before an image is read.
     few_shot_folds(listed, folds_by_protocol(listed, config), config)
-    with Embedder(images, pretrained(config.weights, config.representation), config.cache) as embedder:
+    with Embedder(
+        images, pretrained(config.weights, config.representation), config.cache, config.max_cache_bytes
+    ) as embedder:
         identified = embedder.identified
         usable, layout = lay_out(listed, identified)
         splits = folds_by_protocol(layout, config)

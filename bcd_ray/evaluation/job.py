@@ -28,7 +28,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     images = folder.images
     listed = listed_layout(images, *groups_of(images, config.group_pattern, config.group_table, config.group_column))
     refuse_to_replace(config.output, "metrics.json")
-    with Embedder(images, bundle.model, config.cache) as embedder:
+    with Embedder(images, bundle.model, config.cache, config.max_cache_bytes) as embedder:
         embedded, errors = embedder.embed([0, *(SPOILT if config.spoil else ())]), embedder.identified.errors
     usable = [index for index, error in enumerate(errors) if error is None]
     if not usable:

@@ -2,12 +2,14 @@
 
 The cache is a folder, local or `s3://`. Below it stands a folder for each way to compute an embedding (backbone,
 preprocessing, decoder, augmentation), and in that `images` and `views`, Parquet objects named by the sha256 of their
-bytes. Objects are only ever added, so that two runs at once are harmless; a damaged one counts as absent. Delete any
-of it at will.
+bytes. Objects are added, never changed, so that two runs at once are harmless; a damaged one counts as absent. Of each
+object the digests are read first, and the rest where one is asked for. Where all together are larger than they may be,
+the oldest go. Delete any of it at will.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,21 +18,26 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from bcd_ray import storage
 from bcd_ray.archives.images import DECODER_VERSION
-from bcd_ray.errors import StorageError
+from bcd_ray.errors import NotFoundError, StorageError
 from bcd_ray.learning.augmentation import AUGMENTATION_VERSION
 from bcd_ray.learning.near_duplicates import VARIANTS
 from bcd_ray.model.bundle import Model
 from bcd_ray.model.network import NETWORK_VERSION
 from bcd_ray.model.quality import MEASURES, QUALITY_VERSION
 from bcd_ray.progress import say
-from bcd_ray.storage import parquet
+from bcd_ray.storage import StoredObject, parquet
 from bcd_ray.threads import map_ahead
 
 ROWS_PER_OBJECT = 2048  # 10 MB; what an interrupted run loses at most
 _READERS = 4  # objects read at a time
+_DIGEST_BYTES = 64 << 10  # read at a time where the digests of an object are looked at: they are 1 % of it
+MOST_BYTES = 20 << 30
+_OBJECT = re.compile(r"[0-9a-f]{16}/(images|views)/[0-9a-f]{64}\.parquet")
 
 FORMAT = 6  # raise it when a column would hold something else
 
@@ -98,7 +105,9 @@ class ViewTable:
 class EmbeddingCache:
     """The objects of one folder for one backbone; with an empty URI there is none, and nothing is kept."""
 
-    def __init__(self, uri: str, model: Model) -> None:
+    def __init__(self, uri: str, model: Model, most_bytes: int = MOST_BYTES) -> None:
+        """`most_bytes` is how large all of the cache may be, also what other backbones keep there."""
+        self._uri, self._most_bytes = uri, most_bytes
         self._folder = storage.join(uri, _key(model)) if uri else ""
         self._waiting: list[pa.Table] = []
 
@@ -115,17 +124,26 @@ class EmbeddingCache:
 
     def fill(self, table: ViewTable) -> None:
         """Put what the cache holds of it into a table."""
-        for rows in self._tables("views"):
+        wanted = pa.array(table.views_lacking(), pa.string())
+        for rows in self._tables("views", wanted):
             table.put(rows)
 
     def add(self, rows: pa.Table) -> None:
         """Keep further views; they are written when there are enough of them, or by `flush`."""
         self._waiting.append(rows)
         if sum(map(len, self._waiting)) >= ROWS_PER_OBJECT:
-            self.flush()
+            self._write_waiting()
 
     def flush(self) -> None:
-        """Write the views that wait."""
+        """Write the views that wait, and let the oldest objects go where all are too large."""
+        self._write_waiting()
+        if self._folder:
+            try:
+                _shrink(self._uri, self._most_bytes)
+            except StorageError as error:
+                say(f"the cache stays larger than --max-cache-bytes: {error}")
+
+    def _write_waiting(self) -> None:
         rows, self._waiting = self._waiting, []
         if rows:
             self._write("views", pa.concat_tables(rows))
@@ -134,33 +152,65 @@ class EmbeddingCache:
         """A cache that cannot be written is said, and done without."""
         if not self._folder:
             return
-        data = parquet.bytes_of(table, compression="none", use_dictionary=["view"])
+        data = parquet.bytes_of(table, compression="none", use_dictionary=["digest", "view"])
         try:
             storage.create(storage.join(self._folder, kind, f"{hashlib.sha256(data).hexdigest()}.parquet"), data)
         except StorageError as error:
             say(f"the cache cannot be written, so that the next run computes all again: {error}")
             self._folder = ""
 
-    def _tables(self, kind: str) -> Iterator[pa.Table]:
+    def _tables(self, kind: str, wanted: pa.Array | None = None) -> Iterator[pa.Table]:
+        """The objects of a kind, of views those alone that hold one of the wanted digests."""
         if not self._folder:
             return
-        folder = storage.join(self._folder, kind)
         try:
-            objects = [name for name in storage.list_names(folder) if name.endswith(".parquet")]
+            listing = list(storage.list_objects(storage.join(self._folder, kind)))
+            objects = [listed for listed in listing if listed.uri.endswith(".parquet")]
             with ThreadPoolExecutor(_READERS) as pool:
-                for table in map_ahead(pool, partial(_read, folder), objects, ahead=_READERS):
+                for table in map_ahead(pool, partial(_read, wanted), objects, ahead=_READERS):
                     if table is not None:
                         yield table
+        except NotFoundError:  # an empty cache
+            return
         except StorageError as error:
             say(f"the cache cannot be read, so that all is computed: {error}")
 
 
-def _read(folder: str, name: str) -> pa.Table | None:
-    data = storage.read_bytes(storage.join(folder, name))
-    if name != f"{hashlib.sha256(data).hexdigest()}.parquet":
-        say(f"{storage.join(folder, name)} is damaged: what it held is computed again; delete it")
+def _read(wanted: pa.Array | None, listed: StoredObject) -> pa.Table | None:
+    try:
+        if wanted is not None and not _holds_any(listed, wanted):
+            return None
+        data = storage.read_bytes(listed.uri)
+    except NotFoundError:  # another run made room
+        return None
+    if listed.uri.rpartition("/")[2] != f"{hashlib.sha256(data).hexdigest()}.parquet":
+        say(f"{listed.uri} is damaged: what it held is computed again; delete it")
         return None
     return parquet.table_of(data)
+
+
+def _holds_any(listed: StoredObject, wanted: pa.Array) -> bool:
+    """Whether an object holds a view of these images, by its digests alone; one that is damaged may hold any."""
+    try:
+        with storage.open_stream(listed, _DIGEST_BYTES) as stream:
+            digests = pq.ParquetFile(stream).read(["digest"], use_threads=False)["digest"]
+    except (pa.ArrowException, OSError):
+        return True
+    return bool(pc.any(pc.is_in(digests, wanted)).as_py())
+
+
+def _shrink(uri: str, most_bytes: int) -> None:
+    """Delete the oldest objects of a cache until the others together are as large as they may be."""
+    try:
+        objects = [listed for listed in storage.list_objects(uri) if _OBJECT.fullmatch(listed.uri[len(uri) + 1 :])]
+    except NotFoundError:
+        return
+    left = sum(listed.size for listed in objects)
+    for listed in sorted(objects, key=lambda listed: listed.modified):
+        if left <= most_bytes:
+            return
+        storage.delete(listed.uri)
+        left -= listed.size
 
 
 def none_of(shape: tuple[int, ...], size: int) -> dict[str, npt.NDArray[Any]]:

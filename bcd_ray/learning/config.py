@@ -59,11 +59,13 @@ class FitOptions:
     cache: str = field(default_factory=_default_cache)
     """Folder that keeps embeddings, so that the next run on the same images starts at once: a path or s3://; empty
     for none."""
+    max_cache_bytes: int = 20 << 30
+    """How large that folder may become; the oldest embeddings make room. A view takes 5 kB."""
 
     def __post_init__(self) -> None:
         normalize(self, *(name for name in ("cache", "group_table") if getattr(self, name)))
         at_least(self, 1, "epochs", "batch_size", "block")
-        at_least(self, 0, "augmented_views", "embargo", "max_left_out")
+        at_least(self, 0, "augmented_views", "embargo", "max_left_out", "max_cache_bytes")
         if not self.learning_rate > 0:
             raise ConfigError("--learning-rate must be above 0")
         if self.weights != "keras" and self.representation != "field":

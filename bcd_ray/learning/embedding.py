@@ -20,7 +20,7 @@ from bcd_ray.archives.isolation import decode
 from bcd_ray.errors import JobError, StorageError
 from bcd_ray.labels import CLASSES
 from bcd_ray.learning.augmentation import Augmenter
-from bcd_ray.learning.cache import EmbeddingCache, ImageFacts, ViewTable, none_of, to_rows
+from bcd_ray.learning.cache import MOST_BYTES, EmbeddingCache, ImageFacts, ViewTable, none_of, to_rows
 from bcd_ray.learning.dataset import LabelledImage
 from bcd_ray.learning.near_duplicates import VARIANTS, perceptual_hashes
 from bcd_ray.learning.shortcuts import SHORTCUT_VIEWS, Reducer
@@ -63,7 +63,8 @@ class Embedded:
 
 
 class Embedder:
-    """Embeds views of images, each view of each content once: `cache` is a folder that the next run finds them in.
+    """Embeds views of images, each view of each content once: `cache` is a folder that the next run finds them in, of
+    `cache_bytes` at most.
 
     To be used in a `with` block, which begins with reading and identifying the images. Ray starts with the first view
     that has to be computed, and ends with the block.
@@ -74,8 +75,10 @@ class Embedder:
 
     identified: Identified
 
-    def __init__(self, images: Sequence[LabelledImage], model: Model, cache: str) -> None:
-        self._images, self._model, self._cache = images, model, EmbeddingCache(cache, model)
+    def __init__(
+        self, images: Sequence[LabelledImage], model: Model, cache: str, cache_bytes: int = MOST_BYTES
+    ) -> None:
+        self._images, self._model, self._cache = images, model, EmbeddingCache(cache, model, cache_bytes)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:

@@ -56,7 +56,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     listed = listed_layout(images, *groups_of(images, config.group_pattern, config.group_table, config.group_column))
     labels = listed.labels
     hold_out_part(listed, config)  # what cannot be split ends here, before an image is read
-    with Embedder(images, model, config.cache) as embedder:
+    with Embedder(images, model, config.cache, config.max_cache_bytes) as embedder:
         identified = embedder.identified
         split = split_images(listed, identified, config)
         say(split.counts["summary"])

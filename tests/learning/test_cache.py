@@ -1,6 +1,7 @@
 """Each view of each content is embedded once: what is kept, what is not, and what damage costs."""
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from bcd_ray import storage
@@ -215,3 +217,48 @@ def test_a_failure_of_the_machine_is_not_kept_as_one_of_the_image(
         with Embedder(list_labelled(str(smears)), MODEL, str(tmp_path / "cache")) as embedder:
             assert all(error and error.startswith("resource_error") for error in embedder.identified.errors)
     assert embed(smears, str(tmp_path / "cache")).identified.errors == [None] * 12
+
+
+def rows_of(digest: str) -> pa.Table:
+    """One made-up view of each of 100 images, the digests of which begin with this one."""
+    numbers = {name: np.ones((100, count or 1280), kind) for name, (kind, count, _) in cache.NUMBERS.items()}
+    return cache.to_rows(
+        {"digest": [f"{digest}{number:063d}" for number in range(100)], "view": ["0"] * 100, **numbers}
+    )
+
+
+@pytest.mark.parametrize("store", ["disk", "s3"])
+def test_of_a_large_cache_what_is_asked_for_is_read(
+    s3: str, tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path) if store == "disk" else storage.join(s3, uuid4().hex)
+    kept = cache.EmbeddingCache(uri, MODEL)
+    for digest in "abcd":
+        kept.add(rows_of(digest))
+        kept.flush()
+    read, whole = list[str](), storage.read_bytes
+    monkeypatch.setattr(storage, "read_bytes", lambda uri: read.append(uri) or whole(uri))
+    table = cache.ViewTable([f"b{number:063d}" for number in (7, 8)] + ["e" * 64], ["0"], 1280)
+    table.lacking[:] = True
+    kept.fill(table)
+    assert table.lacking.tolist() == [[False, False, True]]
+    assert table.numbers["embedding"][0, :2].all()
+    assert len(read) == 1
+
+
+def test_the_oldest_make_room_and_what_is_not_the_cache_s_stays(tmp_path: Path) -> None:
+    other = tmp_path / "notes.parquet"
+    other.write_bytes(bytes(1000))
+    objects = list[Path]()
+    for age, digest in enumerate("abcd"):
+        kept = cache.EmbeddingCache(str(tmp_path), MODEL)
+        kept.add(rows_of(digest))
+        kept.flush()
+        (new,) = set(tmp_path.glob("*/views/*")) - set(objects)
+        os.utime(new, (age, age))
+        objects.append(new)
+    size = objects[0].stat().st_size
+    cache.EmbeddingCache(str(tmp_path), MODEL, 2 * size + 100).flush()
+    assert set(tmp_path.rglob("*.parquet")) == {other, *objects[2:]}
+    cache.EmbeddingCache(str(tmp_path), MODEL, 0).flush()
+    assert set(tmp_path.rglob("*.parquet")) == {other}
