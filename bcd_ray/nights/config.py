@@ -41,6 +41,8 @@ class NightlyConfig(ScoreConfig):
     """Share of the run's rows that may need review before the exit code says so (7)."""
     max_unfamiliar: float = 1.0
     """Share of the run's sources that may be like no day that was trained on before the exit code says so (7)."""
+    hourly_cost: float = 0.0
+    """What an hour costs on all nodes together, in your currency, for `--dry-run`."""
     metrics: str = ""
     """File for the node exporter's textfile collector, written at the end of a good night and of a bad one: a local
     path that ends in .prom."""
@@ -52,6 +54,7 @@ class NightlyConfig(ScoreConfig):
         object.__setattr__(self, "date", day_of(self.date).isoformat())
         deadline_at(self.deadline, datetime.now())
         at_least(self, 1, "days")
+        at_least(self, 0, "hourly_cost")
         shares(self, "max_review", "max_unfamiliar")
         if self.metrics:
             normalize(self, "metrics")

@@ -15,12 +15,13 @@ from bcd_ray.errors import EXIT_ALARM, EXIT_OK, EXIT_UNSCORED, DeadlineError, Mi
 from bcd_ray.nights import metrics
 from bcd_ray.nights.config import NightlyConfig, deadline_at
 from bcd_ray.nights.drift import drift
-from bcd_ray.nights.inputs import inputs_of
+from bcd_ray.nights.estimate import estimate, words_of
+from bcd_ray.nights.inputs import Inputs, inputs_of
 from bcd_ray.nights.lease import Lease
 from bcd_ray.nights.record import Record
 from bcd_ray.nights.table import CurrentTable
 from bcd_ray.scoring.config import ScoreConfig
-from bcd_ray.scoring.job import Outcome, score
+from bcd_ray.scoring.job import Outcome, look, score
 from bcd_ray.scoring.state import State
 from bcd_ray.scoring.watch import Watch
 
@@ -36,6 +37,8 @@ def night(config: NightlyConfig, record: Record) -> int:
         MissedError: what was expected is not there.
     """
     record.date = config.date
+    if config.dry_run:
+        return _looked(config, record)
     if config.metrics:
         record.at_end = partial(metrics.write, config.metrics)
     deadline = deadline_at(config.deadline, datetime.now())
@@ -62,13 +65,23 @@ def night(config: NightlyConfig, record: Record) -> int:
         record.run_id, record.retries = watch.run_id or None, watch.retries + storage.take_retries()
 
 
+def _looked(config: NightlyConfig, record: Record) -> int:
+    """What a run would do, in the record; nothing is written, no lease is taken and no Ray started."""
+    inputs = inputs_of(config)
+    if not inputs.uris:
+        record.reason = _nothing_at(inputs)
+        return EXIT_OK
+    record.estimate = estimate(look(_scoring(config, inputs)), config.output, config.hourly_cost)
+    record.reason = words_of(record.estimate)
+    return EXIT_OK
+
+
 def _scored(config: NightlyConfig, watch: Watch, record: Record) -> int:
     inputs = inputs_of(config)
     if not inputs.uris:
-        record.reason = f"nothing is at {', '.join(inputs.without_tonight)}, nor of the days before"
+        record.reason = _nothing_at(inputs)
         return EXIT_OK
-    options = {field.name: getattr(config, field.name) for field in fields(ScoreConfig)}
-    scoring = ScoreConfig(**options | {"input": inputs.uris})
+    scoring = _scoring(config, inputs)
     try:
         outcome = score(scoring, watch)
     except NoInputError as error:
@@ -78,6 +91,16 @@ def _scored(config: NightlyConfig, watch: Watch, record: Record) -> int:
     if config.expect and not any("{" in uri for uri in config.input) and not _published_on(config):
         raise MissedError(f"--expect: nothing is new in {', '.join(config.input)} on {config.date}")
     return _judged(outcome, config, scoring, record)
+
+
+def _scoring(config: NightlyConfig, inputs: Inputs) -> ScoreConfig:
+    """What scoring is told."""
+    options = {field.name: getattr(config, field.name) for field in fields(ScoreConfig)}
+    return ScoreConfig(**options | {"input": inputs.uris})
+
+
+def _nothing_at(inputs: Inputs) -> str:
+    return f"nothing is at {', '.join(inputs.without_tonight)}, nor of the days before"
 
 
 def _published_on(config: NightlyConfig) -> bool:

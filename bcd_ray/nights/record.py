@@ -9,6 +9,24 @@ from datetime import UTC, datetime
 RECORD_VERSION = 1
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would do, and how long it would take at the rate of an earlier run; null where there was none."""
+
+    shards: int
+    """Shards, or loose images, that are to be scored."""
+    current_shards: int
+    """Those whose rows hold."""
+    bytes: int
+    """Size of the shards that are to be scored."""
+    images: int | None = None
+    """Images in them, if they are as large as those of that run."""
+    seconds: float | None = None
+    """From the start of the run to its publication."""
+    cost: float | None = None
+    """By `--hourly-cost`."""
+
+
 @dataclass
 class Record:
     """The last line of standard output, whatever became of the night."""
@@ -60,6 +78,8 @@ class Record:
     """Images of tonight's inputs without a prediction as they are now, by status, whichever run found them."""
     manifest: str | None = None
     """Manifest of the run that was published."""
+    estimate: Estimate | None = None
+    """Of `--dry-run`: what a run would do now; null for a run."""
 
     def __post_init__(self) -> None:
         self._began = time.monotonic()

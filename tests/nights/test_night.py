@@ -125,6 +125,23 @@ def test_a_night_keeps_the_table_and_mends_it(
     assert (anew.code, f"2 runs taken into {lab}/scores/table" in anew.out) == (EXIT_OK, True)
 
 
+def test_a_dry_run_says_what_a_night_would_take(lab: Path, deliver: Callable[..., None], nightly: Job) -> None:
+    options = ("--config", lab / "nightly.toml", "--dry-run", "--hourly-cost", "3.6")
+    assert nightly(*options).record["reason"].startswith(f"nothing is at {lab}/smears/2026/11/30")
+    deliver(NIGHT)
+    first = nightly(*options)
+    assert "would score 2 shards" in first.record["reason"]
+    assert (first.code, first.record["estimate"]["seconds"]) == (EXIT_OK, None)
+    assert not (lab / "scores").exists()
+    assert nightly(*options[:2]).record["estimate"] is None
+    deliver(NIGHT, 2)
+    found = nightly(*options).record["estimate"]
+    sizes = [path.stat().st_size for path in sorted((lab / "smears").rglob("*.jpg"))]
+    assert (found["shards"], found["current_shards"], found["bytes"]) == (2, 2, sum(sizes[2:]))
+    assert found["images"] == round(2 * sum(sizes[2:]) / sum(sizes[:2]))
+    assert found["cost"] == pytest.approx(found["seconds"] / 1000, abs=0.01)
+
+
 def test_one_run_at_a_time(
     lab: Path, deliver: Callable[..., None], nightly: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
