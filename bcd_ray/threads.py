@@ -13,16 +13,33 @@ _Result = TypeVar("_Result")
 
 
 def map_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int
+    pool: ThreadPoolExecutor,
+    function: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    ahead: int,
+    weight: Callable[[_Item], int] = lambda item: 0,
+    most_weight: int = 0,
 ) -> Iterator[_Result]:
-    """Results in order while at most `ahead` calls are under way or waiting, so that memory stays bounded."""
-    waiting: deque[Any] = deque()
+    """Results in order while at most `ahead` calls are under way or waiting, so that memory stays bounded.
+
+    Their items weigh at most `most_weight` together, but for one that weighs more alone.
+    """
+    waiting: deque[tuple[Any, int]] = deque()
+    weighs = 0
     for item in items:
-        waiting.append(pool.submit(function, item))
+        own = weight(item)
+        while waiting and weighs + own > most_weight:
+            result, done = waiting.popleft()
+            yield result.result()
+            weighs -= done
+        waiting.append((pool.submit(function, item), own))
+        weighs += own
         if len(waiting) >= ahead:
-            yield waiting.popleft().result()
+            result, done = waiting.popleft()
+            yield result.result()
+            weighs -= done
     while waiting:
-        yield waiting.popleft().result()
+        yield waiting.popleft()[0].result()
 
 
 def keep_blas_to_its_thread() -> AbstractContextManager[Any]:
@@ -43,20 +60,30 @@ class EngineThreads:
     def __init__(self, cores: int) -> None:
         self._pool, self._ahead = ThreadPoolExecutor(_THREADS_A_CORE * cores), 2 * _THREADS_A_CORE * cores
 
-    def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    def map(
+        self,
+        function: Callable[[_Item], _Result],
+        items: Iterable[_Item],
+        weight: Callable[[_Item], int] = lambda item: 0,
+        most_weight: int = 0,
+    ) -> Iterator[_Result]:
         """As `map_ahead`; several threads may call it at a time."""
-        return map_ahead(self._pool, function, items, self._ahead)
+        return map_ahead(self._pool, function, items, self._ahead, weight, most_weight)
 
 
 def in_chunks(
     items: Iterable[_Item], most: int, weight: Callable[[_Item], int] = lambda item: 0, most_weight: int = 0
 ) -> Iterator[list[_Item]]:
-    """Lists of `most` items in order, the last of what is left; of fewer where they weigh more than `most_weight`."""
+    """Lists of `most` items in order, or of fewer that weigh at most `most_weight`, or of one that weighs more."""
     chunk, weighs = list[_Item](), 0
     for item in items:
+        own = weight(item)
+        if chunk and weighs + own > most_weight:
+            yield chunk
+            chunk, weighs = [], 0
         chunk.append(item)
-        weighs += weight(item)
-        if len(chunk) == most or weighs > most_weight:
+        weighs += own
+        if len(chunk) == most:
             yield chunk
             chunk, weighs = [], 0
     if chunk:

@@ -10,9 +10,7 @@ import atexit
 import ctypes
 import dataclasses
 import json
-import os
 import signal
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -23,8 +21,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from bcd_ray.archives import images
+from bcd_ray.archives import helpers, images
 from bcd_ray.archives.formats.base import failed
+from bcd_ray.archives.helpers import Helper
 from bcd_ray.archives.images import SIZE, Decoded, Limits, Pixels, Rejected
 from bcd_ray.threads import Turns
 
@@ -32,6 +31,7 @@ Decoder = Callable[[bytes, Limits], Decoded | Rejected]
 
 COMMAND = [sys.executable, "-P", "-c", "from bcd_ray.archives.isolation import serve; serve()"]
 SHARE_BYTES = 384 << 20  # of a helper that works beside others: its libraries take 60 MB, 30 megapixels 300 MB
+_LARGE_PIXELS = 5_000_000  # of an image whose decoder may lack memory in a share
 _WALL_FACTOR = 10  # of the processor's time by the clock on the wall, on a busy machine
 
 
@@ -48,28 +48,33 @@ def die_at_once() -> None:
 
 def decode(data: bytes, limits: Limits) -> Decoded | Rejected:
     """`images.decode`, whatever the image does to the process that decodes it; several threads may call it."""
-    return images.decode_plain(data, limits) or decode_apart(data, limits)
+    found = images.decode_plain(data, limits)
+    if found is None or (isinstance(found, Rejected) and found.status == "out_of_memory"):
+        return decode_apart(data, limits)
+    return found
 
 
 def decode_apart(data: bytes, limits: Limits) -> Decoded | Rejected:
     """`images.decode` in a helper, plain JPEGs too."""
     with _turns(limits.max_memory).turn(alone=False):
         found = _try(data, limits, min(SHARE_BYTES, limits.max_memory))
-    if isinstance(found, Rejected) and found.status in ("resource_error", "crashed"):
+    if isinstance(found, Rejected) and _deserves_more(found):
         with _turns(limits.max_memory).turn(alone=True):  # a process also dies of what is not its image's fault
+            end_helpers()  # they hold memory while they wait
             found = _try(data, limits, limits.max_memory)
     return found
 
 
+def _deserves_more(found: Rejected) -> bool:
+    """Whether an image may do better alone, with all memory: some libraries call it damaged where they get none."""
+    large = (found.width or 0) * (found.height or 0) >= _LARGE_PIXELS
+    return found.status in ("out_of_memory", "resource_error", "crashed") or (found.status == "corrupt_image" and large)
+
+
 def serve() -> None:
     """What a helper does: decode what comes on standard input, until it ends. Its arguments are the `Limits`."""
-    import resource
-
     limits = Limits(**json.loads(sys.argv[1]))
-    resource.setrlimit(resource.RLIMIT_DATA, (limits.max_memory, limits.max_memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
+    answers = helpers.begin(limits.max_memory)
     while size := sys.stdin.buffer.read(8):
         # Nobody handles these signals, so the kernel ends the process, whatever it is about.
         signal.setitimer(signal.ITIMER_PROF, limits.max_seconds)
@@ -91,40 +96,13 @@ def serve() -> None:
             return
 
 
-class _Helper:
-    """A process that decodes one image after the other."""
-
-    def __init__(self, limits: Limits) -> None:
-        # Memory goes back to the kernel with each image; each helper works in one thread.
-        settings = {"MALLOC_MMAP_THRESHOLD_": "1048576", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-        self._process = subprocess.Popen(
-            [*COMMAND, json.dumps(dataclasses.asdict(limits))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=kept | settings | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            start_new_session=True,  # Ctrl-C is its parent's
-        )
-
-    def decode(self, data: bytes) -> Decoded | Rejected | int:
-        """The image, or the number of the signal that the process died of; it is of no more use then."""
-        assert self._process.stdin
-        assert self._process.stdout
-        with suppress(BrokenPipeError):
-            self._process.stdin.write(len(data).to_bytes(8, "big"))
-            self._process.stdin.write(data)
-            self._process.stdin.flush()
-        return _answer(self._process.stdout) or -self._process.wait()
-
-    def end(self) -> None:
-        """End the process."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            with suppress(BrokenPipeError):
-                if pipe:
-                    pipe.close()
-        self._process.kill()
-        self._process.wait()
+def _asked(helper: Helper, data: bytes) -> Decoded | Rejected | int:
+    """What a helper makes of an image, or the number of the signal that it died of; it is of no more use then."""
+    with suppress(BrokenPipeError):
+        helper.questions.write(len(data).to_bytes(8, "big"))
+        helper.questions.write(data)
+        helper.questions.flush()
+    return _answer(helper.answers) or -helper.process.wait()
 
 
 def _answer(stream: IO[bytes]) -> Decoded | Rejected | None:
@@ -142,7 +120,7 @@ def _answer(stream: IO[bytes]) -> Decoded | Rejected | None:
     return Decoded(pixels, **told)
 
 
-_idle: defaultdict[Limits, "SimpleQueue[_Helper]"] = defaultdict(SimpleQueue)
+_idle: defaultdict[Limits, "SimpleQueue[Helper]"] = defaultdict(SimpleQueue)
 _all_turns: dict[int, Turns] = {}
 _making = Lock()
 
@@ -160,12 +138,12 @@ def _try(data: bytes, limits: Limits, memory: int) -> Decoded | Rejected:
         helper = _idle[limits].get_nowait()
     except Empty:
         try:
-            helper = _Helper(limits)
+            helper = helpers.start(COMMAND, json.dumps(dataclasses.asdict(limits)))
         except OSError as error:  # no memory for a process, or too many of them
             return failed(error)
     found: Decoded | Rejected | int = 0
     try:
-        found = helper.decode(data)
+        found = _asked(helper, data)
     finally:
         if isinstance(found, int) or memory > SHARE_BYTES:
             helper.end()

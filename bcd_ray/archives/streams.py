@@ -6,17 +6,57 @@ import io
 import lzma
 from typing import Any, BinaryIO
 
-_WINDOW_BYTES = 128 << 20  # of a decompressor: xz -9 takes 65 MB, a hostile header asks for 4 GB; zstd has this bound
+from bcd_ray.errors import StorageError
+
+NAME_CHARS = 4096  # of a member at most: a path of Linux has no more
+WINDOW_BYTES = 128 << 20  # of a decompressor: xz -9 takes 65 MB, a hostile header asks for 4 GB; zstd has this bound
 _COMPRESSED_BYTES = 1 << 18  # read at a time
 _ZSTD = b"\x28\xb5\x2f\xfd"
+_MOST_TIMES, _FREE_BYTES = 100, 256 << 20  # its own size that a file may hold, and more: images do not compress
 
 
 class UnreadableError(Exception):
     """The rest of a shard cannot be read."""
 
 
-def decompressed(stream: BinaryIO) -> BinaryIO:
-    """The stream itself, or of a gzip, bzip2, xz or Zstandard file what it holds; from its beginning."""
+def raise_if_of_the_disk(error: Exception) -> None:
+    """A number of the system's means that reading failed, not that what was read is wrong."""
+    if isinstance(error, OSError) and error.errno:
+        raise StorageError(str(error)) from error
+
+
+class Expansion:
+    """Counts what comes out of a file, in bytes: a small one must not keep a job busy for days."""
+
+    def __init__(self, size: int) -> None:
+        self._left = _MOST_TIMES * size + _FREE_BYTES
+
+    def add(self, size: int) -> None:
+        """UnreadableError if with these it is too much."""
+        self._left -= size
+        if self._left < 0:
+            raise UnreadableError(f"it holds more than {_MOST_TIMES} times its own size: write it without compression")
+
+
+class Source:
+    """What is read of a file that may be compressed, from its beginning; UnreadableError beyond `until`."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._expansion = Expansion(stream.seek(0, io.SEEK_END))
+        stream.seek(0)
+        self._stream, self.position, self.until = _decompressed(stream), 0, 0
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self.position += len(data)
+        self._expansion.add(len(data))
+        if self.position > self.until:
+            raise UnreadableError("the headers of one of its members are far too long")
+        return data
+
+
+def _decompressed(stream: BinaryIO) -> BinaryIO:
+    """The stream itself, or of a gzip, bzip2, xz or Zstandard file what it holds."""
     head = stream.read(6)
     stream.seek(0)
     if head.startswith(b"\x1f\x8b"):
@@ -24,7 +64,7 @@ def decompressed(stream: BinaryIO) -> BinaryIO:
     if head.startswith(b"BZh"):
         return io.BufferedReader(_Decompressed(stream, bz2.BZ2Decompressor))
     if head == b"\xfd7zXZ\0":
-        return io.BufferedReader(_Decompressed(stream, lambda: lzma.LZMADecompressor(memlimit=_WINDOW_BYTES)))
+        return io.BufferedReader(_Decompressed(stream, lambda: lzma.LZMADecompressor(memlimit=WINDOW_BYTES)))
     if head.startswith(_ZSTD):
         import pyarrow as pa
 

@@ -1,9 +1,13 @@
 """What names say: which files are images, which are known to lie beside them, and what is left out, in words."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 
+from bcd_ray.uris import hidden_part
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".dcm")
+_OTHERS, _MOST_SUFFIXES = "other suffixes", 1000
 HIDDEN = "hidden"  # what files and members are counted under that `uris.hidden_part` finds
 CLOSED = "folders without permission"  # of which nobody knows what is in them
 # What is written beside images, and is none: labels of WebDataset, notes, tables, digests.
@@ -23,8 +27,14 @@ def suffix_of(name: str) -> str:
     file = name.rpartition("/")[2].lower()
     stem, _, suffix = file.rpartition(".")
     if stem:
-        return f".{suffix}" if re.fullmatch("[a-z][a-z0-9_]{0,9}", suffix) else "other suffixes"
+        return f".{suffix}" if re.fullmatch("[a-z][a-z0-9_]{0,9}", suffix) else _OTHERS
     return file if file in _SIDECARS else "no suffix"
+
+
+def count_left_out(counts: Counter[str], name: str) -> None:
+    """Count a member that is no image, by its suffix while there are not too many of them."""
+    suffix = HIDDEN if hidden_part(name) else suffix_of(name)
+    counts[suffix if suffix in counts or len(counts) < _MOST_SUFFIXES else _OTHERS] += 1
 
 
 def is_sidecar(name: str) -> bool:

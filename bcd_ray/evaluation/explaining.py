@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -47,7 +47,7 @@ class _Found:
     def add(self, entry: Entry, reasons: list[str]) -> None:
         decoded = decode(entry.content, Limits()) if isinstance(entry.content, bytes) else entry.content
         if isinstance(decoded, Decoded):
-            self.entries.append(entry)
+            self.entries.append(replace(entry, content=b""))
             self.pixels.append(decoded.pixels)
             self.reasons.append(reasons)
         else:

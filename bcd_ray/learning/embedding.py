@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bcd_ray import storage
 from bcd_ray.archives.formats.jpeg import coarseness
-from bcd_ray.archives.images import PASSING_STATUSES, Decoded, Limits, Pixels, Rejected
+from bcd_ray.archives.images import PASSING_STATUSES, Decoded, Limits, Pixels, Rejected, too_large
 from bcd_ray.archives.isolation import decode
 from bcd_ray.errors import JobError, StorageError
 from bcd_ray.labels import CLASSES
@@ -31,6 +31,7 @@ from bcd_ray.model.engines.openvino import BATCH
 from bcd_ray.model.quality import measure
 from bcd_ray.progress import Progress, say
 from bcd_ray.runtime import actor_pool, ray_session
+from bcd_ray.storage import StoredObject
 from bcd_ray.threads import EngineThreads, in_chunks, keep_blas_to_its_thread, map_ahead
 
 _VIEWS_PER_TASK = 256  # a second of two cores
@@ -39,7 +40,10 @@ _READERS = 16  # threads of the driver that read images
 _DECODERS = 2  # that decode them: more wait for the lock of Python
 _IMAGES_AT_A_TIME = 16  # that each takes: one by one takes a quarter longer
 _BYTES_AT_A_TIME = 1 << 20  # after which it takes no more, so that large images are one at a time
+_MOST_BYTES = 256 << 20  # of encoded images in an actor
 _MEASURED = {"0", *SPOILT}  # views whose quality somebody asks for
+_LIMITS = Limits()
+_Content = bytes | StorageError  # of an image, or why there is none
 Embeddings = npt.NDArray[np.float32]
 
 
@@ -85,8 +89,10 @@ class Embedder:
         known = self._cache.images()
         with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(_DECODERS) as decoders:
             chunks = in_chunks(self._images, _IMAGES_AT_A_TIME, lambda image: image.stored.size, _BYTES_AT_A_TIME)
-            contents = map_ahead(readers, _read, chunks, ahead=_READERS)  # else large images fill memory
-            found = map_ahead(decoders, partial(_identify, known), contents, ahead=2 * _DECODERS)
+            window = _LIMITS.window
+            contents = map_ahead(readers, _read, chunks, _READERS, lambda some: sum(map(_size, some)), window)
+            identify = partial(_identify, known)
+            found = map_ahead(decoders, identify, contents, 2 * _DECODERS, lambda some: sum(map(_held, some)), window)
             digests, facts = zip(*chain.from_iterable(found), strict=True)
         self._cache.add_images(
             {digest: each for digest, each in zip(digests, facts, strict=True) if digest and digest not in known}
@@ -138,7 +144,7 @@ class Embedder:
 
         pool = actor_pool()
         rows = [
-            {"uri": sources[digest].stored.uri, "digest": digest, "views": views}
+            {"uri": sources[digest].stored.uri, "size": sources[digest].stored.size, "digest": digest, "views": views}
             for digest, views in table.views_lacking().items()
         ]
         blocks = -(-int(table.lacking.sum()) // _VIEWS_PER_TASK)
@@ -184,34 +190,43 @@ def _unit(views: Sequence[int | str]) -> str:
     return "views" if len(views) > 1 else "images"
 
 
-def _read(images: Sequence[LabelledImage]) -> list[bytes | StorageError]:
-    return [_content(image.stored.uri) for image in images]
+def _size(image: LabelledImage) -> int:
+    return min(image.stored.size, _LIMITS.max_bytes)
 
 
-def _content(uri: str) -> bytes | StorageError:
+def _held(content: _Content) -> int:
+    return len(content) if isinstance(content, bytes) else 0
+
+
+def _read(images: Sequence[LabelledImage]) -> list[_Content]:
+    return [_content(image.stored) for image in images]
+
+
+def _content(stored: StoredObject) -> _Content:
+    if stored.size > _LIMITS.max_bytes:
+        rejected = too_large(stored.size, _LIMITS)
+        return StorageError(f"{rejected.status}: {rejected.error}")
     try:
-        return storage.read_bytes(uri)
+        return storage.read_bytes(stored.uri)
     except StorageError as error:
         return error
 
 
-def _identify(
-    known: Mapping[str, ImageFacts], contents: Sequence[bytes | StorageError]
-) -> list[tuple[str, ImageFacts]]:
+def _identify(known: Mapping[str, ImageFacts], contents: Sequence[_Content]) -> list[tuple[str, ImageFacts]]:
     """Of each image the sha256 of its bytes, "" if it could not be read, and what is known of it."""
     return [_facts(known, content) for content in contents]
 
 
-def _facts(known: Mapping[str, ImageFacts], data: bytes | StorageError) -> tuple[str, ImageFacts]:
+def _facts(known: Mapping[str, ImageFacts], data: _Content) -> tuple[str, ImageFacts]:
     if isinstance(data, StorageError):
         return "", ImageFacts(error=str(data))
     digest = hashlib.sha256(data).hexdigest()
     if digest in known:
         return digest, known[digest]
-    decoded = decode(data, Limits())
+    decoded = decode(data, _LIMITS)
     if isinstance(decoded, Rejected):
         facts = ImageFacts(error=f"{decoded.status}: {decoded.error}")
-        kept = decoded.status not in (*PASSING_STATUSES, "crashed", "timed_out")
+        kept = decoded.status not in (*PASSING_STATUSES, "crashed", "timed_out", "out_of_memory")
         return (digest if kept else ""), facts  # without a digest it is not kept
     if decoded.damage:  # good enough for a person to look at, not to learn from
         return digest, ImageFacts(error=f"damaged: {decoded.damage}")
@@ -232,13 +247,15 @@ class _EmbeddingActor:
         self._threads = EngineThreads(threads)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        sources = zip(batch["uri"], batch["digest"], batch["views"], strict=True)
+        sources = zip(batch["uri"], batch["digest"], batch["views"], batch["size"], strict=True)
         # Of an even number of images, whatever their number of views, no request is left half full.
-        parts = list(self._threads.map(self._embed, in_chunks(sources, BATCH)))
+        chunks = in_chunks(sources, BATCH)
+        # Each thread holds one image at a time, whose bytes count.
+        parts = list(self._threads.map(self._embed, chunks, lambda chunk: max(each[3] for each in chunk), _MOST_BYTES))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _embed(self, sources: list[tuple[str, str, Sequence[str]]]) -> dict[str, Any]:
-        rendered = chain.from_iterable(_render(*source) for source in sources)
+    def _embed(self, sources: list[tuple[str, str, Sequence[str], int]]) -> dict[str, Any]:
+        rendered = chain.from_iterable(_render(*source[:3]) for source in sources)
         digests, views, pixels, backgrounds, compression = zip(*rendered, strict=True)
         numbers = none_of((len(views),), self._size)
         if measured := [row for row, view in enumerate(views) if view in _MEASURED]:
@@ -263,7 +280,7 @@ def _render(uri: str, digest: str, views: Sequence[str]) -> Iterator[tuple[str, 
         raise JobError(f"{uri} changed while the job ran ({error})") from error
     if hashlib.sha256(data).hexdigest() != digest:
         raise JobError(f"{uri} changed while the job ran (other bytes)")
-    decoded = decode(data, Limits())
+    decoded = decode(data, _LIMITS)
     if not isinstance(decoded, Decoded):
         raise JobError(f"{uri} could be decoded before, and now not ({decoded.error}): run the same command again")
     compression = coarseness(data, decoded.width, decoded.height)

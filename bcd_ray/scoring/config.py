@@ -1,12 +1,16 @@
 """What scoring and its verification can be told."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from bcd_ray import uris
+from bcd_ray.archives.memory import share_out
 from bcd_ray.config import at_least, normalize
 from bcd_ray.errors import ConfigError
 from bcd_ray.scoring.roots import roots_of
+
+if TYPE_CHECKING:
+    from bcd_ray.archives.images import Limits
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,9 @@ class ScoreConfig:
     """Images of more pixels are refused undecoded."""
     max_decode_seconds: float = 30.0
     """Processor time for decoding an image, after which it is given up."""
-    max_decode_bytes: int = 2 << 30
-    """Memory that decoding may take on each actor, all images at a time together; plain JPEGs take 50 MB a core."""
+    actor_memory: int = 4 << 30
+    """Memory, in bytes, that an actor and its helpers may take together, whatever is in the archive. A machine has one
+    actor, a large one an actor for each eight cores."""
     max_actors: int = 0
     """Most scoring actors on a cluster that grows; 0: as many as its cores allow, also those of nodes that join."""
     small_run_bytes: int = 64 << 20
@@ -64,7 +69,15 @@ class ScoreConfig:
         at_least(self, 0, "max_unscored", "max_left_out", "max_undelivered", "max_superseded", "max_actors")
         at_least(self, 0, "small_run_bytes")
         at_least(self, 1, "max_image_bytes", "max_pixels", "max_decode_seconds")
-        at_least(self, 256 << 20, "max_decode_bytes")
+        share_out(self.actor_memory, self.max_image_bytes, self.max_pixels)
+
+    @property
+    def limits(self) -> "Limits":
+        """What an image and its actor must keep."""
+        from bcd_ray.archives.images import Limits
+
+        shares = share_out(self.actor_memory, self.max_image_bytes, self.max_pixels)
+        return Limits(self.max_image_bytes, self.max_pixels, self.max_decode_seconds, *shares)
 
     @staticmethod
     def spelled(uri: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bcd_ray.archives.images import Limits
+from bcd_ray.archives.memory import UNITS_AT_A_TIME
 from bcd_ray.archives.shards import is_loose
 from bcd_ray.errors import DeadlineError, JobError, StorageError
 from bcd_ray.model.bundle import Bundle
@@ -18,7 +18,7 @@ from bcd_ray.scoring.config import ScoreConfig
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.plan import Unit
 from bcd_ray.scoring.watch import Watch
-from bcd_ray.scoring.worker import UNITS_AT_A_TIME, Scored, ScoringActor, UnitScorer
+from bcd_ray.scoring.worker import Scored, ScoringActor, UnitScorer
 
 # Of Ray Data, each of one unit or several: a task costs 50 core milliseconds, 14 of them in its actor. Of shards
 # of 64 small images, a task each, two cores did 0.75 times as many with a network that takes no time.
@@ -39,11 +39,6 @@ class Work(NamedTuple):
     config: ScoreConfig
     withdrawn: Collection[str]  # contents and images that are not to be looked at
     watch: Watch
-
-    @property
-    def limits(self) -> Limits:
-        config = self.config
-        return Limits(config.max_image_bytes, config.max_pixels, config.max_decode_seconds, config.max_decode_bytes)
 
 
 Done = Iterator[Scored]  # of each unit
@@ -97,7 +92,7 @@ def on_ray(work: Work) -> Done:
 
     units, bundle, choice, ledger, config, withdrawn, watch = work
     pool, starts = actor_pool(config.max_actors, choice.on_gpu), start_counter(watch.deadline)
-    arguments = (ray.put(bundle), folders_of(units), choice.name, ledger, work.limits, pool.threads, starts)
+    arguments = (ray.put(bundle), folders_of(units), choice.name, ledger, config.limits, pool.threads, starts)
     counts = ray.data.from_items(
         [{"unit": unit} for unit in units], override_num_blocks=count_tasks(units, pool.most, choice.on_gpu)
     ).map_batches(
@@ -113,7 +108,8 @@ def on_ray(work: Work) -> Done:
 
 def here(work: Work) -> Done:
     """Each unit in this process, and every image decoded in one apart: an image must not end the job."""
-    scorer = UnitScorer(work.bundle, work.choice.name, work.ledger, work.limits, own_cores(), None, work.withdrawn)
+    limits = work.config.limits
+    scorer = UnitScorer(work.bundle, work.choice.name, work.ledger, limits, own_cores(), None, work.withdrawn)
     for unit in work.units:
         if time.time() >= work.watch.deadline:
             yield Scored(begun=False)

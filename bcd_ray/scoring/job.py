@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bcd_ray import storage, uris
-from bcd_ray.archives.images import DECODER_VERSION, Limits
+from bcd_ray.archives.images import DECODER_VERSION
 from bcd_ray.archives.listing import list_archive
 from bcd_ray.archives.suffixes import left_out_words, unexpected
 from bcd_ray.errors import ConfigError, NoInputError, NotFoundError
@@ -142,15 +142,14 @@ def _identity(bundle: Bundle, config: ScoreConfig) -> dict[str, Any]:
         "max_image_bytes": config.max_image_bytes,
         "max_pixels": config.max_pixels,
         "max_decode_seconds": config.max_decode_seconds,
+        "actor_memory": config.actor_memory,
     }
 
 
 def _plan(state: State, shards: list[StoredObject], identity: dict[str, Any], config: ScoreConfig) -> Plan:
     """What is to be done of the shards; those that only look changed are found out, and keep their rows."""
     refuse_other_names(shards, roots_of(config.root), state.shards, state.roots)
-    found = unchanged.compare(
-        state, shards, identity_digest(identity), Limits(config.max_image_bytes), config.compare_digests
-    )
+    found = unchanged.compare(state, shards, identity_digest(identity), config.limits, config.compare_digests)
     if found.equal:
         state.equal |= found.equal
         say(f"{len(found.equal):,} shards were compared and are equal to what was scored: their rows hold")

@@ -118,12 +118,13 @@ STATUSES = {
     "empty_shard": "One row for a tar, zip or Parquet file without images",
     "not_finite": "The network gave no finite numbers for it: look at the model and the machine",
     "crashed": "Reading, decoding or scoring it alone killed the process that did it, time and again",
+    "out_of_memory": "Decoding it alone takes more memory than `--actor-memory` leaves: give more, or save it smaller",
     "timed_out": "Decoding it took more processor time than `--max-decode-seconds`",
     "interrupted": "Whoever worked at it was killed time and again, from outside or by want of memory",
     "missing": "Listed, but gone when it was read",
     "changed": "Replaced by other content between listing and reading",
     "read_error": "The storage did not deliver it, after retries",
-    "resource_error": "Memory (see `--max-decode-bytes`), disk or open files ran out while it was decoded",
+    "resource_error": "Disk, open files or processes ran out while it was decoded",
 }
 
 PREDICTIONS = pa.schema(

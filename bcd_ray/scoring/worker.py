@@ -12,6 +12,7 @@ import pyarrow as pa
 from bcd_ray.archives.formats.jpeg import coarseness
 from bcd_ray.archives.images import Decoded, Limits, Pixels, Rejected
 from bcd_ray.archives.isolation import Decoder, decode, decode_apart, die_at_once
+from bcd_ray.archives.memory import UNITS_AT_A_TIME
 from bcd_ray.archives.shards import Entry, digest
 from bcd_ray.errors import StorageError
 from bcd_ray.labels import CLASSES
@@ -35,7 +36,6 @@ _CHUNK_BYTES = 16 << 20  # 8 JPEGs of 5 megapixels; a TIFF of 20 MB goes alone
 _Floats = npt.NDArray[np.float32]
 # Embeddings, logits, quality measures and white cells of some images; -1 cells where the model does not look at them.
 _Computed = tuple[_Floats, _Floats, _Floats, Counts]
-UNITS_AT_A_TIME = 2  # of an actor: while one opens its shard or writes its rows, the other keeps the cores busy
 
 
 class Scored(NamedTuple):
@@ -113,7 +113,11 @@ class UnitScorer:
             return [row for row, _ in described], [self._compute(pixels)] if pixels else []
 
         chunks = in_chunks(entries, 1 if entries.one_by_one else self._engine.chunk, _bytes_in, _CHUNK_BYTES)
-        scored = map(score_chunk, chunks) if entries.one_by_one else self._threads.map(score_chunk, chunks)
+        scored = (
+            map(score_chunk, chunks)
+            if entries.one_by_one
+            else self._threads.map(score_chunk, chunks, lambda chunk: sum(map(_bytes_in, chunk)), self._limits.window)
+        )
         for some in in_chunks(scored, _CHUNKS_DECIDED):
             entries.scored()
             rows, computed = (list(chain.from_iterable(each)) for each in zip(*some, strict=True))

@@ -556,8 +556,8 @@ class Panic(BaseException):
         (RecursionError(), "corrupt_image"),
         (Panic("index out of bounds"), "corrupt_image"),
         (OSError("image file is truncated"), "corrupt_image"),
-        (MemoryError(), "resource_error"),
-        (OSError(errno.ENOMEM, "Cannot allocate memory"), "resource_error"),
+        (MemoryError(), "out_of_memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out_of_memory"),
         (OSError(errno.EMFILE, "Too many open files"), "resource_error"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from bcd_ray.archives import images, isolation
-from bcd_ray.archives.images import Decoded, Limits, Rejected
+from bcd_ray.archives.images import PASSING_STATUSES, Decoded, Limits, Rejected
 from bcd_ray.archives.isolation import decode, decode_apart
 from bcd_ray.learning.synthetic import draw_smear
 
@@ -86,7 +86,21 @@ def test_an_image_that_needs_more_than_its_share_is_tried_alone_with_all() -> No
     assert isinstance(decode(drawn(mark=b"memory"), Limits()), Decoded)
     found = decode(drawn(mark=b"memory"), Limits(max_memory=400 << 20))
     assert isinstance(found, Rejected)
-    assert found.status == "resource_error"
+    assert found.status == "out_of_memory"
+    assert "--actor-memory" in found.error
+    assert found.status not in PASSING_STATUSES  # the next night would be no better
+
+
+def test_an_image_called_damaged_for_want_of_memory_is_tried_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = list[int]()
+
+    def tried(data: bytes, limits: Limits, memory: int) -> Rejected:
+        shares.append(memory)
+        return Rejected("corrupt_image", "decoder error -2", 10_000, 10_000)
+
+    monkeypatch.setattr(isolation, "_try", tried)
+    assert isinstance(decode(drawn(), Limits()), Rejected)
+    assert shares == [isolation.SHARE_BYTES, Limits().max_memory]
 
 
 def test_what_a_library_prints_is_no_answer() -> None:
@@ -109,8 +123,8 @@ def test_a_jpeg_that_could_take_long_goes_apart(options: dict[str, object]) -> N
 def test_no_helper_outlives_its_parent(tmp_path: Path) -> None:
     assert isinstance(decode(drawn(), Limits()), Decoded)
     helper = next(iter(waiting.get() for waiting in isolation._idle.values() if not waiting.empty()))
-    helper._process.stdin.close()  # as the kernel does when a process ends
-    assert helper._process.wait(10) == 0
+    helper.questions.close()  # as the kernel does when a process ends
+    assert helper.process.wait(10) == 0
     helper.end()
 
 

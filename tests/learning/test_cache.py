@@ -1,5 +1,6 @@
 """Each view of each content is embedded once: what is kept, what is not, and what damage costs."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from bcd_ray import storage
+from bcd_ray.archives.isolation import end_helpers
 from bcd_ray.errors import JobError
 from bcd_ray.learning import cache
 from bcd_ray.learning.config import TrainConfig
@@ -211,9 +213,13 @@ def test_a_failure_of_the_machine_is_not_kept_as_one_of_the_image(
     def no_memory(*_: object) -> None:
         raise MemoryError
 
+    def no_process(*_: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    end_helpers()
     with monkeypatch.context() as patch:
         patch.setattr("bcd_ray.archives.formats.jpeg.plain_jpeg", no_memory)
-        patch.setattr("bcd_ray.archives.formats.pillow.decode", no_memory)
+        patch.setattr("bcd_ray.archives.isolation.helpers.start", no_process)
         with Embedder(list_labelled(str(smears)), MODEL, str(tmp_path / "cache")) as embedder:
             assert all(error and error.startswith("resource_error") for error in embedder.identified.errors)
     assert embed(smears, str(tmp_path / "cache")).identified.errors == [None] * 12

@@ -229,6 +229,7 @@ def test_every_image_has_one_row_with_its_status(scored: Scored, synthetic_archi
         *schema.PASSING_STATUSES,
         "crashed",
         "timed_out",
+        "out_of_memory",
         "not_finite",
     }  # these need a fault of the storage or the machine
     assert {status for _, status in scored.expected} == schema.STATUSES.keys() - elsewhere

@@ -1,9 +1,12 @@
 """What all formats share: the limits, what comes out, and the size of the network's input."""
 
+import errno
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from bcd_ray.archives.memory import window
 
 SIZE = 224  # pixels a side of the network's input
 Pixels = npt.NDArray[np.uint8]
@@ -16,7 +19,13 @@ class Limits:
     max_bytes: int = 64 << 20
     max_pixels: int = 100_000_000
     max_seconds: float = 30.0  # of processor time, to decode it
-    max_memory: int = 2 << 30  # of the processes apart that decode, all together
+    max_memory: int = 1536 << 20  # of the processes apart that decode, all together; see `archives.memory`
+    max_parquet: int = 512 << 20  # of a process apart that reads Parquet
+
+    @property
+    def window(self) -> int:
+        """Bytes of encoded images that each stage of reading may hold."""
+        return window(self.max_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +57,9 @@ PASSING_STATUSES = ("missing", "changed", "read_error", "resource_error", "inter
 
 def failed(error: BaseException, width: int | None = None, height: int | None = None) -> Rejected:
     """What an error of a decoder means: this image's fault, unless memory, the disk or open files ran out."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return Rejected("out_of_memory", "takes more memory to decode than --actor-memory leaves", width, height)
+    if isinstance(error, OSError) and error.errno:
         return Rejected("resource_error", f"the machine failed, not the image: {one_line(error)}", width, height)
     return Rejected("corrupt_image", one_line(error), width, height)
 

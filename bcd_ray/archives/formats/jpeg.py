@@ -20,7 +20,7 @@ _ICC = b"ICC_PROFILE\0"
 _SEQUENTIAL, LOSSLESS = (0xC0, 0xC1), 0xC3
 # Row and column of each step: diagonals, one after the other, every second of them upwards.
 _ZIGZAG = tuple(np.array(sorted(np.ndindex(8, 8), key=lambda at: (sum(at), at[0] if sum(at) % 2 else at[1]))).T)
-_MOST_PIXELS = 8_000_000  # of a plain one after scaling, 24 MB: larger ones are very long
+_MOST_PIXELS = 2_000_000  # of a plain one after scaling, 14 MB a thread: larger ones are very long
 
 
 @dataclass

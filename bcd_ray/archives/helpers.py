@@ -1,0 +1,53 @@
+"""Processes of this package that read what may harm its reader: started, asked through pipes, bounded by the kernel."""
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import IO, NamedTuple
+
+
+class Helper(NamedTuple):
+    """A process, and the pipes to and from it."""
+
+    process: "subprocess.Popen[bytes]"
+    questions: IO[bytes]
+    answers: IO[bytes]
+
+    def end(self) -> None:
+        """End the process."""
+        for pipe in (self.questions, self.answers):
+            with suppress(BrokenPipeError):
+                pipe.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def start(command: Sequence[str], argument: str) -> Helper:
+    """Start a helper, which is to call `begin` first; OSError where no process can be made."""
+    # Memory goes back to the kernel with each image; each helper works in one thread.
+    settings = {"MALLOC_MMAP_THRESHOLD_": "1048576", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    settings["ARROW_DEFAULT_MEMORY_POOL"] = "system"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    process = subprocess.Popen(
+        [*command, argument],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=kept | settings | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        start_new_session=True,  # Ctrl-C is its parent's
+    )
+    assert process.stdin
+    assert process.stdout
+    return Helper(process, process.stdin, process.stdout)
+
+
+def begin(memory: int) -> IO[bytes]:
+    """In a helper: bound its memory, in bytes, and return where its answers go; what a library prints is none."""
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return answers

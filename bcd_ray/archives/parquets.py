@@ -1,0 +1,201 @@
+"""The images in a Parquet file, read by a helper: what is in a file decides how much memory pyarrow takes for it.
+
+A page is read and decompressed whole, and a file that pyarrow wrote without options has pages of a thousand images. So
+the kernel bounds the helper at `Limits.max_parquet`, and its processor time for each step at `Limits.max_seconds`.
+"""
+
+import atexit
+import json
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from queue import Empty, SimpleQueue
+from threading import Semaphore
+from typing import Any, BinaryIO
+
+from bcd_ray import storage
+from bcd_ray.archives import helpers
+from bcd_ray.archives.helpers import Helper
+from bcd_ray.archives.images import Limits, Rejected, too_large
+from bcd_ray.archives.memory import UNITS_AT_A_TIME
+from bcd_ray.archives.streams import NAME_CHARS, UnreadableError, raise_if_of_the_disk
+from bcd_ray.errors import ChangedError, NotFoundError, StorageError, UnsafeError
+from bcd_ray.storage import StoredObject
+
+COLUMNS = {"image_id": "string", "image": "binary"}  # what a Parquet shard must have
+COMMAND = [sys.executable, "-P", "-c", "from bcd_ray.archives.parquets import serve; serve()"]
+_MOST_ROWS, _BATCH_BYTES = 16, 4 << 20  # read at a time, of usual rows
+_ERRORS = {each.__name__: each for each in (UnreadableError, StorageError, NotFoundError, ChangedError, UnsafeError)}
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
+
+_places = Semaphore(UNITS_AT_A_TIME)
+_idle: defaultdict[int, "SimpleQueue[Helper]"] = defaultdict(SimpleQueue)
+
+
+def read_parquet(shard: StoredObject, limits: Limits) -> Iterator[tuple[str, bytes | Rejected]]:
+    """Names and bytes of the images.
+
+    Raises:
+        UnreadableError: it is no Parquet file with the columns, it is damaged, or reading it takes too much.
+        StorageError: the storage did not deliver it.
+    """
+    with _places:
+        yield from _ask(_helper(limits), shard, limits)
+
+
+def _ask(helper: Helper, shard: StoredObject, limits: Limits) -> Iterator[tuple[str, bytes | Rejected]]:
+    sound = False
+    try:
+        asked = {"shard": asdict(shard), "max_bytes": limits.max_bytes, "max_seconds": limits.max_seconds}
+        with suppress(BrokenPipeError):
+            helper.questions.write(json.dumps(asked).encode() + b"\n")
+            helper.questions.flush()
+        while "name" in (told := _told(helper, limits)):
+            if told["over"]:
+                yield told["name"], too_large(told["size"], limits)
+                continue
+            data = helper.answers.read(told["size"])
+            if len(data) < told["size"]:
+                raise _death(helper, limits)
+            yield told["name"], data
+        sound = True
+        if told:
+            raise _ERRORS[told["error"]](told["text"])
+    finally:
+        if sound:
+            _idle[limits.max_parquet].put(helper)
+        else:
+            helper.end()
+
+
+def _helper(limits: Limits) -> Helper:
+    try:
+        return _idle[limits.max_parquet].get_nowait()
+    except Empty:
+        pass
+    try:
+        return helpers.start(COMMAND, str(limits.max_parquet))
+    except OSError as error:
+        raise StorageError(f"no process can be made to read it ({error})") from error
+
+
+def _told(helper: Helper, limits: Limits) -> dict[str, Any]:
+    line = helper.answers.readline()
+    if not line.endswith(b"\n"):
+        raise _death(helper, limits)
+    told: dict[str, Any] = json.loads(line)
+    return told
+
+
+def _death(helper: Helper, limits: Limits) -> Exception:
+    number = -helper.process.wait()
+    if number in _FROM_OUTSIDE:
+        return StorageError("the process that read it was killed from outside: look for full memory")
+    if number == signal.SIGPROF:
+        seconds = f"{limits.max_seconds:g} s of processor time"
+        return UnreadableError(f"a step of reading it takes more than {seconds}: see --max-decode-seconds")
+    return UnreadableError(f"reading it killed the process that did it ({number})")
+
+
+@atexit.register
+def end_helpers() -> None:
+    """End the helpers that wait."""
+    for waiting in _idle.values():
+        while not waiting.empty():
+            waiting.get().end()
+
+
+def serve() -> None:
+    """What a helper does: read the shards that it is asked for on standard input. Its argument is its memory."""
+    memory = int(sys.argv[1])
+    answers = helpers.begin(memory)
+    for line in sys.stdin.buffer:
+        asked = json.loads(line)
+        told: dict[str, Any] = {}
+        try:
+            with storage.open_stream(StoredObject(**asked["shard"])) as stream:
+                for name, image in _rows(stream, asked["max_seconds"]):
+                    size = len(image)
+                    over = size > asked["max_bytes"]
+                    answers.write(json.dumps({"name": name, "size": size, "over": over}).encode() + b"\n")
+                    answers.write(b"" if over else image)
+        except MemoryError:
+            text = f"a row group of the Parquet file takes more than {memory:,} bytes to read"
+            remedy = "write row groups of at most 64 images, as jobs/pack.py does, or raise --actor-memory"
+            told = {"error": "UnreadableError", "text": f"{text}: {remedy}"}
+        except (StorageError, UnreadableError) as error:
+            told = {"error": type(error).__name__, "text": str(error)}
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        answers.write(json.dumps(told).encode() + b"\n")
+        answers.flush()
+
+
+def _rows(stream: BinaryIO, max_seconds: float) -> Iterator[tuple[str, bytes]]:
+    """Names, cut where they are far too long, and bytes; here, of whatever size."""
+    import pyarrow.parquet as pq
+
+    try:
+        signal.setitimer(signal.ITIMER_PROF, max_seconds)
+        file = pq.ParquetFile(stream, buffer_size=1 << 16, pre_buffer=False)  # else all of a row group at once
+        columns = _columns(file.schema_arrow)
+        row = 0
+        for batch in _batches(file, columns):
+            flat = (batch["image_id"], batch["image"]) if len(columns) > 1 else _flat(batch["image"])
+            for name, image in zip(*flat, strict=True):
+                row += 1
+                yield (name.as_py() or f"row-{row}")[: NAME_CHARS + 1], image.as_py() or b""
+            signal.setitimer(signal.ITIMER_PROF, max_seconds)
+    except (MemoryError, StorageError, UnreadableError):
+        raise
+    except Exception as error:  # pyarrow raises many types on hostile files; each is this shard's fault
+        raise_if_of_the_disk(error)
+        raise UnreadableError(f"the Parquet file cannot be read ({' '.join(str(error).split())[:200]})") from error
+
+
+def _batches(file: Any, columns: list[str]) -> Iterator[Any]:
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        of_a_row = max(1, group.total_byte_size // max(1, group.num_rows))
+        rows = max(1, min(_MOST_ROWS, _BATCH_BYTES // of_a_row))
+        yield from file.iter_batches(batch_size=rows, row_groups=[number], columns=columns, use_threads=False)
+
+
+def _columns(schema: Any) -> list[str]:
+    """What is read; UnreadableError where the file has no such columns."""
+    if _is_of_hugging_face(schema):
+        return ["image"]
+    for name, wanted in COLUMNS.items():
+        index = schema.get_field_index(name)
+        if index < 0 or not _holds(schema.field(index).type, wanted):
+            found = ", ".join(f"{field.name} ({field.type})" for field in schema)
+            raise UnreadableError(f"no column {name} ({wanted}) in it, but {found[:1000]}")
+    return list(COLUMNS)
+
+
+def _is_of_hugging_face(schema: Any) -> bool:
+    """Whether a Parquet file is of the form of Hugging Face's `datasets`: `image` as a struct of bytes and path."""
+    import pyarrow as pa
+
+    index = schema.get_field_index("image")
+    if index < 0 or not pa.types.is_struct(image := schema.field(index).type):
+        return False
+    parts = {part.name: part.type for part in image}
+    return {"bytes", "path"} <= parts.keys() and _holds(parts["bytes"], "binary") and _holds(parts["path"], "string")
+
+
+def _flat(image: Any) -> tuple[Any, Any]:
+    """Paths and bytes of a column of such structs."""
+    import pyarrow.compute as pc
+
+    return pc.struct_field(image, "path"), pc.struct_field(image, "bytes")
+
+
+def _holds(column_type: Any, wanted: str) -> bool:
+    """Whether a column is of the wanted type in any of Arrow's layouts; a struct or list of it is not."""
+    import pyarrow as pa
+
+    plain = column_type.value_type if pa.types.is_dictionary(column_type) else column_type
+    return str(plain) in (wanted, f"large_{wanted}", f"{wanted}_view")
