@@ -413,6 +413,10 @@ def pngs() -> Iterator[Case]:
     yield case("PNG with gAMA", "scored", "Pillow", linear, 1, make=lambda: png(SMEAR, 8, 2, (b"gAMA", gamma)))
     usual = struct.pack(">I", 45_455)
     yield case("PNG with the gAMA of sRGB", "scored", "Pillow", SMEAR, make=lambda: png(SMEAR, 8, 2, (b"gAMA", usual)))
+    zeros = (b"cHRM", bytes(32))
+    yield case("PNG with a senseless cHRM", "damaged", "Pillow", SMEAR, make=lambda: png(SMEAR, 8, 2, zeros))
+    tiny = (b"gAMA", struct.pack(">I", 1))
+    yield case("PNG with a senseless gAMA", "damaged", "Pillow", SMEAR, make=lambda: png(SMEAR, 8, 2, tiny))
     exchanged = struct.pack(">8I", 31270, 32900, 15000, 6000, 30000, 60000, 64000, 33000)
     swapped = SMEAR[..., ::-1]
     yield case("PNG with cHRM", "scored", "Pillow", swapped, 2, make=lambda: png(SMEAR, 8, 2, (b"cHRM", exchanged)))

@@ -25,13 +25,21 @@ _PRIMARIES = {
 _GAMMAS = {4: 1 / 2.2, 8: 1.0}
 _SRGB_CURVES = (1, 6, 13, 14, 15)  # those of video are shown, by convention, on a screen of sRGB
 _SCREEN = 2.2  # what gAMA is about: 1/2.2 means as it is
+_GAMMA_RANGE, _LEAST_RANGE = (0.1, 2.0), 64  # levels from black to white
+_SENSELESS = "its colour profile cannot be used: the colours are taken as they are"
 
 
 class Space:
     """A space of colours that has primaries and one curve: gAMA and cHRM, or cICP, of a PNG."""
 
     def __init__(self, gamma: float | None, primaries: tuple[float, ...] = _SRGB_PRIMARIES) -> None:
-        """`gamma` is the exponent that encoded the samples; None is the curve of sRGB."""
+        """`gamma` is the exponent that encoded the samples; None is the curve of sRGB.
+
+        Raises:
+            ValueError: no light has these primaries, or no screen that curve.
+        """
+        if gamma is not None and not _GAMMA_RANGE[0] <= gamma <= _GAMMA_RANGE[1]:
+            raise ValueError(f"a gamma of {gamma}")
         self._gamma = gamma
         self._matrix = np.linalg.inv(_to_xyz(_SRGB_PRIMARIES)) @ _to_xyz(primaries)
 
@@ -50,7 +58,11 @@ class Space:
         return (shown * 255).round().astype(np.uint8)
 
 
-Profile = bytes | Space | None  # an ICC profile, a space, or nothing said
+class Senseless:
+    """What is said of colours and cannot be."""
+
+
+Profile = bytes | Space | Senseless | None  # an ICC profile, a space, or nothing said
 
 
 def of_png(chunks: Mapping[bytes, bytes]) -> Profile | str:
@@ -69,7 +81,10 @@ def of_png(chunks: Mapping[bytes, bytes]) -> Profile | str:
     numbers = np.frombuffer(chunks.get(b"cHRM", b"")[:32], ">u4") / 100_000
     if not gamma and len(numbers) != 8:
         return None
-    return Space(gamma or None, tuple(numbers) if len(numbers) == 8 else _SRGB_PRIMARIES)
+    try:
+        return Space(gamma or None, tuple(numbers) if len(numbers) == 8 else _SRGB_PRIMARIES)
+    except ValueError:
+        return Senseless()
 
 
 def finish(image: Image.Image, profile: Profile, damage: str | None = None) -> Decoded:
@@ -86,13 +101,15 @@ def finish(image: Image.Image, profile: Profile, damage: str | None = None) -> D
         except MemoryError:
             raise
         except Exception:  # ImageCms raises many types on damaged profiles
-            damage = damage or "its colour profile cannot be used: the colours are taken as they are"
+            damage = damage or _SENSELESS
         else:
             if transform is not None:
                 small = ImageCms.applyTransform(small, transform) or small
     pixels = np.asarray(small if small.mode == "RGB" else small.convert("RGB"))
     if isinstance(profile, Space) and not profile.is_srgb:
         pixels = profile.apply(pixels)
+    if isinstance(profile, Senseless):
+        damage = damage or _SENSELESS
     return Decoded(pixels, width, height, damage)
 
 
@@ -107,16 +124,28 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     grid = np.stack(np.meshgrid(*[steps] * 3), -1).reshape(1, -1, 3) if mode == "RGB" else steps[None]
     before = Image.fromarray(np.ascontiguousarray(grid))
     after = ImageCms.applyTransform(before, transform)
+    if np.ptp(np.asarray(after)) < _LEAST_RANGE:
+        raise ValueError("it shows one colour alone")
     change = np.abs(np.asarray(before.convert("RGB")).astype(int) - np.asarray(after))
     return None if change.max() <= _SAME else transform
 
 
 def _to_xyz(primaries: tuple[float, ...]) -> npt.NDArray[np.float64]:
-    """(3, 3) from linear RGB of these primaries to XYZ, adapted to the white of sRGB by Bradford's method."""
+    """(3, 3) from linear RGB of these primaries to XYZ, adapted to the white of sRGB by Bradford's method.
+
+    Raises:
+        ValueError: they are no colours of light, or white is not made of the three.
+    """
     points = np.array(primaries, np.float64).reshape(4, 2)
+    inside = (points.min() >= 0) and (points[:, 1].min() > 0) and (points.sum(axis=1).max() < 1.001)
+    if not inside or abs(np.linalg.det(np.diff(points[1:], axis=0))) < 1e-6:
+        raise ValueError("primaries that no light has")
     xyz = np.column_stack([points, 1 - points.sum(axis=1)]) / points[:, 1:]
     white, colours = xyz[0], xyz[1:].T
-    matrix = colours * np.linalg.solve(colours, white)
+    shares = np.linalg.solve(colours, white)
+    if shares.min() <= 0:
+        raise ValueError("a white that is not made of the primaries")
+    matrix = colours * shares
     target = np.array([0.3127, 0.3290, 1 - 0.3127 - 0.3290]) / 0.3290
     cone = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
     adapted: npt.NDArray[np.float64] = np.linalg.solve(cone, np.diag((cone @ target) / (cone @ white)) @ cone) @ matrix
