@@ -7,7 +7,6 @@ import pyarrow.compute as pc
 
 from bcd_ray import storage
 from bcd_ray.errors import ConfigError
-from bcd_ray.scoring.schema import WITHDRAWN
 from bcd_ray.scoring.state import State
 from bcd_ray.storage import parquet
 from bcd_ray.uris import normalize
@@ -37,13 +36,12 @@ def current(output: str, columns: Sequence[str] | None = None) -> pa.Table:
     shards: dict[str, list[str]] = {}
     for uri, standing in state.shards.items():
         shards.setdefault(standing.run_id, []).append(uri)
-    tables, withdrawn = [], pa.array(state.withdrawn, pa.string())
+    tables = []
     for manifest in state.manifests:
         uri = storage.join(output, "predictions", f"{manifest['run_id']}.parquet")
         wanted = None if columns is None else list(dict.fromkeys([*columns, *_LOOKED_AT]))
         rows = parquet.read(uri, "restore it from a copy", wanted)
         held = pc.is_in(rows["shard_uri"], pa.array(shards.get(manifest["run_id"], []), pa.string()))
-        forgotten = pc.or_(pc.equal(rows["status"], WITHDRAWN), pc.is_in(rows["image_sha256"], withdrawn))
-        tables.append(rows.filter(pc.and_not(held, forgotten)))
+        tables.append(rows.filter(pc.and_not(held, state.is_withdrawn(rows))))
     table = pa.concat_tables(tables, promote_options="default").sort_by("shard_uri")
     return table if columns is None else table.select(list(columns))

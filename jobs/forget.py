@@ -14,6 +14,10 @@ def main(config: ForgetConfig) -> int:
     if config.dry_run:
         print(f"would withdraw {done.images:,} rows, and {done.contents:,} contents from later runs")
         return EXIT_OK
+    if storage.list_names(f"{config.output}/table"):  # its earlier versions hold the rows, too
+        table = CurrentTable(config.output)
+        runs = table.rebuild() if config.erase and done.manifest else table.update()
+        print(f"{len(runs):,} runs taken into {table.uri}")
     if done.manifest is None:
         print(f"nothing to do: all that is named is withdrawn from {config.output}")
         return EXIT_OK
@@ -22,10 +26,6 @@ def main(config: ForgetConfig) -> int:
         print(f"{done.erased:,} files of earlier runs were written anew without them")
     else:
         print("files of earlier runs still hold what was said of them: --erase writes those anew")
-    if storage.list_names(f"{config.output}/table"):  # its earlier versions hold the rows, too
-        table = CurrentTable(config.output)
-        runs = table.rebuild() if config.erase else table.update()
-        print(f"{len(runs):,} runs taken into {table.uri}")
     print(f"manifest     {config.output}/manifests/{done.manifest['run_id']}.json")
     return EXIT_OK
 

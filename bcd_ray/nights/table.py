@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from bcd_ray import read, storage
 from bcd_ray.errors import ConfigError, JobError
-from bcd_ray.scoring.schema import PREDICTIONS, WITHDRAWN
+from bcd_ray.scoring.schema import PREDICTIONS
 from bcd_ray.scoring.state import State, in_order, read_inputs, read_manifests
 from bcd_ray.storage import parquet, s3
 
@@ -91,7 +91,8 @@ class CurrentTable:
         else:  # published after one that was planned at the same time: of the two, the one planned last holds
             state = State(self._output, manifests=sorted([*state.manifests, manifest], key=in_order))
         uris = {read.uri for read in read_inputs(self._output, manifest)}
-        lost = {before[uri].run_id for uri in uris & before.keys() if before[uri].run_id != state.shards[uri].run_id}
+        now = {uri: state.shards[uri].run_id if uri in state.shards else "" for uri in uris}
+        lost = {before[uri].run_id for uri in uris & before.keys() if before[uri].run_id != now[uri]}
         runs = [each for each in state.manifests if each["run_id"] in {*lost, manifest["run_id"]}]
         self._commit(manifest, runs, state)
         return state
@@ -104,7 +105,7 @@ class CurrentTable:
         for uri, standing in state.shards.items():
             if standing.run_id in holding:
                 holding[standing.run_id].append(uri)
-        batches = (batch for run_id, uris in holding.items() for batch in self._rows(run_id, uris))
+        batches = (batch for run_id, uris in holding.items() for batch in self._rows(run_id, uris, state))
         write_deltalake(
             self.uri,
             pa.RecordBatchReader.from_batches(PREDICTIONS.remove_metadata(), batches),
@@ -117,13 +118,12 @@ class CurrentTable:
             **_AS_A_NEW_ONE if len(state.manifests) == 1 else {"mode": "overwrite", "predicate": _of_runs(runs)},
         )
 
-    def _rows(self, run_id: str, shards: list[str]) -> Iterator[pa.RecordBatch]:
-        """The rows of some shards that a run published, in the columns of now."""
+    def _rows(self, run_id: str, shards: list[str], state: State) -> Iterator[pa.RecordBatch]:
+        """The rows of some shards that a run published, in the columns of now; none of what is withdrawn."""
         uri = storage.join(self._output, "predictions", f"{run_id}.parquet")
         wanted = pa.array(shards, pa.string())
         for chunk in parquet.chunks(next(storage.list_objects(uri)), "restore it from a copy"):
-            holds = pc.and_(pc.is_in(chunk["shard_uri"], wanted), pc.not_equal(chunk["status"], WITHDRAWN))
-            rows = chunk.filter(holds)
+            rows = chunk.filter(pc.and_not(pc.is_in(chunk["shard_uri"], wanted), state.is_withdrawn(chunk)))
             lacking = {field.name: pa.nulls(len(rows), field.type) for field in PREDICTIONS}
             columns = lacking | dict(zip(rows.schema.names, rows.columns, strict=True))
             table = pa.table({name: columns[name] for name in PREDICTIONS.names})

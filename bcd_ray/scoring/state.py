@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from bcd_ray import storage
@@ -120,6 +121,11 @@ class State:
         """Whether a shard has the content that rows are of, by its tag, or because somebody compared."""
         known = self.equal.get(storage.printable(shard.name))
         return storage.same_version(last.etag, shard.etag) or known == Equal(shard.etag, last.etag)
+
+    def is_withdrawn(self, rows: pa.Table) -> Any:
+        """Which of some rows, by `status` and `image_sha256`, are of images that are to be forgotten."""
+        contents = pa.array(self.withdrawn, pa.string())
+        return pc.or_(pc.equal(rows["status"], WITHDRAWN), pc.is_in(rows["image_sha256"], contents))
 
     def missed(self, shards: Iterable[StoredObject], identity: str) -> Missed:
         """What has no prediction of these shards as they are now."""

@@ -9,12 +9,15 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 from scoring.nights import IDENTITY, night, shard
 from scoring.test_nights import LAST_RUN
 from scoring.test_scoring import jpeg, tar_of
 
+import jobs.forget as forget_job
 from bcd_ray import read, storage
 from bcd_ray.errors import ConfigError
+from bcd_ray.nights.table import CurrentTable
 from bcd_ray.scoring.config import ForgetConfig, ScoreConfig
 from bcd_ray.scoring.job import score
 from bcd_ray.scoring.ledger import Ledger
@@ -131,6 +134,23 @@ def test_a_withdrawal_that_died_is_gone_on_with(output: str) -> None:
     assert Ledger(output).recover() == [done.manifest["run_id"]]
     assert sorted(held(output)) == whole
     assert forgotten(output, "/lab/pat-1").manifest is None
+
+
+def test_the_delta_table_drops_them_and_erasing_drops_its_versions(output: str) -> None:
+    table = CurrentTable(output)
+    table.update()
+    assert forget_job.main(ForgetConfig(output=output, images=("/lab/pat-1", "/lab/t.tar#2.jpg"))) == 0
+    assert list(table.differences()) == []
+    assert forget_job.main(ForgetConfig(output=output, images=("/lab/pat-2",), moved=True)) == 0
+    assert list(table.differences()) == []
+    left = ["/lab/t.tar#1.jpg", "/lab/t.tar#3.jpg"]
+    assert sorted(DeltaTable(table.uri).to_pyarrow_table()["image_uri"].to_pylist()) == left
+    assert forget_job.main(ForgetConfig(output=output, images=("/lab/pat-1",), erase=True)) == 0
+    assert list(table.differences()) == []
+    for version in range(DeltaTable(table.uri).version() + 1):
+        uris = DeltaTable(table.uri, version).to_pyarrow_table()["image_uri"].to_pylist()
+        assert not any("pat-1" in uri for uri in uris)
+    assert verify(output) == []
 
 
 def test_no_run_takes_a_forgotten_content_up_again(ray_cluster: None, bundle: Path, tmp_path: Path) -> None:
