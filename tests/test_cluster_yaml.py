@@ -71,6 +71,7 @@ def test_every_ray_process_wants_the_token_and_runs_at_full_speed(
         "RAY_AUTH_MODE": "token",
         "RAY_worker_niceness": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",
         "MALLOC_MMAP_THRESHOLD_": str(2**32),
         "MALLOC_TRIM_THRESHOLD_": str(2**32),
     }

@@ -174,8 +174,6 @@ def _list_s3(uri: str, unlisted: Unlisted) -> Iterator[StoredObject]:
         if part := hidden_part(name[len(prefix) :]):
             unlisted.hidden.add(part)
         else:
-            modified = item["LastModified"].timestamp()
-            yield StoredObject(f"{bucket}/{name}", item["Size"], item["ETag"].strip('"'), modified)
+            yield StoredObject(f"{bucket}/{name}", item["Size"], item["ETag"].strip('"'), s3.modified(item))
     if nothing and prefix and (found := s3.head(uri)):
-        modified = found["LastModified"].timestamp()
-        yield StoredObject(uri, found["ContentLength"], found["ETag"].strip('"'), modified)
+        yield StoredObject(uri, found["ContentLength"], found["ETag"].strip('"'), s3.modified(found))

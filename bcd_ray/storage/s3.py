@@ -105,6 +105,11 @@ def head(uri: str) -> dict[str, Any] | None:
     return found
 
 
+def modified(found: dict[str, Any]) -> float:
+    """When an object that was found was written, in seconds since 1970; 0 where the store does not say."""
+    return float(found["LastModified"].timestamp()) if "LastModified" in found else 0.0
+
+
 def delete(uri: str) -> None:
     """Delete an object; nothing happens if it is not there."""
     bucket, key = _bucket_and_key(uri)
