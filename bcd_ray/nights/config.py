@@ -76,6 +76,14 @@ class NightlyConfig(ScoreConfig):
         return uri
 
 
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig(NightlyConfig):
+    """Look whether all is there that a night of these options needs; nothing is scored or published."""
+
+    json: bool = False
+    """Print a JSON list of the checks in place of lines."""
+
+
 def of_day(template: str, day: date) -> str:
     """The folder of a day."""
     return uris.normalize(template.format(date=day))

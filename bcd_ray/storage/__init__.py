@@ -33,6 +33,7 @@ __all__ = [
     "join",
     "list_names",
     "list_objects",
+    "modified_at",
     "normalize",
     "open_stream",
     "printable",
@@ -105,6 +106,15 @@ def create_from_file(uri: str, file: BinaryIO) -> bool:
 def exists(uri: str) -> bool:
     """Whether there is an object of exactly this URI."""
     return s3.exists(uri) if is_s3(uri) else os.path.isfile(uri)
+
+
+def modified_at(uri: str) -> float:
+    """When an object was written by the clock of its store, in seconds since the epoch; NotFoundError without one."""
+    if not is_s3(uri):
+        return local.modified_at(uri)
+    if (found := s3.head(uri)) is None:
+        raise NotFoundError(f"nothing found at {uri}: check the path")
+    return float(found["LastModified"].timestamp())
 
 
 def delete(uri: str) -> None:

@@ -132,6 +132,12 @@ def create(uri: str, source: BinaryIO) -> bool:
         return True
 
 
+def modified_at(uri: str) -> float:
+    """When a file was written, in seconds since the epoch."""
+    with _translated(uri):
+        return os.stat(uri).st_mtime
+
+
 def delete(uri: str) -> None:
     """Delete a file; nothing happens if it is not there."""
     with _translated(uri):
