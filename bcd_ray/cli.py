@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn, TypeVar, get_origin
@@ -14,7 +15,7 @@ from typing import Any, NoReturn, TypeVar, get_origin
 import tyro
 
 from bcd_ray.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, BcdRayError
-from bcd_ray.progress import one_line
+from bcd_ray.progress import configure, say
 
 _Config = TypeVar("_Config")
 _TIDY_UP_S = 7.0  # after a signal; systemd and Kubernetes kill later, Ray after 10 s
@@ -37,6 +38,7 @@ def run(
         at_end: called before the exit with its code and, where something went wrong, with the reason.
     """
     _mend_streams()
+    configure()
     heard = _hear_signals(at_end)
     try:
         code = main(tyro.cli(config_type, args=add_up(config_type, arguments(sys.argv[1:]))))
@@ -49,7 +51,10 @@ def run(
             _end(str(error), error.exit_code)
         if not isinstance(error, SystemExit):
             at_end(EXIT_FAILED, f"a fault of the program: {type(error).__name__}")
-        elif error.code:  # of the parser, which said why
+            for line in traceback.format_exc().splitlines():
+                say(line, "fault")
+            sys.exit(EXIT_FAILED)
+        if error.code:  # of the parser, which said why
             at_end(EXIT_CONFIG, "the command line is not understood")
         raise
     finally:
@@ -83,7 +88,7 @@ def add_up(config_type: type[Any], arguments: Sequence[str]) -> list[str]:
 
 
 def _end(words: str, code: int) -> NoReturn:
-    print(f"error: {one_line(words)}", file=sys.stderr)
+    say(words, "error")
     sys.exit(code)
 
 

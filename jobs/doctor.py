@@ -5,7 +5,6 @@ import json
 from bcd_ray.cli import run
 from bcd_ray.errors import EXIT_FAILED, EXIT_OK
 from bcd_ray.nights.config import DoctorConfig, with_file
-from bcd_ray.progress import one_line
 
 
 def main(config: DoctorConfig) -> int:
@@ -15,7 +14,7 @@ def main(config: DoctorConfig) -> int:
     for check in examine(config):
         checks.append(check)
         if not config.json:
-            print(f"{'ok' if check.ok else 'FAIL':4}  {check.name:14}  {one_line(check.words)}", flush=True)
+            print(f"{'ok' if check.ok else 'FAIL':4}  {check.name:14}  {check.words}", flush=True)
     if config.json:
         print(json.dumps([check._asdict() for check in checks], indent=2))
     return EXIT_OK if all(check.ok for check in checks) else EXIT_FAILED

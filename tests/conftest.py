@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,8 @@ def ray_cluster(s3: str) -> Iterator[None]:
         patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
         import ray
 
+        # The server of the dashboard, also without one, asks three clouds whether it is theirs.
+        patch.setattr("ray._private.services.start_api_server", lambda *_, **__: (None, None))
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
         yield
         ray.shutdown()
@@ -201,3 +204,17 @@ def bundle(ray_cluster: None, synthetic_archive: Path, tmp_path_factory: pytest.
     output = tmp_path_factory.mktemp("models") / "model"
     train(TrainConfig(data=str(synthetic_archive), output=str(output), augmented_views=1, epochs=5))
     return output
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a job's file in this process, by its name and options: the same command line and exit code, sooner."""
+    from nights.running import run_file
+
+    return partial(run_file, patch=monkeypatch, captured=capsys)
+
+
+@pytest.fixture
+def nightly(ray_cluster: None, in_process: Any) -> Any:
+    """Runs jobs/nightly.py, as `in_process` does."""
+    return partial(in_process, "nightly")

@@ -11,7 +11,6 @@ import pytest
 from bcd_ray.cli import add_up
 from bcd_ray.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 from bcd_ray.evaluation.config import EvaluateConfig
-from bcd_ray.progress import one_line
 from bcd_ray.scoring.config import ScoreConfig
 
 _JOB = """
@@ -92,8 +91,3 @@ def test_a_signal_ends_the_job_with_its_code_and_a_line(number: signal.Signals, 
     assert job.returncode == code == 128 + number
     # What was being written when the signal came may be there twice.
     assert said.decode().removeprefix("waiting\n") == f"error: {words}; the same command goes on where it was\n"
-
-
-def test_a_name_does_nothing_to_a_terminal() -> None:
-    assert one_line("\x1b[31mred\n\udce4.jpg") == "\\x1b[31mred\\n\\udce4.jpg"
-    assert one_line("Präparat 1.jpg") == "Präparat 1.jpg"

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from bcd_ray import storage, uris
 from bcd_ray.config import at_least, normalize, shares
 from bcd_ray.errors import ConfigError, StorageError
+from bcd_ray.progress import Style
 from bcd_ray.scoring.config import ScoreConfig
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
@@ -46,6 +47,11 @@ class NightlyConfig(ScoreConfig):
     metrics: str = ""
     """File for the node exporter's textfile collector, written at the end of a good night and of a bad one: a local
     path that ends in .prom."""
+    progress: Style = "auto"
+    """What is said on standard error: `bar`, one line with rate and time left that is written over; `plain`, lines;
+    `json`, lines of JSON with time and run id; `auto`: `bar` on a terminal, else `plain`."""
+    log_names: bool = False
+    """Show names below the inputs in what is said, which can be those of patients; without it they are cut off."""
     table: Literal["none", "delta"] = "none"
     """`delta`: keep OUTPUT/table, a Delta table of the rows that hold, with a commit for each run."""
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bcd_ray import __version__, own_ray, storage
+from bcd_ray import __version__, own_ray, progress, storage
 from bcd_ray.archives.images import Limits
 from bcd_ray.archives.listing import list_archive
 from bcd_ray.archives.shards import is_loose, read_shard
@@ -25,7 +25,7 @@ from bcd_ray.learning.synthetic import draw_smear, write_synthetic_archive
 from bcd_ray.model.bundle import Bundle, load_bundle
 from bcd_ray.model.choice import Choice, choose_engine, open_engine, precision
 from bcd_ray.nights.config import NightlyConfig
-from bcd_ray.nights.inputs import inputs_of
+from bcd_ray.nights.inputs import inputs_of, places
 from bcd_ray.runtime import cluster_address, gpu_count, own_cores, ray_session
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.plan import Unit
@@ -59,6 +59,7 @@ class _Found:
 
 def examine(config: NightlyConfig) -> Iterator[Check]:
     """All checks, each whatever became of those before."""
+    progress.configure(config.progress, () if config.log_names else places(config))
     found = _Found(config)
     checks: dict[str, Callable[[_Found], str]] = {
         "versions": _versions,
@@ -75,11 +76,12 @@ def examine(config: NightlyConfig) -> Iterator[Check]:
     }
     for name, check in checks.items():
         try:
-            yield Check(name, True, check(found))
+            yield Check(name, True, progress.shown(check(found)))
         except BcdRayError as error:
-            yield Check(name, False, str(error))
+            yield Check(name, False, progress.shown(str(error)))
         except Exception as error:  # one that nobody thought of is what a doctor is for
-            yield Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            words = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            yield Check(name, False, progress.shown(words))
 
 
 def _versions(found: _Found) -> str:

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from bcd_ray.archives.listing import list_archive
+from bcd_ray.archives.shards import kind_of
 from bcd_ray.errors import MissedError, NotFoundError
 from bcd_ray.nights.config import NightlyConfig, of_day
+from bcd_ray.scoring.roots import roots_of
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,12 @@ def inputs_of(config: NightlyConfig) -> Inputs:
     Raises:
         MissedError: tonight's is expected, and is not among them.
     """
-    tonight = date.fromisoformat(config.date)
     found, lacking = [], []
     for uri in config.input:
         if "{" not in uri:
             found.append(uri)
             continue
-        folders = [of_day(uri, tonight - timedelta(days)) for days in range(config.days)]
+        folders = _folders(uri, config)
         there = [folder for folder in dict.fromkeys(folders) if _holds_something(folder)]
         found += there
         if folders[0] not in there:
@@ -36,6 +37,20 @@ def inputs_of(config: NightlyConfig) -> Inputs:
     if lacking and config.expect:
         raise MissedError(f"--expect: nothing is at {', '.join(lacking)}: look for the delivery, then the same command")
     return Inputs(tuple(found), tuple(lacking))
+
+
+def places(config: NightlyConfig) -> list[str]:
+    """What names of files come behind: the folders of the inputs, and the names of `--root`."""
+    folders = [folder for uri in config.input for folder in (_folders(uri, config) if "{" in uri else [uri])]
+    files = [folder for folder in folders if kind_of(folder)]
+    below = {f"{folder}/" for folder in folders} | {f"{uri.rpartition('/')[0]}/" for uri in files}
+    return sorted(below, key=len, reverse=True) + [f"{name}:" for name in roots_of(config.root)]
+
+
+def _folders(template: str, config: NightlyConfig) -> list[str]:
+    """Tonight's folder, and those of the days before."""
+    tonight = date.fromisoformat(config.date)
+    return [of_day(template, tonight - timedelta(days)) for days in range(config.days)]
 
 
 def _holds_something(folder: str) -> bool:

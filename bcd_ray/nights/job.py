@@ -10,13 +10,13 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from bcd_ray import storage
+from bcd_ray import progress, storage
 from bcd_ray.errors import EXIT_ALARM, EXIT_OK, EXIT_UNSCORED, DeadlineError, MissedError, NoInputError
 from bcd_ray.nights import metrics
 from bcd_ray.nights.config import NightlyConfig, deadline_at
 from bcd_ray.nights.drift import drift
 from bcd_ray.nights.estimate import estimate, words_of
-from bcd_ray.nights.inputs import Inputs, inputs_of
+from bcd_ray.nights.inputs import Inputs, inputs_of, places
 from bcd_ray.nights.lease import Lease
 from bcd_ray.nights.record import Record
 from bcd_ray.nights.table import CurrentTable
@@ -37,6 +37,7 @@ def night(config: NightlyConfig, record: Record) -> int:
         MissedError: what was expected is not there.
     """
     record.date = config.date
+    progress.configure(config.progress, () if config.log_names else places(config))
     if config.dry_run:
         return _looked(config, record)
     if config.metrics:

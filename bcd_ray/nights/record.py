@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
+from bcd_ray.progress import shown
+
 RECORD_VERSION = 1
 
 
@@ -87,7 +89,7 @@ class Record:
 
     def tell(self, code: int, reason: str) -> None:
         """End the night with its exit code: print the line."""
-        self.exit_code, self.reason = code, reason or self.reason
+        self.exit_code, self.reason = code, shown(reason or self.reason)
         self.seconds = round(time.monotonic() - self._began, 1)
         self.images_per_second = round(self.images / self.seconds, 1) if self.seconds else 0.0
         self.at_end(self)

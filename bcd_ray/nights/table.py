@@ -20,6 +20,7 @@ from bcd_ray.storage import parquet, s3
 
 # Every night can be travelled to, however long ago.
 _AS_A_NEW_ONE: dict[str, Any] = {"mode": "error", "configuration": {"delta.enableExpiredLogCleanup": "false"}}
+_INTO_ONE: dict[str, Any] = {"mode": "overwrite", "schema_mode": "merge"}  # a release may have brought columns
 _COMPARED = ("image_id", "run_id", "status", "predicted_class", "review")
 
 
@@ -115,7 +116,7 @@ class CurrentTable:
                 {"run_id": manifest["run_id"], "run_number": str(manifest["run_number"])},
                 app_transactions=[Transaction(manifest["run_id"], manifest["run_number"])],
             ),
-            **_AS_A_NEW_ONE if len(state.manifests) == 1 else {"mode": "overwrite", "predicate": _of_runs(runs)},
+            **_AS_A_NEW_ONE if len(state.manifests) == 1 else {**_INTO_ONE, "predicate": _of_runs(runs)},
         )
 
     def _rows(self, run_id: str, shards: list[str], state: State) -> Iterator[pa.RecordBatch]:

@@ -15,7 +15,7 @@ from bcd_ray.model.choice import choose_engine, precision
 from bcd_ray.model.network import NETWORK_VERSION
 from bcd_ray.model.quality import QUALITY_VERSION
 from bcd_ray.model.triage import TRIAGE_VERSION
-from bcd_ray.progress import say
+from bcd_ray.progress import of_run, say
 from bcd_ray.runtime import gpu_count, library_versions, ray_session
 from bcd_ray.scoring import schema, unchanged
 from bcd_ray.scoring.config import ScoreConfig
@@ -77,6 +77,7 @@ def score(config: ScoreConfig, watch: Watch | None = None) -> Outcome:
         facts |= {"left_out": left_out, "source_limit": bundle.triage.settings.get("source")}
         plan = ledger.begin(plan, facts)
         done = len(plan.units) - len(unfinished)
+        of_run(plan.run_id)
         watch.run_id, watch.units, watch.units_done = plan.run_id, len(plan.units), done
         watch.new_shards = sum(len(unit.shards) for unit in plan.units) - len(plan.earlier)
         expire(config.output, plan.run_id)

@@ -44,7 +44,8 @@ AS_BUNDLE = ("--augmented-views", "1", "--epochs", "5")  # how the shared bundle
 
 # All that a good run may say on standard error.
 SAID = re.compile(
-    r"(embedding|scoring|packing)  [\d,]+(/[\d,]+)? (images|views)(  [\d,]+/[\d,]+ units)?  \d+ s(  \d+/s)?"
+    r"(embedding|scoring|packing)  [\d,]+(/[\d,]+)? (images|views)(  [\d,]+/[\d,]+ units)?  \d+ s"
+    r"(  \d+/s)?(  [\d:]+ left)?"
     r"|run [0-9a-f]{16}: [\d,]+ of [\d,]+ units done before; engine openvino: the cluster has no GPU"
     r"|[\d,]+ files that are (neither shards nor images|no images) are left out: .*"
     r"|embedding  [\d,]+ of [\d,]+ (images|views) are in the cache"

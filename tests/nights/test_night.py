@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nights.conftest import Job
+from nights.running import Job
 
 from bcd_ray import read, storage
 from bcd_ray.errors import (

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 from scoring.nights import FACTS, IDENTITY, night, shard, work
 
-from bcd_ray import read, storage
+from bcd_ray import nights, read, storage
 from bcd_ray.errors import JobError
 from bcd_ray.nights.table import CurrentTable
 from bcd_ray.scoring.config import ForgetConfig
 from bcd_ray.scoring.ledger import Ledger
+from bcd_ray.scoring.schema import PREDICTIONS
 from bcd_ray.scoring.withdrawal import forget
 
 deltalake = pytest.importorskip("deltalake")
@@ -126,6 +127,19 @@ def test_a_table_that_somebody_changed_is_told_and_made_anew(output: str) -> Non
         table.update()
     table.rebuild()
     assert list(table.differences()) == []
+
+
+def test_columns_that_a_release_brought_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = str(tmp_path)
+    night(output, FIRST)
+    with monkeypatch.context() as patch:
+        patch.setattr(nights.table, "PREDICTIONS", PREDICTIONS.remove(PREDICTIONS.get_field_index("focus")))
+        CurrentTable(output).update()
+    assert "focus" not in opened(output).to_pyarrow_table().column_names
+    night(output, SECOND)
+    CurrentTable(output).update()
+    assert "focus" in opened(output).to_pyarrow_table().column_names
+    assert list(CurrentTable(output).differences()) == []
 
 
 def test_a_night_in_which_nothing_is_taken_is_a_commit_too(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +38,12 @@ class Ended:
 Job = Callable[..., Ended]
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Job:
-    """Runs a job's file: name, then its options."""
-
-    def run(job: str, *arguments: object) -> Ended:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(ROOT / f"jobs/{job}.py"), run_name="__main__")
-        said = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Ended(ended.value.code, said.out, said.err)
-
-    return run
-
-
-@pytest.fixture
-def nightly(ray_cluster: None, in_process: Job) -> Job:
-    """Runs jobs/nightly.py, as `in_process` does."""
-    return partial(in_process, "nightly")
+def run_file(job: str, *arguments: object, patch: pytest.MonkeyPatch, captured: pytest.CaptureFixture[str]) -> Ended:
+    """Run jobs/JOB.py with a command line."""
+    captured.readouterr()
+    patch.setattr(sys, "argv", [f"jobs/{job}.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / f"jobs/{job}.py"), run_name="__main__")
+    said = captured.readouterr()
+    assert isinstance(ended.value.code, int)
+    return Ended(ended.value.code, said.out, said.err)
