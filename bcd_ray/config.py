@@ -4,6 +4,8 @@ Configurations check themselves when made, before anything is imported, read or 
 command line's help.
 """
 
+import re
+
 from bcd_ray import uris
 from bcd_ray.errors import ConfigError
 
@@ -23,3 +25,12 @@ def shares(config: object, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) <= 1:
             raise ConfigError(f"--{name.replace('_', '-')} is a share: give 0 to 1")
+
+
+def valid_pattern(config: object, *names: str) -> None:
+    for name in names:
+        pattern = getattr(config, name)
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"--{name.replace('_', '-')} {pattern!r} is no regular expression: {error}") from error

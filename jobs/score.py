@@ -66,10 +66,13 @@ def _print_sources(sources: Mapping[str, Any] | None) -> None:
         return
     if unfamiliar := sources["unfamiliar"]:
         names = ", ".join(sources["unfamiliar_first"][:3])
-        print(f"{unfamiliar:,} of {sources['judged']:,} sources are like no day that was trained on, such as {names}")
+        judged = sources["judged"] + sources["judged_together"]
+        print(f"{unfamiliar:,} of {judged:,} sources are like no day that was trained on, such as {names}")
         print("  all of their images need review: label some of them and train again, with the source as a group")
+    if together := sources["judged_together"]:
+        print(f"{together:,} sources of few images were judged together, as one")
     if few := sources["too_few_images"]:
-        print(f"{few:,} sources have too few images to tell whether their day was trained on")
+        print(f"{few:,} sources have too few images to tell whether their day was trained on: see --small-sources")
 
 
 def _print_left_out(kind: str, counts: Mapping[str, int]) -> None:

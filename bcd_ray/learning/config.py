@@ -1,12 +1,11 @@
 """What training can be told; how heads are fitted and images split is told alike in cross-validation."""
 
 import os
-import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bcd_ray.config import at_least, normalize
+from bcd_ray.config import at_least, normalize, valid_pattern
 from bcd_ray.errors import ConfigError
 
 Protocol = Literal["random", "blocked", "forward", "grouped"]
@@ -76,10 +75,7 @@ class FitOptions:
             raise ConfigError("--label-smoothing must be at least 0 and below 1")
         if self.group_pattern and self.group_table:
             raise ConfigError("--group-pattern and --group-table exclude each other: give one")
-        try:
-            re.compile(self.group_pattern)
-        except re.error as error:
-            raise ConfigError(f"--group-pattern {self.group_pattern!r} is no regular expression: {error}") from error
+        valid_pattern(self, "group_pattern")
 
     def _check_groups(self, protocols: Collection[str]) -> None:
         if "grouped" in protocols and not (self.group_pattern or self.group_table):

@@ -28,8 +28,9 @@ REASONS = {
     "poor_quality": "Focus, light, contrast, noise, colour or compression is well outside what training images have",
     "conflicting_evidence": "The class with the nearest training images is not the suggested one",
     "no_cells": "No white cell was found, of which the model makes its prediction",
-    "unfamiliar_source": "The images of its shard or folder are, together, less certain than any that were trained on: "
-    "another day, scanner or stain",
+    "unfamiliar_source": "The images of its source, or of all small ones together, are less certain than those of any "
+    "day that was trained on: another day, scanner or stain",
+    "small_source": "All small sources of a run together have too few images to tell whether their day was trained on",
     "damaged": "The decoder found damage, or something odd, and made a picture all the same: see `error`",
     "not_scored": "There is no prediction: see `status` and `error`",
 }

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bcd_ray import uris
 from bcd_ray.archives.memory import share_out
-from bcd_ray.config import at_least, normalize
+from bcd_ray.config import at_least, normalize, valid_pattern
 from bcd_ray.errors import ConfigError
 from bcd_ray.scoring.roots import roots_of
 
@@ -26,6 +26,12 @@ class ScoreConfig:
     root: tuple[str, ...] = ()
     """NAME=URI: images below the URI are called NAME:/PATH in rows and ids, and keep both when the archive moves and
     the same name is given another URI."""
+    source_pattern: str = ""
+    """Regular expression searched in an image's URI: its first group, or else all it matches, names the source of the
+    image, such as a slide or a scanner. Without it, and where it finds nothing, a shard or folder is one."""
+    small_sources: Literal["review", "pass"] = "review"
+    """What becomes of images of sources that, all together, have too few in a run to tell whether their day was trained
+    on. `pass` judges them image by image alone: for labs whose model knows their days."""
     max_unscored: int = 0
     """Images that may fail before the exit code says so (3). A shard that cannot be read to its end always says so."""
     max_left_out: int = 0
@@ -68,6 +74,7 @@ class ScoreConfig:
         normalize(self, "model", "output")
         at_least(self, 0, "max_unscored", "max_left_out", "max_undelivered", "max_superseded", "max_actors")
         at_least(self, 0, "small_run_bytes")
+        valid_pattern(self, "source_pattern")
         at_least(self, 1, "max_image_bytes", "max_pixels", "max_decode_seconds")
         share_out(self.actor_memory, self.max_image_bytes, self.max_pixels)
 

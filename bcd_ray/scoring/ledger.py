@@ -113,7 +113,9 @@ class Ledger:
             JobError: rows and plan do not agree, or too much failed for the moment; nothing is published.
         """
         planned = facts_of(self._read_plan(plan.run_id))
-        sources, undelivered = Sources(planned.get("source_limit")), Undelivered(plan)
+        told = planned.get("configuration", {})
+        by = told.get("source_pattern", ""), told.get("small_sources", "review") == "review"
+        sources, undelivered = Sources(planned.get("source_limit"), *by), Undelivered(plan)
         made_by, members, incomplete = Counter[str](), Counter[str](), 0
         with parquet.Appender(INPUTS) as file:
             for read in self._reconciled(plan, sources):

@@ -17,7 +17,7 @@ from bcd_ray.scoring.seen import LEFT_OUT, Seen
 from bcd_ray.scoring.sources import SOURCE_COLUMNS
 
 MADE_BY = b"made_by"  # in the metadata of a unit's rows
-RECONCILED = ("image_id", "image_uri", "shard_uri", "status", *SOURCE_COLUMNS[1:])  # columns that this goes by
+RECONCILED = ("image_id", "status", *SOURCE_COLUMNS)  # columns that this goes by
 INPUTS = pa.schema(
     [
         ("uri", pa.string()),

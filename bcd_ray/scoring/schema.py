@@ -154,10 +154,10 @@ MANIFEST = {
     "kept_shards": "How many shards of these keep their earlier rows: a failure of the moment takes nobody's place",
     "predicted_classes": "Scored rows by suggested class",
     "review": "Rows that an expert must look at: `rows`, and by reason (a row can have several)",
-    "source_limit": "Mean certainty of at least so many images under which a source, a shard or a folder of loose "
-    "images, is of no day that was trained on; null where the model does not know",
-    "sources": "How many sources were `judged`, had `too_few_images` to tell, and are `unfamiliar`, with the first "
-    "names; null where the model does not know",
+    "source_limit": "Mean certainty of at least so many images under which a source (see `--source-pattern`) is "
+    "of no day that was trained on; null where the model does not know",
+    "sources": "How many sources were `judged`, how many small ones were `judged_together`, or had `too_few_images` to "
+    "tell even so, and how many are `unfamiliar`, with the first names; null where the model does not know",
     "reasons": "Shards by why they were to be scored: new, other content, failed for the moment before, or in what the "
     "model or settings differ from those before",
     "superseded_shards": "Shards that were published before with other content or another identity",

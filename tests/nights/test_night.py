@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nights.running import Job
 
 from bcd_ray import read, storage
 from bcd_ray.errors import (
@@ -24,6 +23,7 @@ from bcd_ray.errors import (
 )
 from bcd_ray.nights import job
 from bcd_ray.scoring.job import Outcome, score
+from nights.running import Job
 
 NIGHT = date(2026, 11, 30)
 

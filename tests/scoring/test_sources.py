@@ -1,5 +1,7 @@
 """A source that is, all together, like no day that was trained on goes to review whole; of few images none can tell."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -20,6 +22,7 @@ def rows_of(shards: dict[str, list[float | None]]) -> pa.Table:
     reasons = [["not_scored"] if each is None else ["low_confidence"] if each < 0.1 else [] for _, each in flat]
     return pa.table(
         {
+            "image_uri": [f"{shard}#{number}" for number, (shard, _) in enumerate(flat)],
             "shard_uri": [shard for shard, _ in flat],
             "status": ["scored" if each is not None else "empty_file" for _, each in flat],
             "certainty": pa.array([each for _, each in flat], pa.float32()),
@@ -29,8 +32,8 @@ def rows_of(shards: dict[str, list[float | None]]) -> pa.Table:
     )
 
 
-def judged(*units: dict[str, list[float | None]]) -> tuple[Sources, list[dict[str, object]]]:
-    sources = Sources(LIMIT)
+def judged(*units: dict[str, list[float | None]], **options: Any) -> tuple[Sources, list[dict[str, Any]]]:
+    sources = Sources(LIMIT, **options)
     for unit in units:
         sources.added(rows_of(unit).select(SOURCE_COLUMNS))
     return sources, [row for unit in units for row in sources.judged(rows_of(unit)).to_pylist()]
@@ -41,10 +44,11 @@ def test_an_unfamiliar_shard_goes_to_review_whole() -> None:
     sources, rows = judged({"/in/new.tar": new, "/in/known.tar": [0.9] * 30 + [0.05] * 5})
     for row in rows:
         expected = row["shard_uri"] == "/in/new.tar" and row["status"] == "scored"
-        assert ("unfamiliar_source" in row["review_reasons"]) == expected  # type: ignore[operator]
+        assert ("unfamiliar_source" in row["review_reasons"]) == expected
         assert row["review"] == bool(row["review_reasons"])
     assert sources.told() == {
         "judged": 2,
+        "judged_together": 0,
         "too_few_images": 0,
         "unfamiliar": 1,
         "unfamiliar_first": ["/in/new.tar"],
@@ -55,11 +59,54 @@ def test_loose_images_are_judged_by_their_folder_over_all_units() -> None:
     first = {f"/in/new/{number}.jpg": [0.2] for number in range(20)}
     second = {f"/in/new/{number}.jpg": [0.3] for number in range(20, 40)} | {"/in/other/1.jpg": [0.1]}
     sources, rows = judged(first, second)
-    flagged = [row["shard_uri"] for row in rows if "unfamiliar_source" in row["review_reasons"]]  # type: ignore[operator]
+    flagged = [row["shard_uri"] for row in rows if "unfamiliar_source" in row["review_reasons"]]
     assert flagged == [f"/in/new/{number}.jpg" for number in range(40)]
     told = sources.told()
     assert told is not None
     assert (told["judged"], told["too_few_images"], told["unfamiliar_first"]) == (1, 1, ["/in/new"])
+
+
+@pytest.mark.parametrize(("certainty", "unfamiliar"), [(0.2, 5), (0.8, 0)])
+def test_small_sources_are_judged_together(certainty: float, unfamiliar: int) -> None:
+    """Five slides of ten images each, and one that is large and known."""
+    slides: dict[str, list[float | None]] = {f"/in/slide{number}.tar": [certainty] * 10 for number in range(5)}
+    sources, rows = judged({"/in/large.tar": [0.9] * 40}, slides)
+    told = sources.told()
+    assert told is not None
+    assert (told["judged"], told["judged_together"], told["too_few_images"], told["unfamiliar"]) == (
+        1,
+        5,
+        0,
+        unfamiliar,
+    )
+    flagged = {row["shard_uri"] for row in rows if row["review_reasons"] == ["unfamiliar_source"]}
+    assert flagged == (set(slides) if unfamiliar else set())
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_what_nobody_can_tell_is_said_and_goes_to_review_unless_told_otherwise(sent: bool) -> None:
+    few: dict[str, list[float | None]] = {f"/in/late/{number}.jpg": [0.9] for number in range(3)}
+    empty: dict[str, list[float | None]] = {"/in/empty.jpg": [None]}
+    sources, rows = judged({"/in/large.tar": [0.9] * 40} | few | empty, review_small=sent)
+    told = sources.told()
+    assert told is not None
+    assert (told["judged"], told["judged_together"], told["too_few_images"], told["unfamiliar"]) == (1, 0, 1, 0)
+    for row in rows[:-1]:
+        assert row["review_reasons"] == (["small_source"] if sent and row["shard_uri"] in few else [])
+        assert row["review"] == bool(row["review_reasons"])
+    assert rows[-1]["review_reasons"] == ["not_scored"]
+
+
+def test_a_pattern_names_the_sources_and_a_shard_is_one_where_it_finds_nothing() -> None:
+    numbers = range(40)
+    loose: dict[str, list[float | None]] = {f"/in/{n}_scanner{n % 2}.jpg": [0.2 if n % 2 else 0.9] for n in range(80)}
+    other: dict[str, list[float | None]] = {"/in/other.tar": [0.1 for _ in numbers]}
+    sources, rows = judged(loose, other, pattern="_(scanner[0-9])")
+    flagged = {row["shard_uri"] for row in rows if row["review"]}
+    assert flagged == {"/in/other.tar", *(f"/in/{n}_scanner1.jpg" for n in range(1, 80, 2))}
+    told = sources.told()
+    assert told is not None
+    assert told["unfamiliar_first"] == ["/in/other.tar", "scanner1"]
 
 
 def test_a_model_that_does_not_know_judges_nothing() -> None:
