@@ -46,13 +46,12 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
     synthetic = says_synthetic(config.data)
     # What cannot be split ends here, before an image is read.
     few_shot_folds(listed, folds_by_protocol(listed, config), config)
-    with Embedder(
-        images, pretrained(config.weights, config.representation), config.cache, config.max_cache_bytes
-    ) as embedder:
+    model = pretrained(config.weights, config.representation, config.white)
+    with Embedder(images, model, config.cache, config.max_cache_bytes) as embedder:
         identified = embedder.identified
         usable, layout = lay_out(listed, identified)
         splits = folds_by_protocol(layout, config)
-        embedded = embedder.embed([*range(config.augmented_views + 1), *SHORTCUT_VIEWS])
+        embedded = embedder.embed([*config.fitted_on, *SHORTCUT_VIEWS])
     read = [images[index] for index in usable]
     digests = [identified.digests[index] for index in usable]
     augmented = embedded.embeddings[: config.augmented_views + 1, usable]

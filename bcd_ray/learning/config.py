@@ -8,6 +8,9 @@ from typing import Literal
 from bcd_ray.config import at_least, normalize, valid_pattern
 from bcd_ray.errors import ConfigError
 
+MOST_UNFROZEN = 4  # blocks whose maps have a side of 7
+STAINED = "stain_"  # before the number of a view that `stain.restained` makes
+
 Protocol = Literal["random", "blocked", "forward", "grouped"]
 
 
@@ -32,6 +35,10 @@ class FitOptions:
     one by one, which says more of a day that training did not see; `both`."""
     augmented_views: int = 4
     """Augmented views of each training image; an epoch goes through the image itself and all of them."""
+    stain: bool = False
+    """Augmented views also differ in how much there is of each stain."""
+    white: bool = False
+    """Map the background of each field to one white before `field` looks at it; `cells` and `both` always do."""
     weights: Literal["keras", "torchvision", "efficientnet_lite0"] = "keras"
     """ImageNet weights of `field`: of MobileNetV2 the paper's, which come with the package, or torchvision's own, which
     it downloads; or those of another backbone, EfficientNet-Lite0, which come with the package too."""
@@ -69,6 +76,10 @@ class FitOptions:
             raise ConfigError("--learning-rate must be above 0")
         if self.weights != "keras" and self.representation != "field":
             raise ConfigError(f"--weights {self.weights} goes with --representation field")
+        if self.white and self.representation != "field":
+            raise ConfigError(f"--white goes with --representation field: {self.representation} does it always")
+        if self.stain and not self.augmented_views:
+            raise ConfigError("--stain needs --augmented-views of 1 or more")
         if not 0 < self.test_fraction < 1:
             raise ConfigError("--test-fraction must be between 0 and 1")
         if not 0 <= self.label_smoothing < 1:
@@ -76,6 +87,12 @@ class FitOptions:
         if self.group_pattern and self.group_table:
             raise ConfigError("--group-pattern and --group-table exclude each other: give one")
         valid_pattern(self, "group_pattern")
+
+    @property
+    def fitted_on(self) -> list[int | str]:
+        """The views of each training image: itself and the augmented ones."""
+        numbers = range(1, self.augmented_views + 1)
+        return [0, *(f"{STAINED}{number}" if self.stain else number for number in numbers)]
 
     def _check_groups(self, protocols: Collection[str]) -> None:
         if "grouped" in protocols and not (self.group_pattern or self.group_table):
@@ -103,6 +120,9 @@ class TrainConfig(FitOptions):
     """Ray Train workers that fit the head, at most two a core; 0 fits it, with the same result, in the job's own
     process. Unless you say: 2 on a cluster (`ray job submit`, RAY_ADDRESS, `ray start`), 0 on a machine alone, where it
     saves some 20 s of start-up."""
+    unfreeze: int = 0
+    """With `field`: train this many of the backbone's last blocks further, 4 at most, at a thirtieth of the rate and
+    after a pass for the head alone; through Ray Train, over 2 workers unless --workers says otherwise."""
     seed: int = 0
     """Of the split and the fit: the same seed gives the same metrics."""
     audit: bool = True
@@ -115,7 +135,15 @@ class TrainConfig(FitOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         normalize(self, "data", "output")
-        at_least(self, 0, "seed", *(["workers"] if self.workers is not None else []))
+        at_least(self, 0, "seed", "unfreeze", *(["workers"] if self.workers is not None else []))
         self._check_groups((self.split,))
+        if self.unfreeze > MOST_UNFROZEN:
+            raise ConfigError(
+                f"--unfreeze must be at most {MOST_UNFROZEN}: the maps of earlier blocks are four times as large"
+            )
+        if self.unfreeze and self.representation != "field":
+            raise ConfigError("--unfreeze goes with --representation field")
         if self.int8 and self.representation != "field":
             raise ConfigError("--int8 goes with --representation field")
+        if self.int8 and (self.white or self.unfreeze):
+            raise ConfigError("--int8 goes with neither --white nor --unfreeze")

@@ -21,10 +21,12 @@ from bcd_ray.errors import JobError, StorageError
 from bcd_ray.labels import CLASSES
 from bcd_ray.learning.augmentation import Augmenter
 from bcd_ray.learning.cache import MOST_BYTES, EmbeddingCache, ImageFacts, ViewTable, none_of, to_rows
+from bcd_ray.learning.config import STAINED
 from bcd_ray.learning.dataset import LabelledImage
 from bcd_ray.learning.near_duplicates import VARIANTS, perceptual_hashes
 from bcd_ray.learning.shortcuts import SHORTCUT_VIEWS, Reducer
 from bcd_ray.learning.spoiling import SPOILT
+from bcd_ray.learning.stain import restained
 from bcd_ray.model.bundle import Model
 from bcd_ray.model.choice import open_on_cpus
 from bcd_ray.model.engines.openvino import BATCH
@@ -111,8 +113,8 @@ class Embedder:
         """Embed views of the images.
 
         Args:
-            views: numbers of the views, 0 for the image itself (see `augmentation.Augmenter`), or names in
-                `SHORTCUT_VIEWS` or `SPOILT`.
+            views: numbers of the views, 0 for the image itself (see `augmentation.Augmenter`), those after `STAINED`
+                (see `stain.restained`), or names in `SHORTCUT_VIEWS` or `SPOILT`.
             wanted: (v, n) which views of which images; all if None.
 
         Raises:
@@ -291,5 +293,8 @@ def _render(uri: str, digest: str, views: Sequence[str]) -> Iterator[tuple[str, 
         elif view in SPOILT:
             pixels = SPOILT[view](decoded.pixels)
         else:
-            pixels = augmenter.view(int(view))
+            number = view.removeprefix(STAINED)
+            pixels = augmenter.view(int(number))
+            if view != number:
+                pixels = restained(pixels, digest, number)
         yield digest, view, pixels, reducer.background if view == "0" else (0, 0, 0), compression

@@ -9,14 +9,17 @@ remainder).
 """
 
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from bcd_ray import storage
 from bcd_ray.labels import CLASSES
 from bcd_ray.learning.embedding import Embeddings
 from bcd_ray.learning.splits import Labels
@@ -24,6 +27,8 @@ from bcd_ray.model.network import softmax
 from bcd_ray.progress import say
 from bcd_ray.runtime import on_cluster, ray_session, say_if_taken
 
+_Given = TypeVar("_Given")
+_Found = TypeVar("_Found")
 Floats = npt.NDArray[np.floating[Any]]
 _SPREAD = 0.2  # of each number where they are scaled alike: with 1 the head learns days by heart, 0.1 to 0.3 do alike
 _CPUS = 0.5  # of a Ray Train worker
@@ -78,39 +83,77 @@ class FittedHead:
 
 def fit_head(parts: Parts, config: FitConfig) -> FittedHead:
     """Fit the head with Ray Train, or, with the same result, in this process."""
-    workers = config.workers
-    if workers is None:
-        workers = _WORKERS_ON_A_CLUSTER if on_cluster() else 0
+    workers = count_of_workers(config)
     if not workers:
         say("fitting the head in this process (--workers 1 and more: with Ray Train, as on a cluster)")
         return fit_measured(parts, config)
     return _fit_with_ray_train(parts, config, workers)
 
 
-def _fit_with_ray_train(parts: Parts, config: FitConfig, wanted: int) -> FittedHead:
+def count_of_workers(config: FitConfig) -> int:
+    """How many Ray Train workers fit; 0 for this process alone."""
+    if config.workers is None:
+        return _WORKERS_ON_A_CLUSTER if on_cluster() else 0
+    return config.workers
+
+
+def _fit_with_ray_train(parts: Parts, config: FitConfig, workers: int) -> FittedHead:
+    return run_with_ray_train(_fit_as_worker, (parts, config), workers, _CPUS)
+
+
+def _fit_as_worker(given: tuple[Parts, FitConfig], workers: "Workers") -> FittedHead:
+    return fit_measured(*given, workers)
+
+
+def run_with_ray_train(
+    work: Callable[[_Given, "Workers"], _Found], given: _Given, wanted: int, cpus: float, storage_uri: str = ""
+) -> _Found:
+    """What `work` makes of what is given, as the first of `wanted` workers, each with so many cores, returns it.
+
+    Where a worker or its node dies all begin again: anew, or, where what they report is kept below a URI that all can
+    reach, at what they last reported.
+    """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    # Ray Train keeps its bookkeeping here and resumes a run of the same name: a fresh folder for each.
-    with ray_session(), tempfile.TemporaryDirectory(prefix="bcd_ray_train_", ignore_cleanup_errors=True) as scratch:
-        workers = min(wanted, max(1, int(ray.cluster_resources().get("CPU", 0) / _CPUS)))
+    with ray_session(), _scratch(storage_uri) as (filesystem, folder):
+        workers = min(wanted, max(1, int(ray.cluster_resources().get("CPU", 0) / cpus)))
         if workers < wanted:  # Ray Train would wait for more cores, for ever and without a word
-            say(f"the cluster has cores for {workers} of {wanted} workers: they fit the same head alone")
-        say(f"fitting the head with Ray Train's TorchTrainer, {workers} workers")
-        say_if_taken(CPU=workers * _CPUS)
+            say(f"the cluster has cores for {workers} of {wanted} workers: they do the same alone")
+        say(f"fitting with Ray Train's TorchTrainer, {workers} workers")
+        say_if_taken(CPU=workers * cpus)
         again = FailureConfig(max_failures=_TRIES_AGAIN, controller_failure_limit=_TRIES_AGAIN)
+        name = Path(folder).name
         trainer = TorchTrainer(
-            _fit_worker,
-            train_loop_config={"parts": ray.put(parts), "config": config},
-            scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": _CPUS}),
-            run_config=RunConfig(name=Path(scratch).name, storage_path=scratch, failure_config=again),
+            _as_worker,
+            train_loop_config={"given": ray.put(given), "work": work},
+            scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": cpus}),
+            run_config=RunConfig(name, storage_path=folder, storage_filesystem=filesystem, failure_config=again),
         )
-        fitted: FittedHead = trainer.fit().return_value
-    return fitted
+        found: _Found = trainer.fit().return_value
+    return found
 
 
-def _fit_worker(given: dict[str, Any]) -> FittedHead:
+@contextmanager
+def _scratch(uri: str) -> Iterator[tuple[Any, str]]:
+    """A fresh folder: Ray Train keeps its bookkeeping there, and resumes a run of the same name.
+
+    On this machine, or below a URI, with the Arrow file system that it is in.
+    """
+    if not uri:
+        with tempfile.TemporaryDirectory(prefix="bcd_ray_train_", ignore_cleanup_errors=True) as folder:
+            yield None, folder
+        return
+    filesystem, folder = storage.arrow_filesystem(storage.join(uri, f"bcd_ray_train_{uuid.uuid4().hex}"))
+    try:
+        yield filesystem, folder
+    finally:
+        with suppress(OSError):
+            filesystem.delete_dir(folder)
+
+
+def _as_worker(config: dict[str, Any]) -> Any:
     """What each Ray Train worker runs."""
     import ray
     import torch
@@ -124,7 +167,7 @@ def _fit_worker(given: dict[str, Any]) -> FittedHead:
 
     context = get_context()
     workers = Workers(context.get_world_rank(), context.get_world_size(), over_workers)
-    return fit_measured(ray.get(given["parts"]), given["config"], workers)
+    return config["work"](ray.get(config["given"]), workers)
 
 
 @dataclass(frozen=True)

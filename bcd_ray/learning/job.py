@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from bcd_ray.learning.layout import duplicates, lay_out
 from bcd_ray.learning.shortcuts import SHORTCUT_VIEWS
 from bcd_ray.learning.splits import Fold, Labels, Layout, Rules, clusters, hold_out, require_classes
 from bcd_ray.learning.thresholds import fit_triage, inner_folds, triage_figures, with_sources
+from bcd_ray.learning.unfreezing import Unfreezer
 from bcd_ray.metrics.spread import spread_figures
 from bcd_ray.model.bundle import pretrained, save_bundle
 from bcd_ray.progress import say
@@ -52,7 +53,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.int8:
         quantization.check_installed()
     synthetic = says_synthetic(config.data)
-    model = pretrained(config.weights, config.representation)
+    whole = pretrained(config.weights, config.representation, config.white)
+    model = whole.trunk(config.unfreeze) if config.unfreeze else whole
     listed = listed_layout(images, *groups_of(images, config.group_pattern, config.group_table, config.group_column))
     labels = listed.labels
     hold_out_part(listed, config)  # what cannot be split ends here, before an image is read
@@ -60,7 +62,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         identified = embedder.identified
         split = split_images(listed, identified, config)
         say(split.counts["summary"])
-        fitted_on, reduced = range(config.augmented_views + 1), SHORTCUT_VIEWS if config.audit else {}
+        fitted_on, reduced = config.fitted_on, SHORTCUT_VIEWS if config.audit else {}
         wanted = np.ones((len(fitted_on) + len(reduced), len(images)), bool)
         wanted[1 : len(fitted_on)] = np.isin(np.arange(len(images)), split.train)
         embedded = embedder.embed([*fitted_on, *reduced], wanted)
@@ -73,6 +75,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
             config.seed,
             balanced=config.representation != "field",
         )
+        if config.unfreeze:
+            maps = embedded.embeddings[: len(fitted_on), split.train]
+            unfreezer = Unfreezer(whole, config.unfreeze, maps, labels[split.train], fit_config, config.cache)
+            model = unfreezer.fit()
+            embedded = replace(embedded, embeddings=unfreezer.embed(model, embedded.embeddings))
         train_images = [images[index] for index in split.train]
         views = embedded.embeddings[: len(fitted_on), split.train]
         held_out, quality = embedded.embeddings[0, split.held_out], embedded.quality[0]
@@ -81,7 +88,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         head = fit_head(Parts(views, *known), fit_config)
     rules = Rules(config.split, config.block, config.embargo)
     found = [None if cells is None else cells[part] for part in (split.train, split.held_out)]
-    triage, on_training = fit_triage(views, quality[split.train], split.train_layout, rules, fit_config, found[0])
+    without = unfreezer.without if config.unfreeze else None
+    of_train = views, quality[split.train], split.train_layout, rules, fit_config, found[0]
+    triage, on_training = fit_triage(*of_train, without)
     held_out_images = [images[index] for index in split.held_out]
     logits = head.logits(held_out)
     decisions = triage.decide(held_out, logits, quality[split.held_out], found[1])

@@ -8,7 +8,7 @@ day that was not trained on. Such a day shows in the mean certainty of its image
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,7 +19,7 @@ from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.labels import CLASSES
 from bcd_ray.learning.embedding import Embeddings
 from bcd_ray.learning.head import FitConfig, fit
-from bcd_ray.learning.splits import Fold, Layout, Rules, blocks, cross_validate
+from bcd_ray.learning.splits import Fold, Layout, Mask, Rules, blocks, cross_validate
 from bcd_ray.metrics.calibration import (
     Floats,
     Labels,
@@ -43,11 +43,18 @@ OF_A_SOURCE = (
     30  # images by whose mean certainty a source is judged: of 10 the limit would let more unknown days through
 )
 _BATCHES, _TAKEN_FOR_NEW = 200, 0.05  # drawn of each known group, and the share of them that is taken for a new one
+Unseen = Callable[[Mask], Embeddings]  # of a mask (n,): views (v, n, d) by a network that saw these images alone
 _FOLDS = (5, 4, 3, 2)  # the first that the smallest class has blocks for
 
 
 def fit_triage(
-    views: Embeddings, quality: Floats, layout: Layout, rules: Rules, config: FitConfig, cells: Counts | None = None
+    views: Embeddings,
+    quality: Floats,
+    layout: Layout,
+    rules: Rules,
+    config: FitConfig,
+    cells: Counts | None = None,
+    without: Unseen | None = None,
 ) -> tuple[Triage, dict[str, Any]]:
     """Fit triage on the training part alone.
 
@@ -58,11 +65,12 @@ def fit_triage(
         rules: of the split; see `inner_folds`.
         config: of the bundle's head.
         cells: (n,) white cells found, where the model looks at them.
+        without: where the backbone was trained too, the same views by one that was trained on some of the images alone.
 
     Returns:
         What the bundle holds, and `triage_figures` of the images, each held out.
     """
-    logits, distances, model = predict_held_out(views, layout, rules, config)
+    logits, distances, model = predict_held_out(views, layout, rules, config, without)
     labels, drawn_whole = layout.labels, blocks(layout, rules.block)
     settings = choose_limits(logits, distances, quality, labels, drawn_whole, cells) | {"precision": model.precision}
     decisions = decide(settings, distances, logits, quality, cells)
@@ -72,7 +80,7 @@ def fit_triage(
 
 
 def predict_held_out(
-    views: Embeddings, layout: Layout, rules: Rules, config: FitConfig
+    views: Embeddings, layout: Layout, rules: Rules, config: FitConfig, without: Unseen | None = None
 ) -> tuple[npt.NDArray[np.float32], Floats, DistanceModel]:
     """Of n training images, logits (n, 4) by a head, and distances (n, 4), that did not see the image in question.
 
@@ -81,17 +89,19 @@ def predict_held_out(
     labels, folds = layout.labels, inner_folds(layout, rules, config.seed)
     logits, distances = np.zeros((len(labels), len(CLASSES)), np.float32), np.zeros((len(labels), len(CLASSES)))
 
-    def model_of(part: Labels | slice) -> DistanceModel:
-        return fit_distance(views[0, part], labels[part], len(CLASSES))
+    def model_of(seen: Embeddings, part: Labels | slice) -> DistanceModel:
+        return fit_distance(seen[0, part], labels[part], len(CLASSES))
+
+    of_folds = [without(fold.train) if without else views for fold in folds]
 
     # Side by side, each in a thread: two threads of BLAS take half as long again for one after the other.
     with keep_blas_to_its_thread(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        models = pool.map(model_of, [*(fold.train for fold in folds), slice(None)])
-        for fold in folds:
-            head = fit(views[:, fold.train], labels[fold.train], config, layout.of(fold.train).groups)
-            logits[fold.test] = head.logits(views[0, fold.test])
-        for fold in folds:
-            distances[fold.test] = next(models).distances(views[0, fold.test])
+        models = pool.map(model_of, [*of_folds, views], [*(fold.train for fold in folds), slice(None)])
+        for fold, seen in zip(folds, of_folds, strict=True):
+            head = fit(seen[:, fold.train], labels[fold.train], config, layout.of(fold.train).groups)
+            logits[fold.test] = head.logits(seen[0, fold.test])
+        for fold, seen in zip(folds, of_folds, strict=True):
+            distances[fold.test] = next(models).distances(seen[0, fold.test])
         return logits, distances, next(models)
 
 

@@ -86,6 +86,11 @@ class Model:
         return Model(kept, {**self.preprocessing, "last": last}).with_head(head, head[:, 0].copy())
 
     @property
+    def white(self) -> bool:
+        """Whether the background of whole fields is mapped to one white first; cells always stand before one."""
+        return bool(self.preprocessing.get("white"))
+
+    @property
     def embedding_size(self) -> int:
         """Numbers an image."""
         return int(self.tensors["head.weight"].shape[1])
@@ -111,11 +116,11 @@ class Bundle:
     int8: Int8Graph | None = None
 
 
-def pretrained(weights: WeightsName, representation: Representation = "field") -> Model:
+def pretrained(weights: WeightsName, representation: Representation = "field", white: bool = False) -> Model:
     """The backbones of a representation with ImageNet weights under a zero head.
 
     Of `field` MobileNetV2: `keras`, the paper's, come with this package; `torchvision` downloads its own. Or
-    EfficientNet-Lite0, whose weights come with this package too.
+    EfficientNet-Lite0, whose weights come with this package too. With `white` fields get one background first.
     """
     if representation != "field":
         return _of_cells(representation)
@@ -126,7 +131,8 @@ def pretrained(weights: WeightsName, representation: Representation = "field") -
 
         backbone = torchvision_backbone()
     head = np.zeros((len(CLASSES), EMBEDDING_SIZE), np.float32)
-    return Model(backbone, PREPROCESSING[weights]).with_head(head, head[:, 0].copy())
+    preprocessing = PREPROCESSING[weights] | ({"white": True} if white else {})
+    return Model(backbone, preprocessing).with_head(head, head[:, 0].copy())
 
 
 def _of_cells(representation: Representation) -> Model:

@@ -64,6 +64,12 @@ def find_cells(pixels: Pixels) -> Cells:
     return Cells(np.asarray(grey, np.uint8), centres[:MOST], found)
 
 
+def whitened(pixels: Pixels) -> Pixels:
+    """A field (224, 224, 3) with its background mapped to one white."""
+    half = np.asarray(cv2.resize(pixels, (_HALF, _HALF), interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(cv2.LUT(pixels, _whitening(half)), np.uint8)
+
+
 def _whitening(half: Pixels) -> npt.NDArray[np.uint8]:
     """(256, 1, 3) what each level becomes where the background becomes white.
 

@@ -10,6 +10,7 @@ from bcd_ray.model.engines.base import Engine, EngineName
 from bcd_ray.model.engines.cells import CellsEngine
 from bcd_ray.model.engines.int8 import Int8Engine
 from bcd_ray.model.engines.openvino import OpenVinoEngine, open_stages
+from bcd_ray.model.engines.whitened import WhitenedEngine
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ def open_engine(name: EngineName, bundle: Bundle, threads: int) -> Engine:
     model = bundle.model
     if model.representation != "field":
         return _open_cells_engine(name, model, threads)
+    engine = _open_field_engine(name, bundle, threads)
+    return WhitenedEngine(engine) if model.white else engine
+
+
+def _open_field_engine(name: EngineName, bundle: Bundle, threads: int) -> Engine:
+    model = bundle.model
     if name == "openvino-int8":
         assert bundle.int8 is not None, "choose_engine sees to it"
         return Int8Engine(bundle.int8, model.tensors, model.preprocessing, threads)
@@ -83,7 +90,8 @@ def open_on_cpus(model: Model, threads: int) -> Engine:
     """The engine in fp32 on `threads` cores, which makes the embeddings that heads are fitted on."""
     if model.representation != "field":
         return _open_cells_engine("openvino", model, threads)
-    return OpenVinoEngine(model.tensors, model.preprocessing, threads)
+    engine = OpenVinoEngine(model.tensors, model.preprocessing, threads)
+    return WhitenedEngine(engine) if model.white else engine
 
 
 def _open_cells_engine(name: EngineName, model: Model, threads: int) -> Engine:

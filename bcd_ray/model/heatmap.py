@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from bcd_ray.archives.images import SIZE, Pixels
 from bcd_ray.model.bundle import Model
-from bcd_ray.model.cells import REGION
+from bcd_ray.model.cells import REGION, whitened
 from bcd_ray.model.engines.cells import CellsEngine, Evidence
 from bcd_ray.model.engines.openvino import open_stages
 
@@ -44,6 +44,8 @@ def class_activation(model: Model, batches: Iterable[Pixels]) -> Iterator[Maps]:
 
     network = SmearClassifier(model.tensors, model.preprocessing)
     for images in batches:
+        if model.white:
+            images = np.stack([whitened(image) for image in images])
         with torch.inference_mode():  # not around the yield: it would hold for the caller too
             scaled = (torch.from_numpy(images).float() - network.mean) / network.std
             features = network.features(scaled.permute(0, 3, 1, 2))

@@ -103,8 +103,8 @@ def _machine(found: _Found) -> str:
 
     memory = get_system_memory()  # of the control group, if it has a limit
     words = f"{own_cores()} cores, {memory / 1e9:.1f} GB of memory, as the control group has them"
-    if memory < max(_LEAST_MEMORY, found.config.max_decode_bytes):
-        raise ConfigError(f"{words}: give it {_LEAST_MEMORY >> 30} GiB, or lower --max-decode-bytes")
+    if memory < max(_LEAST_MEMORY, found.config.actor_memory):
+        raise ConfigError(f"{words}: give it {_LEAST_MEMORY >> 30} GiB, or lower --actor-memory")
     return words
 
 

@@ -242,7 +242,10 @@ def _share(value: float | None) -> str:
 def network_words(settings: Mapping[str, Any]) -> str:
     """What computes the embeddings, in a sentence."""
     name = "EfficientNet-Lite0" if settings["weights"] == "efficientnet_lite0" else "MobileNetV2"
-    whole = f"{name} with frozen ImageNet weights ({settings['weights']}), global average pooling, softmax head."
+    weights = f"{name} with frozen ImageNet weights ({settings['weights']})"
+    if unfrozen := settings.get("unfreeze"):
+        weights += f", but for the last {unfrozen} blocks, which were trained further"
+    whole = f"{weights}, global average pooling, softmax head."
     cells = (
         "The largest white cells of a field, in grey and with its background at one white, through EfficientNet-Lite0 "
         "with frozen ImageNet weights: the means of four stages, averaged over the cells"

@@ -10,7 +10,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from bcd_ray.errors import ConfigError, NotFoundError, StorageError
 from bcd_ray.storage import local, s3
@@ -22,6 +22,7 @@ __all__ = [
     "READ_AHEAD_BYTES",
     "StoredObject",
     "Unlisted",
+    "arrow_filesystem",
     "check_creates",
     "check_writable",
     "create",
@@ -187,3 +188,10 @@ def _list_s3(uri: str, unlisted: Unlisted) -> Iterator[StoredObject]:
             yield StoredObject(f"{bucket}/{name}", item["Size"], item["ETag"].strip('"'), s3.modified(item))
     if nothing and prefix and (found := s3.head(uri)):
         yield StoredObject(uri, found["ContentLength"], found["ETag"].strip('"'), s3.modified(found))
+
+
+def arrow_filesystem(uri: str) -> tuple[Any, str]:
+    """For a library that takes no URI of ours: the Arrow file system of a normalized URI, and the path in it."""
+    from pyarrow import fs
+
+    return s3.arrow_filesystem(uri) if is_s3(uri) else (fs.LocalFileSystem(), uri)
