@@ -2,10 +2,11 @@
 
 import io
 import tarfile
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from bcd_ray import storage
 from bcd_ray.archives.config import PackConfig
@@ -17,7 +18,11 @@ from bcd_ray.errors import ConfigError, NotFoundError, StorageError
 from bcd_ray.labels import CLASSES, class_of_path, classes_of_path
 from bcd_ray.progress import Progress, say
 from bcd_ray.runtime import ray_session, say_if_taken
-from bcd_ray.storage import StoredObject, parquet
+from bcd_ray.storage import StoredObject
+from bcd_ray.threads import in_chunks
+
+_MOST_BYTES = 1 << 30  # of an image, which is held in memory
+_GROUP_IMAGES, _GROUP_BYTES = 64, 64 << 20  # of a row group
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,9 @@ class _Source:
     key: str  # the same as a WebDataset key
     stored: StoredObject
     label: str | None
+
+
+_Content = tuple[_Source, bytes]
 
 
 def pack(config: PackConfig) -> Packed:
@@ -99,16 +107,26 @@ def _unique_keys(names: Sequence[str]) -> Iterator[str]:
 
 
 def _write_shard(group: dict[str, Any]) -> dict[str, Any]:
-    contents, failures = [], []
-    for source in group["sources"]:
+    """Write a shard by way of a file, with one image or one row group in memory."""
+    failures = list[str]()
+    with tempfile.TemporaryFile() as file:
+        write = _write_tar if group["uri"].endswith(".tar") else _write_parquet
+        write(file, _contents(group["sources"], failures))
+        storage.write_from_file(group["uri"], file)
+    return {"images": len(group["sources"]) - len(failures), "failures": failures}
+
+
+def _contents(sources: Sequence[_Source], failures: list[str]) -> Iterator[_Content]:
+    for source in sources:
+        stored = source.stored
+        if stored.size > _MOST_BYTES:
+            failures.append(f"{stored.uri}: {stored.size:,} bytes, more than the {_MOST_BYTES:,} of an image")
+            continue
         try:
-            storage.refuse_unsafe(source.stored)
-            contents.append((source, storage.read_bytes(source.stored.uri)))
+            storage.refuse_unsafe(stored)
+            yield source, storage.read_bytes(stored.uri)
         except StorageError as error:
             failures.append(str(error))
-    write = _tar if group["uri"].endswith(".tar") else _parquet
-    storage.write_bytes(group["uri"], write(contents))
-    return {"images": len(contents), "failures": failures}
 
 
 def _suffix(name: str, data: bytes) -> str:
@@ -118,10 +136,10 @@ def _suffix(name: str, data: bytes) -> str:
     return image_suffix(data) or "bin"  # without the name of one, it was listed for its first bytes
 
 
-def _tar(contents: list[tuple[_Source, bytes]]) -> bytes:
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as tar:
+def _write_tar(file: IO[bytes], contents: Iterable[_Content]) -> None:
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for source, data in contents:
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all that it saw
             members = {_suffix(source.name, data): data}
             if source.label is not None:
                 members["cls"] = str(CLASSES.index(source.label)).encode()
@@ -130,18 +148,19 @@ def _tar(contents: list[tuple[_Source, bytes]]) -> bytes:
                 member = tarfile.TarInfo(f"{source.key}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    return sink.getvalue()
 
 
-def _parquet(contents: list[tuple[_Source, bytes]]) -> bytes:
+def _write_parquet(file: IO[bytes], contents: Iterable[_Content]) -> None:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    table = pa.table(
-        {
-            "image_id": pa.array([storage.printable(source.name) for source, _ in contents], pa.string()),
-            "image": pa.array([data for _, data in contents], pa.binary()),
-            "label": pa.array([source.label for source, _ in contents], pa.string()),
-        }
-    )
+    schema = pa.schema([("image_id", pa.string()), ("image", pa.binary()), ("label", pa.string())])
     # Encoded images do not compress, and small row groups let a reader hold few of them at a time.
-    return parquet.bytes_of(table, row_group_size=64, compression="none")
+    with pq.ParquetWriter(file, schema, compression="none", use_dictionary=False) as writer:
+        for some in in_chunks(contents, _GROUP_IMAGES, lambda each: len(each[1]), _GROUP_BYTES):
+            columns = {
+                "image_id": [storage.printable(source.name) for source, _ in some],
+                "image": [data for _, data in some],
+                "label": [source.label for source, _ in some],
+            }
+            writer.write_table(pa.table(columns, schema))

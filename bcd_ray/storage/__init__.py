@@ -43,6 +43,7 @@ __all__ = [
     "same_version",
     "take_retries",
     "write_bytes",
+    "write_from_file",
 ]
 
 READ_AHEAD_BYTES = 8 << 20  # one ranged GET; 8 MiB keeps 200 images of 40 kB per round trip
@@ -90,7 +91,16 @@ def write_bytes(uri: str, data: bytes) -> None:
     if is_s3(uri):
         s3.put(uri, data)
     else:
-        local.put(uri, data)
+        local.put(uri, io.BytesIO(data))
+
+
+def write_from_file(uri: str, file: BinaryIO) -> None:
+    """`write_bytes` from a seekable file of any size, in bounded memory."""
+    file.seek(0)
+    if is_s3(uri):
+        s3.put_from_file(uri, file)
+    else:
+        local.put(uri, file)
 
 
 def create(uri: str, data: bytes) -> bool:

@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import io
 import os
 import re
 import shutil
@@ -113,10 +112,10 @@ def _open_regular(path: str) -> BinaryIO:
     return open(descriptor, "rb", buffering=1 << 20)
 
 
-def put(uri: str, data: bytes) -> None:
+def put(uri: str, source: BinaryIO) -> None:
     """Write a file whole: a reader sees the old one or all of the new one."""
     with _translated(uri):
-        os.replace(_write_beside(uri, io.BytesIO(data)), uri)
+        os.replace(_write_beside(uri, source), uri)
 
 
 def create(uri: str, source: BinaryIO) -> bool:

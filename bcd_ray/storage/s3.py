@@ -64,27 +64,38 @@ def create(uri: str, data: bytes) -> bool:
     return True
 
 
-def create_from_file(uri: str, file: BinaryIO) -> bool:
-    """`create` for a file of any size; a large one goes in parts that appear as one object at the end."""
+def put_from_file(uri: str, file: BinaryIO, **conditions: str) -> None:
+    """`put` for a file of any size; a large one goes in parts that appear as one object at the end."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     if size <= _PART_BYTES:
-        return create(uri, file.read())
-    if exists(uri):
-        return False
+        put(uri, file.read(), **conditions)
+        return
     bucket, key = _bucket_and_key(uri)
     upload = {"Bucket": bucket, "Key": key}
     upload["UploadId"] = _call(uri, lambda client: client.create_multipart_upload(**upload))["UploadId"]
     try:
         parts = {"Parts": list(_upload_parts(uri, file, upload))}
-        # boto3's own upload_file cannot pass the condition on to the end of an upload.
-        end = {**upload, "MultipartUpload": parts, "IfNoneMatch": "*"}
+        # boto3's own upload_file cannot pass conditions on to the end of an upload.
+        end = {**upload, "MultipartUpload": parts, **conditions}
         _call(uri, lambda client: client.complete_multipart_upload(**end))
-    except BaseException as error:
+    except BaseException:
         with suppress(NotFoundError):
             _call(uri, lambda client: client.abort_multipart_upload(**upload))  # else its parts stay, unseen and billed
+        raise
+
+
+def create_from_file(uri: str, file: BinaryIO) -> bool:
+    """`create` for a file of any size, as `put_from_file`."""
+    try:
+        if file.seek(0, io.SEEK_END) > _PART_BYTES and exists(uri):
+            return False
+        put_from_file(uri, file, IfNoneMatch="*")
+    except ChangedError:
+        return False
+    except NotFoundError:
         # The upload is gone if its end was heard and the answer lost: then there is an object.
-        if isinstance(error, ChangedError) or (isinstance(error, NotFoundError) and exists(uri)):
+        if exists(uri):
             return False
         raise
     return True

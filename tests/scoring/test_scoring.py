@@ -231,6 +231,7 @@ def test_every_image_has_one_row_with_its_status(scored: Scored, synthetic_archi
         "timed_out",
         "out_of_memory",
         "not_finite",
+        "withdrawn",
     }  # these need a fault of the storage or the machine
     assert {status for _, status in scored.expected} == schema.STATUSES.keys() - elsewhere
 
