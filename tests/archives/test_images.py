@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bcd_ray.archives.formats import jpeg
+from bcd_ray.archives.formats import jpeg, tiff_directories
 from bcd_ray.archives.images import Decoded, Limits, Rejected, decode, decode_plain
 from bcd_ray.learning.synthetic import draw_smear
 from bcd_ray.scoring.schema import STATUSES
@@ -204,6 +204,20 @@ def test_files_of_several_pictures_are_refused(data: bytes) -> None:
     assert result.status == "multiple_pictures"
     assert "split it into one file each" in result.error
     assert (result.width, result.height) == (48, 40)
+
+
+def test_of_many_pages_two_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file may have a million, and asking Pillow how many walks over all of them."""
+    read, looked_at = tiff_directories._read_tags, []
+
+    def counted(data: bytes, offset: int, *others: Any) -> Any:
+        looked_at.append(offset)
+        return read(data, offset, *others)
+
+    monkeypatch.setattr(tiff_directories, "_read_tags", counted)
+    result = rejected(encode(SMALL, "TIFF", save_all=True, append_images=[SMALL] * 20))
+    assert (result.status, result.error.partition(":")[0]) == ("multiple_pictures", "holds 2 pictures or more")
+    assert len(looked_at) == 2
 
 
 def test_the_first_picture_of_an_mpo_is_decoded() -> None:
