@@ -45,7 +45,7 @@ _BYTES_AT_A_TIME = 1 << 20  # after which it takes no more, so that large images
 _MOST_BYTES = 256 << 20  # of encoded images in an actor
 _MEASURED = {"0", *SPOILT}  # views whose quality somebody asks for
 _LIMITS = Limits()
-_Content = bytes | StorageError  # of an image, or why there is none
+_Content = bytes | Rejected | StorageError  # of an image, or why there is none
 Embeddings = npt.NDArray[np.float32]
 
 
@@ -206,8 +206,7 @@ def _read(images: Sequence[LabelledImage]) -> list[_Content]:
 
 def _content(stored: StoredObject) -> _Content:
     if stored.size > _LIMITS.max_bytes:
-        rejected = too_large(stored.size, _LIMITS)
-        return StorageError(f"{rejected.status}: {rejected.error}")
+        return too_large(stored.size, _LIMITS)
     try:
         return storage.read_bytes(stored.uri)
     except StorageError as error:
@@ -222,6 +221,8 @@ def _identify(known: Mapping[str, ImageFacts], contents: Sequence[_Content]) -> 
 def _facts(known: Mapping[str, ImageFacts], data: _Content) -> tuple[str, ImageFacts]:
     if isinstance(data, StorageError):
         return "", ImageFacts(error=str(data))
+    if isinstance(data, Rejected):
+        return "", ImageFacts(error=f"{data.status}: {data.error}")
     digest = hashlib.sha256(data).hexdigest()
     if digest in known:
         return digest, known[digest]

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from bcd_ray import storage
+from bcd_ray.archives.images import Limits
 from bcd_ray.archives.isolation import end_helpers
 from bcd_ray.errors import JobError
 from bcd_ray.learning import cache
@@ -205,6 +206,15 @@ def test_a_second_training_run_computes_nothing(
     train(TrainConfig(output=str(tmp_path / "second"), **options, seed=5))
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("first", "second"))
     assert first["split"] != second["split"]
+
+
+def test_a_file_too_large_to_be_held_is_not_read(ray_cluster: None, smears: Path, tmp_path: Path) -> None:
+    large = next(smears.rglob("*.jpg")).with_name("zz-large.jpg")
+    with large.open("wb") as file:
+        file.truncate(Limits().max_bytes + 1)
+    errors = embed(smears, str(tmp_path / "cache")).identified.errors
+    assert sum(error is None for error in errors) == 12
+    assert sum(error is not None and error.startswith("too_large") for error in errors) == 1
 
 
 def test_a_failure_of_the_machine_is_not_kept_as_one_of_the_image(
