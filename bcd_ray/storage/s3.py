@@ -204,6 +204,7 @@ def client() -> Any:
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         if name in os.environ and not _ENDPOINT.match(os.environ[name]):
             raise ConfigError(f"{name}={os.environ[name]}: write it with its scheme, as in http://HOST:PORT")
+    _check_credentials()
     try:
         return _new_client()
     except (BotoCoreError, OSError, ValueError) as error:
@@ -213,13 +214,26 @@ def client() -> Any:
         raise ConfigError(f"S3 cannot be used ({error}): correct {settings}") from error
 
 
+def _check_credentials() -> None:
+    """ConfigError for what stores answer with "forbidden", or botocore with a part of it."""
+    pair = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    for name in (*pair, "AWS_SESSION_TOKEN"):
+        if re.search(r"\s", os.environ.get(name, "")):
+            raise ConfigError(f"{name} holds white space, such as a line's end from a file: take it out")
+    lacking = [name for name in pair if name not in os.environ]
+    if len(lacking) == 1:
+        raise ConfigError(f"{lacking[0]} is not set, and the other of {' and '.join(pair)} is: set both or none")
+
+
 def _new_client() -> Any:
     import boto3
     from botocore.config import Config
 
-    retries = {"total_max_attempts": 1}
+    config = Config(retries={"total_max_attempts": 1}, max_pool_connections=32)
+    # AWS_REGION is what all SDKs but boto3 read; AWS_DEFAULT_REGION boto3 reads itself.
+    region = os.environ.get("AWS_REGION")
     # A session of its own: boto3's shared one remembers credentials that were read when it was made.
-    return boto3.session.Session().client("s3", config=Config(retries=retries, max_pool_connections=32))
+    return boto3.session.Session().client("s3", region_name=region, config=config)
 
 
 def arrow_filesystem(uri: str) -> tuple[Any, str]:

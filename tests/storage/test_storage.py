@@ -611,7 +611,9 @@ def test_folders_that_may_not_be_listed_are_left_out_with_a_line(
         ("AWS_MAX_ATTEMPTS", "x", r"AWS_MAX_ATTEMPTS=x: give a number"),
         ("AWS_MAX_ATTEMPTS", "0", r"AWS_MAX_ATTEMPTS=0: give a number"),
         ("AWS_PROFILE", "none", r"profile \(none\).*correct AWS_PROFILE$"),
-        ("AWS_DEFAULT_REGION", "no where", r"correct AWS_DEFAULT_REGION$"),
+        ("AWS_REGION", "no where", r"correct AWS_REGION$"),
+        ("AWS_ACCESS_KEY_ID", "", r"^AWS_ACCESS_KEY_ID is not set, and the other of"),
+        ("AWS_SECRET_ACCESS_KEY", "of a file\n", r"^AWS_SECRET_ACCESS_KEY holds white space, such as a line's end"),
         ("AWS_METADATA_SERVICE_TIMEOUT", "soon", r"correct AWS_METADATA_SERVICE_TIMEOUT$"),
     ],
 )
