@@ -29,6 +29,7 @@ COLUMNS = {"image_id": "string", "image": "binary"}  # what a Parquet shard must
 COMMAND = [sys.executable, "-P", "-c", "from bcd_ray.archives.parquets import serve; serve()"]
 _MOST_ROWS, _BATCH_BYTES = 16, 4 << 20  # read at a time, of usual rows
 _ERRORS = {each.__name__: each for each in (UnreadableError, StorageError, NotFoundError, ChangedError, UnsafeError)}
+_ELSEWHERE = "is the path of a file, which the shard does not hold: write it with the images embedded"
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
 
 _places = Semaphore(UNITS_AT_A_TIME)
@@ -56,6 +57,9 @@ def _ask(helper: Helper, shard: StoredObject, limits: Limits) -> Iterator[tuple[
         while "name" in (told := _told(helper, limits)):
             if told["over"]:
                 yield told["name"], too_large(told["size"], limits)
+                continue
+            if told["elsewhere"]:
+                yield told["name"], Rejected("unsafe_member", _ELSEWHERE)
                 continue
             data = helper.answers.read(told["size"])
             if len(data) < told["size"]:
@@ -118,10 +122,12 @@ def serve() -> None:
         try:
             with storage.open_stream(StoredObject(**asked["shard"])) as stream:
                 for name, image in _rows(stream, asked["max_seconds"]):
-                    size = len(image)
+                    size = len(image or b"")
                     over = size > asked["max_bytes"]
-                    answers.write(json.dumps({"name": name, "size": size, "over": over}).encode() + b"\n")
-                    answers.write(b"" if over else image)
+                    told = {"name": name, "size": size, "over": over, "elsewhere": image is None}
+                    answers.write(json.dumps(told).encode() + b"\n")
+                    answers.write(b"" if over or image is None else image)
+                told = {}
         except MemoryError:
             text = f"a row group of the Parquet file takes more than {memory:,} bytes to read"
             remedy = "write row groups of at most 64 images, as jobs/pack.py does, or raise --actor-memory"
@@ -133,8 +139,8 @@ def serve() -> None:
         answers.flush()
 
 
-def _rows(stream: BinaryIO, max_seconds: float) -> Iterator[tuple[str, bytes]]:
-    """Names, cut where they are far too long, and bytes; here, of whatever size."""
+def _rows(stream: BinaryIO, max_seconds: float) -> Iterator[tuple[str, bytes | None]]:
+    """Names, cut where they are far too long, and bytes, here of whatever size; None where there is a path alone."""
     import pyarrow.parquet as pq
 
     try:
@@ -146,7 +152,9 @@ def _rows(stream: BinaryIO, max_seconds: float) -> Iterator[tuple[str, bytes]]:
             flat = (batch["image_id"], batch["image"]) if len(columns) > 1 else _flat(batch["image"])
             for name, image in zip(*flat, strict=True):
                 row += 1
-                yield (name.as_py() or f"row-{row}")[: NAME_CHARS + 1], image.as_py() or b""
+                data = image.as_py()
+                elsewhere = data is None and len(columns) == 1 and name.as_py()
+                yield (name.as_py() or f"row-{row}")[: NAME_CHARS + 1], None if elsewhere else data or b""
             signal.setitimer(signal.ITIMER_PROF, max_seconds)
     except (MemoryError, StorageError, UnreadableError):
         raise

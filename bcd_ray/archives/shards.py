@@ -15,6 +15,7 @@ from typing import Literal
 
 from bcd_ray import storage
 from bcd_ray.archives.images import Limits, Rejected, too_large
+from bcd_ray.archives.magic import HEAD_BYTES, image_suffix
 from bcd_ray.archives.occurrences import Occurrences
 from bcd_ray.archives.parquets import read_parquet
 from bcd_ray.archives.streams import NAME_CHARS, Expansion, UnreadableError
@@ -119,10 +120,20 @@ def read_shard(shard: StoredObject, limits: Limits, left_out: Counter[str] | Non
             yield _entry(shard, "", _not_delivered(error))
         except UnreadableError as error:
             text = f"{error}; {names.total} images were read before that: write the shard again"
-            yield _entry(shard, "", Rejected("unreadable_shard", text))
+            yield _entry(shard, "", Rejected("unreadable_shard", _named_wrongly(shard) or text))
         finally:
             if left_out is not None:
                 left_out.update(others)
+
+
+def _named_wrongly(shard: StoredObject) -> str | None:
+    """What to do with an image that bears the name of a shard."""
+    try:
+        with storage.open_stream(shard, HEAD_BYTES) as stream:
+            suffix = image_suffix(stream.read(HEAD_BYTES))
+    except StorageError:
+        return None
+    return f"begins like an image, whatever its name says: name it .{suffix}" if suffix else None
 
 
 def _read(shard: StoredObject, limits: Limits) -> Iterator[tuple[str, bytes | Rejected | None]]:

@@ -113,7 +113,7 @@ STATUSES = {
     "too_many_pixels": "More pixels than `--max-pixels`; not decoded",
     "multiple_pictures": "A multi-page or animated file, a stack in one page, or DICOM of several frames",
     "unsupported_mode": "Pixels whose range or colours nothing defines, or a kind that is not read, such as HEIC",
-    "unsafe_member": "A link out of the archive, a pipe or a device; in a tar or zip any link, or a name with `..`",
+    "unsafe_member": "A link or path out of the archive, a pipe, a device; in tar and zip any link or name with `..`",
     "unreadable_shard": "One row for the part of a shard that cannot be read",
     "empty_shard": "One row for a tar, zip or Parquet file without images",
     "not_finite": "The network gave no finite numbers for it: look at the model and the machine",

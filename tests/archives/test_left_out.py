@@ -206,8 +206,17 @@ def test_a_parquet_file_of_hugging_face_is_read(tmp_path: Path) -> None:
         sink = io.BytesIO()
         pq.write_table(pa.table({"label": [0, 1, 2, 3], "image": pa.array(rows, kind)}), sink)
         entries, left_out = read(tmp_path / "train-00000-of-00001.parquet", sink.getvalue())
-        assert contents(entries) == {"a.jpg": JPEG, "row-2": JPEG + b"2", "row-3": b"", "c.jpg": b""}
+        assert contents(entries) == {"a.jpg": JPEG, "row-2": JPEG + b"2", "row-3": b""}
+        assert statuses(entries) == ["unsafe_member"]  # c.jpg, which is elsewhere
         assert not left_out
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip", "a.parquet"])
+def test_an_image_with_the_name_of_a_shard_is_told(tmp_path: Path, name: str) -> None:
+    (entry,), _ = read(tmp_path / name, JPEG)
+    assert isinstance(entry.content, Rejected)
+    assert entry.content.status == "unreadable_shard"
+    assert entry.content.error == "begins like an image, whatever its name says: name it .jpg"
 
 
 def test_a_shard_without_images_says_what_it_holds(tmp_path: Path) -> None:
