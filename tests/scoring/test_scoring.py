@@ -232,7 +232,7 @@ def test_every_image_has_one_row_with_its_status(scored: Scored, synthetic_archi
         "out_of_memory",
         "not_finite",
         "withdrawn",
-    }  # these need a fault of the storage or the machine
+    }  # these need a fault of the storage or the machine, or somebody who withdraws an image
     assert {status for _, status in scored.expected} == schema.STATUSES.keys() - elsewhere
 
 
