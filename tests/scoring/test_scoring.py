@@ -188,9 +188,9 @@ def scored(
         os.mkfifo(f"{archive}/loose/pipe.jpg")
         os.mkfifo(f"{archive}/tars/pipe.tar")
         os.symlink("/dev/zero", f"{archive}/loose/device.jpg")
-        os.symlink(synthetic_archive, f"{archive}/loose/elsewhere")
+        os.symlink(synthetic_archive, f"{archive}/loose/elsewhere.jpg")
         os.symlink("plain.jpg", f"{archive}/loose/again.jpg")  # adds nothing
-        unsafe = ("loose/pipe.jpg", "tars/pipe.tar", "loose/device.jpg", "loose/elsewhere")
+        unsafe = ("loose/pipe.jpg", "tars/pipe.tar", "loose/device.jpg", "loose/elsewhere.jpg")
         files[1].update((name, "unsafe_member") for name in unsafe)
     config = ScoreConfig(
         model=str(bundle),
