@@ -143,7 +143,5 @@ class TrainConfig(FitOptions):
             )
         if self.unfreeze and self.representation != "field":
             raise ConfigError("--unfreeze goes with --representation field")
-        if self.int8 and self.representation != "field":
-            raise ConfigError("--int8 goes with --representation field")
         if self.int8 and (self.white or self.unfreeze):
             raise ConfigError("--int8 goes with neither --white nor --unfreeze")

@@ -133,7 +133,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.int8:
         say("quantising to int8")
         int8 = quantization.quantize(fitted, train_images, head.logits(views[0]))
-        info["int8"] = metrics["int8"] = quantization.compare(int8, held_out_images, logits)
+        info["int8"] = metrics["int8"] = quantization.compare(int8, fitted, held_out_images, logits)
     write_results(config.output, metrics, figures, training_report(info, metrics, figures))
     card = model_card(info, metrics)
     save_bundle(config.output, fitted, triage, info, {"MODEL_CARD.md": card}, int8)

@@ -4,7 +4,6 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bcd_ray.archives.images import Pixels
 from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.learning.dataset import LabelledImage, read_pixels
 from bcd_ray.model.bundle import Model
+from bcd_ray.model.cells import find_cells
+from bcd_ray.model.choice import open_quantized
 from bcd_ray.model.engines.base import Outputs
+from bcd_ray.model.engines.cells import parts_of
 from bcd_ray.model.engines.int8 import Int8Graph, leads
-from bcd_ray.model.engines.openvino import BATCH, OpenVinoEngine, openvino_backbone, with_head
-from bcd_ray.model.network import softmax
+from bcd_ray.model.engines.openvino import openvino_backbone, openvino_stages, with_head
+from bcd_ray.model.network import Tensors, softmax
 from bcd_ray.threads import EngineThreads, in_chunks
 
 Floats = npt.NDArray[np.float32]
@@ -34,7 +37,7 @@ def check_installed() -> None:
 
 
 def quantize(model: Model, images: Sequence[LabelledImage], logits: Floats) -> Int8Graph:
-    """The backbone in int8, under a head that is fitted to it.
+    """The backbones in int8, under a head that is fitted to them.
 
     Weights and activations are quantised after training, as in Jacob et al., CVPR 2018, with NNCF's correction of
     biases. What error is left in the embeddings is linear in large part: the head takes it up, by a ridge regression
@@ -44,19 +47,48 @@ def quantize(model: Model, images: Sequence[LabelledImage], logits: Floats) -> I
         images: of the training part; up to 300 of them, evenly chosen, give the ranges of activations.
         logits: (n, 4) in fp32 of all the images.
     """
+    chosen = [read_pixels(image) for image in _evenly(images)]
+    head = model.tensors["head.weight"], model.tensors["head.bias"]
+    if model.representation == "field":
+        backbone = _quantized(openvino_backbone(model.tensors, model.preprocessing), chosen)
+        before = Int8Graph({"": _saved(with_head(backbone, *head))})
+    else:
+        fields = [find_cells(pixels) for pixels in chosen]
+        seen: dict[str, list[Pixels]] = {"crops": [crop for each in fields for crop in each.crops()]}
+        seen["field"] = [each.grey[..., None] for each in fields]
+        parts = parts_of(model.preprocessing)
+        graphs = {each.name: _quantized(openvino_stages(model.tensors, each), seen[each.name]) for each in parts}
+        before = Int8Graph({name: _saved(graph) for name, graph in graphs.items()}, head=_named(*head))
+    embeddings = _run(before, model, images).embeddings
+    weight, bias = _fitted(*head, embeddings, logits)
+    doubt = float(_overstated(embeddings @ weight.T + bias, logits).max())
+    if model.representation == "field":
+        return Int8Graph({"": _saved(with_head(backbone, weight, bias))}, doubt)
+    return Int8Graph(before.graphs, doubt, _named(weight, bias))
+
+
+def _named(weight: Floats, bias: Floats) -> Tensors:
+    return {"head.weight": weight, "head.bias": bias}
+
+
+def _evenly(items: Sequence[Any]) -> list[Any]:
+    chosen = np.linspace(0, len(items) - 1, min(len(items), _CALIBRATION_IMAGES), dtype=int)
+    return [items[index] for index in chosen]
+
+
+def _quantized(graph: Any, images: Sequence[Pixels]) -> Any:
+    """The graph in int8, its ranges those of up to 300 of the images, evenly chosen; JobError of too few."""
     import nncf
 
     nncf.set_log_level(logging.ERROR)
-    chosen = np.linspace(0, len(images) - 1, min(len(images), _CALIBRATION_IMAGES), dtype=int)
-    chunks = in_chunks((images[index] for index in chosen), BATCH)
-    batches = [np.stack([read_pixels(image) for image in chunk]) for chunk in chunks if len(chunk) == BATCH]
+    batch = int(graph.input(0).shape[0])
+    batches = [np.stack(chunk) for chunk in in_chunks(_evenly(images), batch) if len(chunk) == batch]
     if not batches:
-        raise JobError(f"--int8 needs at least {BATCH} training images")
-    backbone = openvino_backbone(model.tensors, model.preprocessing)
+        raise JobError(f"--int8 needs at least {batch} training images")
     # The whole of it: with some blocks left in fp32 as many images change class, at 0.7 to 0.9 times the speed.
     # Activations are quantised symmetrically (PERFORMANCE): 1.05 times as fast as MIXED.
-    quantized = nncf.quantize(
-        backbone,
+    return nncf.quantize(
+        graph,
         nncf.Dataset(batches),
         subset_size=len(batches),
         preset=nncf.QuantizationPreset.PERFORMANCE,
@@ -66,11 +98,6 @@ def quantize(model: Model, images: Sequence[LabelledImage], logits: Floats) -> I
             overflow_fix=nncf.quantization.advanced_parameters.OverflowFix.ENABLE
         ),
     )
-    head = model.tensors["head.weight"], model.tensors["head.bias"]
-    embeddings = _run(_saved(with_head(quantized, *head)), images).embeddings
-    weight, bias = _fitted(*head, embeddings, logits)
-    doubt = _overstated(embeddings @ weight.T + bias, logits).max()
-    return replace(_saved(with_head(quantized, weight, bias)), doubt=float(doubt))
 
 
 def _fitted(weight: Floats, bias: Floats, embeddings: Floats, logits: Floats) -> tuple[Floats, Floats]:
@@ -91,17 +118,17 @@ def _overstated(found: Floats, logits: Floats) -> Floats:
     return np.asarray(leads(found) - (logits[rows, suggested] - others.max(axis=1)))
 
 
-def _saved(graph: Any) -> Int8Graph:
+def _saved(graph: Any) -> tuple[bytes, bytes]:
     import openvino
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.xml")
         openvino.save_model(graph, path, compress_to_fp16=False)
-        return Int8Graph(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+        return path.read_bytes(), path.with_suffix(".bin").read_bytes()
 
 
-def _run(graph: Int8Graph, images: Sequence[LabelledImage]) -> Outputs:
-    engine = OpenVinoEngine.of_int8(graph.xml, graph.weights, _THREADS)
+def _run(graph: Int8Graph, model: Model, images: Sequence[LabelledImage]) -> Outputs:
+    engine = open_quantized(graph, model, _THREADS)
 
     def infer(chunk: list[LabelledImage]) -> Outputs:
         return engine.infer([read_pixels(image) for image in chunk])
@@ -110,9 +137,9 @@ def _run(graph: Int8Graph, images: Sequence[LabelledImage]) -> Outputs:
     return Outputs(np.concatenate([part.embeddings for part in parts]), np.concatenate([part.logits for part in parts]))
 
 
-def compare(graph: Int8Graph, images: Sequence[LabelledImage], logits: Floats) -> dict[str, Any]:
+def compare(graph: Int8Graph, model: Model, images: Sequence[LabelledImage], logits: Floats) -> dict[str, Any]:
     """How `Int8Engine` agrees with the logits (n, 4) in fp32, on images that the network was not calibrated on."""
-    quantized = _run(graph, images).logits
+    quantized = _run(graph, model, images).logits
     doubtful = leads(quantized) <= graph.doubt
     found, expected = softmax(np.where(doubtful[:, None], logits, quantized)), softmax(logits)
     same = found.argmax(1) == expected.argmax(1)

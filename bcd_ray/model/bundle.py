@@ -51,6 +51,7 @@ PREPROCESSING: dict[WeightsName, dict[str, Any]] = {
 _CROPS = {"backbone": "efficientnet_lite0", "size": CROP, "region": REGION, "most": MOST, "version": CELLS_VERSION}
 _BUNDLE_FORMAT = 5  # 2 came with triage, 3 with its certainty, 4 with representations, 5 with a certainty each class
 _READABLE_FORMATS = (3, 4, 5)  # of 3 all are `field`
+_INT8 = "int8."  # begins the names of tensors that are of the quantised network alone
 _DIGESTED = ("model.safetensors", "model.json")
 
 
@@ -165,9 +166,11 @@ def save_bundle(
     """
     facts: dict[str, Any] = {"format": _BUNDLE_FORMAT, "classes": list(CLASSES)}
     facts |= {"preprocessing": model.preprocessing, "triage": triage.settings, **info}
-    tensors = {**model.tensors, **triage.tensors}
-    graph = {"model.int8.xml": int8.xml, "model.int8.bin": int8.weights} if int8 else {}
+    tensors, graph = {**model.tensors, **triage.tensors}, dict[str, bytes]()
     if int8:
+        for part, contents_of in int8.graphs.items():
+            graph |= dict(zip(_int8_files(part), contents_of, strict=True))
+        tensors |= {f"{_INT8}{name}": value for name, value in int8.head.items()}
         facts["int8_doubt"] = int8.doubt
         facts["int8_sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in graph.items()}
     contents = {
@@ -197,11 +200,18 @@ def load_bundle(uri: str) -> Bundle:
         raise ConfigError(f"{uri}: written by another release of bcd_ray: train anew, or use that release")
     tensors = load(contents["model.safetensors"])
     triage = Triage.of(tensors, info["triage"])
-    network = {name: value for name, value in tensors.items() if name not in triage.tensors}
-    return Bundle(Model(network, info["preprocessing"]), triage, info, _version(contents), _load_int8(uri, info))
+    head = {name.removeprefix(_INT8): value for name, value in tensors.items() if name.startswith(_INT8)}
+    network = {name: value for name, value in tensors.items() if not name.startswith((_INT8, "triage."))}
+    model = Model(network, info["preprocessing"])
+    return Bundle(model, triage, info, _version(contents), _load_int8(uri, info, head))
 
 
-def _load_int8(uri: str, info: dict[str, Any]) -> Int8Graph | None:
+def _int8_files(part: str) -> tuple[str, str]:
+    stem = f"model.int8.{part}" if part else "model.int8"
+    return f"{stem}.xml", f"{stem}.bin"
+
+
+def _load_int8(uri: str, info: dict[str, Any], head: Tensors) -> Int8Graph | None:
     digests = info.get("int8_sha256", {})
     found = {}
     for name, digest in digests.items():
@@ -211,8 +221,9 @@ def _load_int8(uri: str, info: dict[str, Any]) -> Int8Graph | None:
             raise _changed(uri, name, "model.json") from error
         if hashlib.sha256(found[name]).hexdigest() != digest:
             raise _changed(uri, name, "model.json")
-    doubt = info.get("int8_doubt", 0.0)
-    return Int8Graph(found["model.int8.xml"], found["model.int8.bin"], doubt) if found else None
+    names = {part: _int8_files(part) for part in ("", "crops", "field")}
+    graphs = {part: (found[xml], found[weights]) for part, (xml, weights) in names.items() if xml in found}
+    return Int8Graph(graphs, info.get("int8_doubt", 0.0), head) if found else None
 
 
 def _changed(uri: str, name: str, digests: str) -> ConfigError:

@@ -8,8 +8,8 @@ from bcd_ray.model.backbones import BACKBONES
 from bcd_ray.model.bundle import Bundle, Model
 from bcd_ray.model.engines.base import Engine, EngineName
 from bcd_ray.model.engines.cells import CellsEngine
-from bcd_ray.model.engines.int8 import Int8Engine
-from bcd_ray.model.engines.openvino import OpenVinoEngine, open_stages
+from bcd_ray.model.engines.int8 import Int8Engine, Int8Graph
+from bcd_ray.model.engines.openvino import BATCH, OpenVinoEngine, open_int8_stages, open_stages
 from bcd_ray.model.engines.whitened import WhitenedEngine
 
 
@@ -64,17 +64,17 @@ def choose_engine(wanted: EngineName | Literal["auto"], gpus: int) -> Choice:
 def open_engine(name: EngineName, bundle: Bundle, threads: int) -> Engine:
     """Compile the bundle's network for `threads` cores, or for the GPU that this process was given."""
     model = bundle.model
+    if name == "openvino-int8":
+        assert bundle.int8 is not None, "choose_engine sees to it"
+        quantized = open_quantized(bundle.int8, model, threads)
+        return Int8Engine(quantized, open_on_cpus(model, threads, few=True), bundle.int8.doubt)
     if model.representation != "field":
         return _open_cells_engine(name, model, threads)
-    engine = _open_field_engine(name, bundle, threads)
+    engine = _open_field_engine(name, model, threads)
     return WhitenedEngine(engine) if model.white else engine
 
 
-def _open_field_engine(name: EngineName, bundle: Bundle, threads: int) -> Engine:
-    model = bundle.model
-    if name == "openvino-int8":
-        assert bundle.int8 is not None, "choose_engine sees to it"
-        return Int8Engine(bundle.int8, model.tensors, model.preprocessing, threads)
+def _open_field_engine(name: EngineName, model: Model, threads: int) -> Engine:
     if name == "openvino":
         return OpenVinoEngine(model.tensors, model.preprocessing, threads)
     if name == "torch-cuda" and model.backbone is BACKBONES["mobilenet_v2"]:
@@ -86,12 +86,22 @@ def _open_field_engine(name: EngineName, bundle: Bundle, threads: int) -> Engine
     return TorchEngine(model.tensors, model.preprocessing, "cuda" if name == "torch-cuda" else "cpu")
 
 
-def open_on_cpus(model: Model, threads: int) -> Engine:
-    """The engine in fp32 on `threads` cores, which makes the embeddings that heads are fitted on."""
+def open_on_cpus(model: Model, threads: int, few: bool = False) -> Engine:
+    """The engine in fp32 on `threads` cores, which makes the embeddings that heads are fitted on.
+
+    With `few` it is for an image now and then, not for many at a time.
+    """
     if model.representation != "field":
         return _open_cells_engine("openvino", model, threads)
-    engine = OpenVinoEngine(model.tensors, model.preprocessing, threads)
+    engine = OpenVinoEngine(model.tensors, model.preprocessing, threads, 1 if few else BATCH)
     return WhitenedEngine(engine) if model.white else engine
+
+
+def open_quantized(int8: Int8Graph, model: Model, threads: int) -> Engine:
+    """The quantised network of a model alone, whatever it doubts."""
+    if model.representation == "field":
+        return OpenVinoEngine.of_int8(*int8.graphs[""], threads)
+    return CellsEngine({**model.tensors, **int8.head}, model.preprocessing, open_int8_stages(int8.graphs, threads))
 
 
 def _open_cells_engine(name: EngineName, model: Model, threads: int) -> Engine:
@@ -103,5 +113,5 @@ def _open_cells_engine(name: EngineName, model: Model, threads: int) -> Engine:
     return CellsEngine(
         model.tensors,
         model.preprocessing,
-        lambda tensors, backbone, size, batch: TorchStages(tensors, backbone, device),
+        lambda tensors, part: TorchStages(tensors, part.backbone, device),
     )

@@ -71,7 +71,7 @@ def test_int8_gives_nearly_what_fp32_gives(quantized: Quantized) -> None:
     expected, found = run("openvino", quantized.bundle, pixels), run("openvino-int8", quantized.bundle, pixels)
     difference = np.abs(softmax(found.logits) - softmax(expected.logits)).max(axis=1)
     assert 0 < np.median(difference) < 0.1  # it is another network, and a close one
-    facts = compare(quantized.graph, quantized.held_out, expected.logits)
+    facts = compare(quantized.graph, quantized.bundle.model, quantized.held_out, expected.logits)
     assert facts["images"] == len(quantized.held_out) == 64
     assert facts["agreement"] >= 0.9  # few images calibrate it here; docs/measurements.md has the figure on real ones
     assert facts["agreement"] == (found.logits.argmax(1) == expected.logits.argmax(1)).mean()
@@ -93,6 +93,25 @@ def test_int8_leaves_what_it_doubts_to_fp32(quantized: Quantized) -> None:
     assert redone.sum() == 5
     for found, of_full, of_quick in zip(with_doubt(middle)[:2], full[:2], quick[:2], strict=True):
         np.testing.assert_allclose(found, np.where(redone, of_full, of_quick), atol=1e-3)
+
+
+def test_cells_are_looked_at_in_int8_too(quantized: Quantized, tmp_path: Path) -> None:
+    """A bundle that looks at cells keeps the quantised network of its crops, and a head for it."""
+    train, held_out = quantized.held_out[::8], quantized.held_out[1::4]
+    cells = pretrained("keras", "cells")
+    head = np.random.default_rng(0).normal(0, 2, (4, cells.embedding_size)).astype(np.float32)
+    model, limits = cells.with_head(head, np.zeros(4, np.float32)), Triage.without_limits(cells.embedding_size)
+    graph = quantize(model, train, run("openvino", Bundle(model, limits, {}, ""), pixels_of(train)).logits)
+    save_bundle(str(tmp_path), model, limits, {}, {}, graph)
+    bundle = load_bundle(str(tmp_path))
+    assert bundle.model.tensors.keys() == model.tensors.keys()
+    pixels = pixels_of(held_out)
+    full, quick = (run(name, bundle, pixels) for name in ("openvino", "openvino-int8"))
+    np.testing.assert_array_equal(full.cells, quick.cells)  # type: ignore[arg-type]
+    apart = np.abs(full.logits - quick.logits).max(axis=1)
+    assert 0 < np.median(apart) < np.std(full.logits)
+    facts = compare(graph, model, held_out, full.logits)
+    assert facts["agreement"] == (full.logits.argmax(1) == quick.logits.argmax(1)).mean() >= 0.8
 
 
 def test_torch_gives_what_openvino_gives(quantized: Quantized) -> None:
@@ -138,7 +157,7 @@ def test_a_bundle_keeps_its_int8_network(quantized: Quantized, tmp_path: Path) -
     plain = save_bundle(str(tmp_path / "plain"), quantized.bundle.model, NO_LIMITS, {}, {})
     assert plain != version
     assert load_bundle(str(tmp_path / "plain")).int8 is None
-    (tmp_path / "model.int8.bin").write_bytes(quantized.graph.weights[:-1] + b"x")
+    (tmp_path / "model.int8.bin").write_bytes(quantized.graph.graphs[""][1][:-1] + b"x")
     with pytest.raises(ConfigError, match=r"model\.int8\.bin does not match model\.json"):
         load_bundle(str(tmp_path))
     (tmp_path / "model.int8.bin").unlink()

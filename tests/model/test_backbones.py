@@ -9,6 +9,7 @@ from bcd_ray.errors import JobError
 from bcd_ray.learning.synthetic import draw_smear
 from bcd_ray.model.backbones import BACKBONES
 from bcd_ray.model.cells import CROP, find_cells
+from bcd_ray.model.engines.cells import Part
 from bcd_ray.model.engines.openvino import Requests, openvino_stages
 from bcd_ray.model.engines.torch import TorchStages
 
@@ -21,7 +22,7 @@ def test_stages_are_those_of_torch(name: str, size: int) -> None:
     found = [find_cells(draw_smear(number % 4, number)) for number in range(3)]
     images = [crop for cells in found for crop in cells.crops()] if size == CROP else [c.grey[..., None] for c in found]
     expected = TorchStages(tensors, backbone)(images)
-    (means,) = Requests(openvino_stages(tensors, backbone, size, batch=4), threads=1).run(images)
+    (means,) = Requests(openvino_stages(tensors, Part("crops", backbone, size, batch=4)), threads=1).run(images)
     assert means.shape == expected.shape == (len(images), sum(backbone.widths))
     assert np.abs(means - expected).max() < 1e-3 * np.abs(expected).max()
     assert (

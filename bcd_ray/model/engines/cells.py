@@ -20,9 +20,18 @@ from bcd_ray.threads import in_chunks
 
 Floats = npt.NDArray[np.float32]
 Stages = Callable[[Sequence[Pixels]], Floats]  # of n images (side, side, 1), the means (n, d) of a backbone's stages
-OpenStages = Callable[[Tensors, Backbone, int, int], Stages]  # of tensors, backbone, side and images at a time
 
-_CROPS_AT_A_TIME, _FIELDS_AT_A_TIME = 8, 2  # as many values as fit a CPU's caches
+
+class Part(NamedTuple):
+    """What a backbone looks at."""
+
+    name: str  # in a model's `preprocessing`
+    backbone: Backbone
+    size: int  # pixels a side
+    batch: int  # images at a time: as many values as fit a CPU's caches
+
+
+OpenStages = Callable[[Tensors, Part], Stages]
 
 
 class Evidence(NamedTuple):
@@ -40,12 +49,8 @@ class CellsEngine:
 
     def __init__(self, tensors: Tensors, preprocessing: Mapping[str, Any], open_stages: OpenStages) -> None:
         cv2.setNumThreads(1)  # the callers' threads fill the cores
-        crops = BACKBONES[preprocessing["crops"]["backbone"]]
-        self._of_crops = open_stages(tensors, crops, CROP, _CROPS_AT_A_TIME)
-        self._of_field: Stages | None = None
-        if "field" in preprocessing:
-            field = BACKBONES[preprocessing["field"]["backbone"]]
-            self._of_field = open_stages(tensors, field, SIZE, _FIELDS_AT_A_TIME)
+        opened = {part.name: open_stages(tensors, part) for part in parts_of(preprocessing)}
+        self._of_crops, self._of_field = opened["crops"], opened.get("field")
         self._weight, self._bias = tensors["head.weight"], tensors["head.bias"]
 
     def infer(self, images: Sequence[Pixels]) -> Outputs:
@@ -79,6 +84,16 @@ class CellsEngine:
         if self._of_field:
             parts.append(self._of_field([field.grey[..., None] for field in fields]))
         return fields, of_crops, parts
+
+
+def parts_of(preprocessing: Mapping[str, Any]) -> list[Part]:
+    """`crops`, and of `both` the `field` too."""
+    known = {"crops": (CROP, 8), "field": (SIZE, 2)}
+    return [
+        Part(name, BACKBONES[preprocessing[name]["backbone"]], *sizes)
+        for name, sizes in known.items()
+        if name in preprocessing
+    ]
 
 
 def of_length_one(features: Floats) -> Floats:

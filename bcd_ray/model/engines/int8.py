@@ -1,38 +1,38 @@
-"""The quantised network in OpenVINO, with the one it came from beside it for where it is in doubt."""
+"""The quantised network, with the one it came from beside it for where it is in doubt."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from bcd_ray.archives.images import Pixels
-from bcd_ray.model.engines.base import Outputs
-from bcd_ray.model.engines.openvino import OpenVinoEngine
+from bcd_ray.model.engines.base import Engine, Outputs
 from bcd_ray.model.network import Tensors
 
 
 @dataclass(frozen=True)
 class Int8Graph:
-    """The quantised network in OpenVINO's own format: `model.int8.xml` and `model.int8.bin` of a bundle.
+    """The quantised network in OpenVINO's own format.
 
-    `doubt` is the lead, in logits, of the suggested class over the next up to which fp32 may suggest another.
+    Attributes:
+        graphs: xml and weights, of a model of whole fields under ``, with its head; else of each part by its name
+            (`engines.cells.parts_of`).
+        doubt: the lead, in logits, of the suggested class over the next up to which fp32 may suggest another.
+        head: `head.weight` and `head.bias` over the quantised parts of a model that looks at cells.
     """
 
-    xml: bytes
-    weights: bytes
+    graphs: Mapping[str, tuple[bytes, bytes]]
     doubt: float = 0.0
+    head: Tensors = field(default_factory=dict)
 
 
 class Int8Engine:
-    """The quantised network, and the one it came from where it is in doubt: 3 to 5 images in a hundred."""
+    """The quantised network, and the one it came from where it is in doubt: 2 to 5 images in a hundred."""
 
-    chunk = OpenVinoEngine.chunk
-
-    def __init__(self, graph: Int8Graph, tensors: Tensors, preprocessing: Mapping[str, Any], threads: int) -> None:
-        self._quantized, self._doubt = OpenVinoEngine.of_int8(graph.xml, graph.weights, threads), graph.doubt
-        self._full = OpenVinoEngine(tensors, preprocessing, threads, batch=1)
+    def __init__(self, quantized: Engine, full: Engine, doubt: float) -> None:
+        self._quantized, self._full, self._doubt = quantized, full, doubt
+        self.chunk = quantized.chunk
 
     def infer(self, images: Sequence[Pixels]) -> Outputs:
         """As `Engine.infer`."""

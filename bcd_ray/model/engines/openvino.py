@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bcd_ray.archives.images import SIZE, Pixels
-from bcd_ray.model.backbones import Backbone, field_backbone, padding
+from bcd_ray.model.backbones import field_backbone, padding
 from bcd_ray.model.engines.base import Outputs
-from bcd_ray.model.engines.cells import OpenStages, Stages
+from bcd_ray.model.engines.cells import OpenStages, Part, Stages
 from bcd_ray.model.network import Tensors, folded
 
 BATCH = 2  # images a request: more leave a CPU's caches (with 8 the job does 0.85 times as many images a second)
@@ -103,18 +103,27 @@ def openvino_backbone(tensors: Tensors, preprocessing: Mapping[str, Any], batch:
 def open_stages(threads: int) -> OpenStages:
     """How `CellsEngine` gets its backbones on `threads` cores."""
 
-    def open_one(tensors: Tensors, backbone: Backbone, size: int, batch: int) -> Stages:
-        requests = Requests(openvino_stages(tensors, backbone, size, batch), threads)
-        return lambda images: requests.run(images)[0]
-
-    return open_one
+    return lambda tensors, part: _run(openvino_stages(tensors, part), threads)
 
 
-def openvino_stages(tensors: Tensors, backbone: Backbone, size: int, batch: int) -> Any:
+def open_int8_stages(graphs: Mapping[str, tuple[bytes, bytes]], threads: int) -> OpenStages:
+    """The same of quantised networks, each by its part's name in OpenVINO's own format."""
+    import openvino
+
+    return lambda tensors, part: _run(openvino.Core().read_model(*graphs[part.name]), threads)
+
+
+def _run(graph: Any, threads: int) -> Stages:
+    requests = Requests(graph, threads)
+    return lambda images: requests.run(images)[0]
+
+
+def openvino_stages(tensors: Tensors, part: Part) -> Any:
     """The means of a backbone's stages, (batch, sum of widths), of grey images (batch, size, size, 1) uint8."""
     import openvino
     from openvino import opset13 as ops
 
+    _, backbone, size, batch = part
     images, means = ops.parameter([batch, size, size, 1], np.uint8, name="images"), list[Any]()
     how = backbone.preprocessing["padding"]
     grey = {name: backbone.preprocessing[name][:1] for name in ("mean", "std")}  # of the three colours the same
