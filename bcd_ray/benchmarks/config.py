@@ -39,6 +39,8 @@ class BenchmarkConfig:
     engine: Literal["openvino", "openvino-int8", "torch-cuda"] = "openvino"
     """Of the job and of the ceiling; with `torch-cuda` the programs of others use the GPU too, and `speed` has two
     ceilings: decoding alone and the network alone."""
+    representation: Literal["field", "cells", "both"] = "field"
+    """What of a field the model of `turns` looks at; another than `field` is measured beside a job of `field`."""
     s3: str = ""
     """Folder on S3, `s3://`: `speed` and `turns` put the shards there too, and measure the job from there beside the
     others."""
@@ -62,6 +64,8 @@ class BenchmarkConfig:
         at_least(self, 32, "image_width", "image_height")
         if self.what == "turns" and self.engine == "torch-cuda":
             raise ConfigError("--what turns is for CPUs, where the job has one ceiling: use --what speed")
+        if self.representation != "field" and (self.what != "turns" or self.s3):
+            raise ConfigError("--representation goes with --what turns, without --s3")
         if (self.what == "night") != bool(self.against):
             raise ConfigError("--what night compares with a git revision, which --against names: main, say")
         if self.s3 and not self.s3.startswith("s3://"):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,9 @@ from bcd_ray.errors import ConfigError
 from bcd_ray.learning.dataset import LabelledImage, list_labelled, read_pixels
 from bcd_ray.learning.head import FitConfig, fit
 from bcd_ray.learning.synthetic import draw_smear
-from bcd_ray.model.bundle import EMBEDDING_SIZE, Model, load_bundle, pretrained, save_bundle
-from bcd_ray.model.choice import open_engine
+from bcd_ray.model.bundle import Model, Representation, load_bundle, pretrained, save_bundle
+from bcd_ray.model.choice import open_engine, open_on_cpus
 from bcd_ray.model.engines.base import EngineName
-from bcd_ray.model.engines.openvino import OpenVinoEngine
 from bcd_ray.model.triage import Triage
 from bcd_ray.progress import one_line, say
 from bcd_ray.scoring.ledger import Ledger
@@ -56,6 +55,7 @@ class Bench:
     folder: Path
     images: int
     engine: EngineName
+    representation: Representation = "field"
 
     @property
     def loose(self) -> str:
@@ -71,7 +71,7 @@ class Bench:
 
     @property
     def model(self) -> str:
-        return str(self.folder / "model")
+        return str(self.folder / self.representation)
 
 
 def compare_speed(config: BenchmarkConfig) -> dict[str, Any]:
@@ -139,25 +139,31 @@ def bench(config: BenchmarkConfig) -> Iterator[Bench]:
         else:
             _draw(loose, config)
         pack(PackConfig(str(loose), str(folder / "shards"), images_per_shard=config.images_per_shard))
-        made = Bench(folder, config.images, config.engine)
+        made = Bench(folder, config.images, config.engine, config.representation)
         _link(made.loose, Path(made.loose_for_peers), config.peer_images or config.images)
         images = list_labelled(str(loose))[:: max(1, config.images // _TRAINED_ON)]
-        model, logits = _trained(images)
-        int8 = None
-        if config.engine == "openvino-int8":
-            from bcd_ray.learning.quantization import quantize
-
-            int8 = quantize(model, images, logits)
-        save_bundle(made.model, model, Triage.without_limits(EMBEDDING_SIZE), {}, {}, int8)
+        for each in {made, replace(made, representation="field")}:
+            _save_model(each, images)
         yield made
 
 
-def _trained(images: list[LabelledImage]) -> tuple[Model, npt.NDArray[np.float32]]:
-    """A model of some labelled images, as sure of the others as one is, and its logits (n, 4)."""
-    backbone, labels = pretrained("keras"), np.array([image.label for image in images])
-    engine = OpenVinoEngine(backbone.tensors, backbone.preprocessing, len(os.sched_getaffinity(0)))
+def _save_model(made: Bench, images: list[LabelledImage]) -> None:
+    """Write a model of some labelled images, as sure of the others as one is."""
+    model, logits = _trained(made.representation, images)
+    int8 = None
+    if made.engine == "openvino-int8":
+        from bcd_ray.learning.quantization import quantize
+
+        int8 = quantize(model, images, logits)
+    save_bundle(made.model, model, Triage.without_limits(model.embedding_size), {}, {}, int8)
+
+
+def _trained(what: Representation, images: list[LabelledImage]) -> tuple[Model, npt.NDArray[np.float32]]:
+    """A model of labelled images, and its logits (n, 4) of them."""
+    backbone, labels = pretrained("keras", what), np.array([image.label for image in images])
+    engine = open_on_cpus(backbone, len(os.sched_getaffinity(0)))
     embeddings = engine.infer([read_pixels(image) for image in images]).embeddings
-    head = fit(embeddings[None], labels, FitConfig(25, 0.003, 0.1, 32, workers=0, seed=0))
+    head = fit(embeddings[None], labels, FitConfig(25, 0.003, 0.1, 32, workers=0, seed=0, balanced=what != "field"))
     return backbone.with_head(head.weight, head.bias), head.logits(embeddings)
 
 

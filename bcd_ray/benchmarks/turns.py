@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,16 @@ import numpy as np
 
 from bcd_ray.benchmarks.config import BenchmarkConfig
 from bcd_ray.benchmarks.measure import Marks, check_ended, family
-from bcd_ray.benchmarks.speed import bench, circumstances, job_command, marks_in, marks_of_job, pack_on_s3, peer_command
+from bcd_ray.benchmarks.speed import (
+    Bench,
+    bench,
+    circumstances,
+    job_command,
+    marks_in,
+    marks_of_job,
+    pack_on_s3,
+    peer_command,
+)
 from bcd_ray.errors import JobError
 from bcd_ray.progress import say
 
@@ -30,6 +39,8 @@ _DRAWS = 2000  # of the bootstrap
 
 def compare_in_turns(config: BenchmarkConfig, turn_s: float = _TURN_S) -> dict[str, Any]:
     """Images a second of the ceiling and of the job, from S3 too where `config.s3` is set, each in turns of its own.
+
+    A model that looks at cells has a job of whole fields for its ceiling.
 
     Returns:
         `rounds`: turns of each, from its first results on, before one of them is done. `programs`: of each its images a
@@ -42,14 +53,25 @@ def compare_in_turns(config: BenchmarkConfig, turn_s: float = _TURN_S) -> dict[s
             inputs["job, shards on S3"] = pack_on_s3(made, config)
         folders = {each: Path(name, str(number)) for number, each in enumerate(("ceiling", *inputs))}
         programs = {"ceiling": Program(peer_command(made, "ceiling", made.shards), folders["ceiling"])}
+        marks = dict[str, Marks]()
+        if config.representation != "field":
+            of_fields = replace(made, representation="field")
+            programs["ceiling"] = _job(of_fields, made.shards, folders["ceiling"])
         for each, shards in inputs.items():
-            command = job_command(made, shards, str(folders[each] / "rows"))
-            programs[each] = Program(command, folders[each], "rows/_work/units/*", to_its_end=True)
+            programs[each] = _job(made, shards, folders[each])
         # Each job starts a Ray of its own: one that runs here already would not stop with it.
         turns = take_turns(programs, turn_s, {"RAY_ADDRESS": "local"})
-        marks: dict[str, Marks] = {each: marks_of_job(str(folders[each] / "rows")) for each in inputs}
-        marks["ceiling"] = marks_in(programs["ceiling"].stdout.read_text().rpartition("\n")[0])
+        for each, program in programs.items():
+            if program.to_its_end:
+                marks[each] = marks_of_job(str(folders[each] / "rows"))
+            else:
+                marks[each] = marks_in(program.stdout.read_text().rpartition("\n")[0])
     return circumstances(config) | {"images": made.images, "turn_s": turn_s} | ratios(turns, marks)
+
+
+def _job(made: Bench, shards: str, folder: Path) -> "Program":
+    command = job_command(made, shards, str(folder / "rows"))
+    return Program(command, folder, "rows/_work/units/*", to_its_end=True)
 
 
 @dataclass

@@ -119,6 +119,8 @@ def test_the_job_and_its_ceiling_in_turns(tmp_path: Path, monkeypatch: pytest.Mo
 def test_turns_on_a_gpu_are_refused() -> None:
     with pytest.raises(ConfigError, match="--what turns is for CPUs"):
         BenchmarkConfig("turns", engine="torch-cuda")
+    with pytest.raises(ConfigError, match="--representation goes with --what turns"):
+        BenchmarkConfig("speed", representation="cells")
 
 
 def test_peers_and_ceiling_score_the_same_images(
