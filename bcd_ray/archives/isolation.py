@@ -31,7 +31,7 @@ Decoder = Callable[[bytes, Limits], Decoded | Rejected]
 
 COMMAND = [sys.executable, "-P", "-c", "from bcd_ray.archives.isolation import serve; serve()"]
 SHARE_BYTES = 384 << 20  # of a helper that works beside others: its libraries take 60 MB, 30 megapixels 300 MB
-_LARGE_PIXELS = 5_000_000  # of an image whose decoder may lack memory in a share
+_LARGE_PIXELS = 20_000_000  # of an image whose decoder may lack memory in a share: 30 take 300 MB
 _WALL_FACTOR = 10  # of the processor's time by the clock on the wall, on a busy machine
 
 

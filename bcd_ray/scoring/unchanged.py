@@ -21,7 +21,7 @@ from bcd_ray.scoring.state import Equal, State
 from bcd_ray.storage import StoredObject, parquet
 from bcd_ray.threads import map_ahead
 
-_READERS = 16  # of shards
+_READERS, _WINDOWS = 16, 4  # of shards, which hold images of so many windows together
 _COLUMNS = ("image_id", "shard_uri", "image_sha256", "status")
 _FOLDER = ("_work", "equal")
 _SCHEMA = pa.schema([("uri", pa.string()), ("etag", pa.string()), ("held", pa.string())])
@@ -58,8 +58,12 @@ def compare(
     def is_equal(each: tuple[StoredObject, str]) -> bool:
         return _is_equal(each[0], published[storage.printable(each[0].name)], limits, state.withdrawn)
 
+    def held_of(each: tuple[StoredObject, str]) -> int:
+        return min(each[0].size, limits.max_bytes)
+
     with ThreadPoolExecutor(_READERS) as pool:
-        for (shard, held), equal in zip(asked, map_ahead(pool, is_equal, asked, ahead=2 * _READERS), strict=True):
+        results = map_ahead(pool, is_equal, asked, 2 * _READERS, held_of, _WINDOWS * limits.window)
+        for (shard, held), equal in zip(asked, results, strict=True):
             progress.add(1)
             if equal:
                 found.equal[storage.printable(shard.name)] = Equal(shard.etag, held)
