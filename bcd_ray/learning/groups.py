@@ -99,7 +99,7 @@ def _read_groups(table: str, column: str) -> dict[str, str]:
     found: dict[str, str] = {}
     twice = 0
     for name, group in zip(names, groups, strict=True):
-        name = (name or "").strip()
+        name, group = (name or "").strip(), None if group and group.strip().lower() == "nan" else group  # of pandas
         if name in found:
             twice += 1
             if found[name] != _same(group):

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bcd_ray.errors import ConfigError
@@ -35,6 +37,13 @@ def test_an_image_with_two_groups_is_refused_and_one_named_twice_is_told(
         numbers(tmp_path, [*rows, "Benign/a.jpg,2"])
     assert numbers(tmp_path, [*rows, "Benign/a.jpg,1 "]) == [0, 1, 2]
     assert "1 rows name an image again, with the same group" in capsys.readouterr().err
+
+
+def test_what_is_no_number_is_no_group(tmp_path: Path) -> None:
+    table = pa.table({"image": NAMES, "group": [float("nan"), *map(float, range(1, len(NAMES)))]})
+    pq.write_table(table, tmp_path / "groups.parquet")
+    with pytest.raises(ConfigError, match="gives no group for 1 images"):
+        group_numbers(NAMES, "", str(tmp_path / "groups.parquet"))
 
 
 def test_a_table_that_matches_few_images_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
