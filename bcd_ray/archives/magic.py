@@ -13,6 +13,7 @@ _MAGIC = (
     (b"ZISSRAWFILE\0", "czi"),
     (b"\xda\xce\xbe\n\0\0\0\0", "nd2"),
     (b"8BPS\0\x01", "psd"),
+    (b"\2\0\0\0UL\4\0", "dcm"),  # without the usual preamble
 )
 _NOT_READ = {  # each by the name that people know
     "heic": "HEIC or AVIF",

@@ -796,6 +796,7 @@ def jpegs_2000() -> Iterator[Case]:
 
 def dicoms() -> Iterator[Case]:
     yield case("DICOM, RGB", "scored", "pydicom", SMEAR, make=lambda: dicom(SMEAR))
+    yield case("DICOM without its preamble", "scored", "pydicom", SMEAR, make=lambda: dicom(SMEAR)[132:])
     yield case("DICOM, YBR_FULL", "scored", "pydicom", SMEAR, 3, make=lambda: dicom(to_ybr(SMEAR), "YBR_FULL"))
     yield case("DICOM, MONOCHROME2", "scored", "pydicom", GREY, make=lambda: dicom(GREY, "MONOCHROME2"))
     yield case("DICOM, MONOCHROME1", "scored", "pydicom", 255 - GREY, make=lambda: dicom(GREY, "MONOCHROME1"))

@@ -13,6 +13,7 @@ from bcd_ray.archives.formats import colour, jpeg, jpeg2000, samples
 from bcd_ray.archives.formats.base import Decoded, Limits, Rejected, check_pixels
 
 _MARK, _PLACE = b"DICM", 128
+_BARE = b"\2\0\0\0UL\4\0"  # what stands behind the mark, and in some files first
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")  # white is zero, black is zero
 _JPEG = "1.2.840.10008.1.2.4."  # what the transfer syntaxes of its family begin with
@@ -26,7 +27,7 @@ _DECODERS = {
 
 def is_dicom(data: bytes) -> bool:
     """Whether the bytes begin as a DICOM file does."""
-    return data.startswith(_MARK, _PLACE)
+    return data.startswith(_MARK, _PLACE) or data.startswith(_BARE)
 
 
 def decode(data: bytes, limits: Limits) -> Decoded | Rejected:
@@ -40,7 +41,8 @@ def decode(data: bytes, limits: Limits) -> Decoded | Rejected:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as above
         try:
-            dataset = pydicom.dcmread(io.BytesIO(data))
+            before = b"" if data.startswith(_MARK, _PLACE) else bytes(_PLACE) + _MARK
+            dataset = pydicom.dcmread(io.BytesIO(before + data))
             width, height = int(dataset.get("Columns", 0)), int(dataset.get("Rows", 0))
             frames = int(dataset.get("NumberOfFrames") or 1)
         except MemoryError:
