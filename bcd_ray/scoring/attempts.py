@@ -157,7 +157,11 @@ class _StartCounter:
 
 
 def death_of(worker: str, node: str) -> _Death:
-    """What a worker process died of, by what Ray's head knows."""
+    """What a worker process died of, by what Ray's head knows.
+
+    Ray's public `ray.util.state.get_worker` asks the dashboard, which a stand-alone job does not start; this asks where
+    the dashboard does.
+    """
     import ray
     from ray._private.state import state
     from ray.core.generated import common_pb2, gcs_pb2

@@ -28,6 +28,7 @@ from PIL import Image
 from bcd_ray import storage
 from bcd_ray.archives.images import Limits
 from bcd_ray.archives.shards import Entry, kind_of, read_shard
+from bcd_ray.errors import JobError
 from bcd_ray.evaluation.config import EvaluateConfig, ExplainConfig
 from bcd_ray.evaluation.explaining import explain
 from bcd_ray.evaluation.job import evaluate
@@ -555,3 +556,16 @@ def test_heat_maps_are_of_the_last_run_of_a_shard(nightly: ScoreConfig, tmp_path
     (Path(nightly.output) / "predictions/summary.csv").write_text("class,count\n")  # an analyst's
     shard.write_bytes(tar_of([("2.jpg", noise(5))]))
     assert explained(4) == ([f"{other}#1.jpg"], {f"{shard}#1.jpg": "gone since it was scored"})
+
+
+def test_an_actor_without_the_mount_ends_the_job_in_one_line(
+    nightly: ScoreConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a node finds out before its first unit comes back through Ray Data."""
+    monkeypatch.setattr("bcd_ray.scoring.executing.folders_of", lambda units: [str(tmp_path / "mount")])
+    with pytest.raises(JobError, match=r"node \S+: .*/mount: No such file or directory here: mount it there") as raised:
+        score(replace(nightly, small_run_bytes=0))
+    assert "\n" not in str(raised.value)
+    assert storage.list_names(f"{nightly.output}/predictions") == []
+    monkeypatch.undo()
+    assert score(nightly).manifest is not None
