@@ -57,7 +57,7 @@ class Nested:
 
 @dataclass(frozen=True)
 class Images:
-    """What is known of the images: views (v, n, 1280), quality measures (n, 4), and what splits go by."""
+    """What is known of the images: views (v, n, 1280), quality measures (n, 7), and what splits go by."""
 
     views: Any
     quality: Any

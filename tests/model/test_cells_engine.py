@@ -16,6 +16,7 @@ from bcd_ray.model.bundle import Bundle, Model, load_bundle, pretrained, save_bu
 from bcd_ray.model.choice import open_engine, open_on_cpus
 from bcd_ray.model.engines.base import Engine
 from bcd_ray.model.heatmap import class_activation, randomised, similarity
+from bcd_ray.model.quality import MEASURES
 from bcd_ray.model.triage import Triage
 
 
@@ -76,9 +77,11 @@ def test_the_light_of_a_day_is_hardly_seen(engine: Engine, smears: list[Pixels])
 def test_an_image_without_cells_goes_to_review(model: Model, engine: Engine, smears: list[Pixels]) -> None:
     found = engine.infer(smears)
     triage = Triage.without_limits(model.embedding_size)
-    reasons = triage.decide(found.embeddings, found.logits, np.zeros((len(smears), 4)), found.cells).reason_names()
+    reasons = triage.decide(
+        found.embeddings, found.logits, np.zeros((len(smears), len(MEASURES))), found.cells
+    ).reason_names()
     assert ["no_cells" in given for given in reasons] == [False] * 9 + [True]
-    whole_fields = triage.decide(found.embeddings, found.logits, np.zeros((len(smears), 4))).reason_names()
+    whole_fields = triage.decide(found.embeddings, found.logits, np.zeros((len(smears), len(MEASURES)))).reason_names()
     assert not any("no_cells" in given for given in whole_fields)
 
 

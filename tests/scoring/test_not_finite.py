@@ -6,6 +6,7 @@ import pytest
 from bcd_ray.archives.images import Decoded
 from bcd_ray.archives.shards import Entry
 from bcd_ray.model.bundle import EMBEDDING_SIZE
+from bcd_ray.model.quality import OF_PIXELS
 from bcd_ray.model.triage import Triage
 from bcd_ray.scoring.worker import _Row, _table
 
@@ -16,7 +17,7 @@ def test_a_row_of_numbers_that_are_not_finite_is_not_scored(part: int, value: fl
     pixels = np.zeros((224, 224, 3), np.uint8)
     entries = [Entry(f"{number:032x}", f"a.tar#{number}.jpg", "a.tar", "1", b"x") for number in range(3)]
     rows = [_Row(entry, "0" * 64, Decoded(pixels, 224, 224)) for entry in entries]
-    computed = [np.ones((3, size), np.float32) for size in (EMBEDDING_SIZE, 4, 4)]
+    computed = [np.ones((3, size), np.float32) for size in (EMBEDDING_SIZE, 4, len(OF_PIXELS))]
     computed[part][1, 2] = value
     of_images = (computed[0], computed[1], computed[2], np.ones(3, np.int32))
     table = _table(rows, [of_images], Triage.without_limits(EMBEDDING_SIZE), "0" * 64)
