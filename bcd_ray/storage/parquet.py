@@ -68,7 +68,8 @@ class Appender:
     def __init__(self, schema: pa.Schema, group_rows: int = _GROUP_ROWS) -> None:
         self._file: Any = tempfile.SpooledTemporaryFile(_SPOOLED_BYTES)  # noqa: SIM115 (closed in __exit__)
         self._schema, self._group_rows = schema, group_rows
-        self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
+        with _told():
+            self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
         self._waiting, self._waiting_rows, self._waiting_bytes = list[pa.Table](), 0, 0
         self.rows = self.size = 0
 

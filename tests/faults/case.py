@@ -107,7 +107,7 @@ class Case:
         variables |= {hooks.FAULTS: path} if second else {}
         # Of two drivers forked from one process Ray's "random" object ids are the same, and the second dies of it.
         context = multiprocessing.get_context("spawn") if second else self.stage.context
-        process = context.Process(target=_drive, args=(variables, arguments, str(folder)))
+        process = context.Process(target=drive, args=(variables, arguments, str(folder)))
         running = Running(self, folder, process)
         process.start()
         return running
@@ -370,16 +370,16 @@ class _Reader:
             )
 
 
-def _drive(environment: dict[str, str], arguments: list[str], folder: str) -> None:
-    """The command, in this process, with hooks."""
+def drive(environment: dict[str, str], arguments: list[str], folder: str, job: str = "score") -> None:
+    """The command, in this process, with hooks; what it says goes to `out` and `err` in the folder."""
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{folder}/{name}", os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
     enter(environment)
     tempfile.tempdir = None
     tempfile.gettempdir()  # TMPDIR may be another one now; a full one would be passed over
     hooks.install_in_driver()
-    sys.argv = ["score.py", *arguments]
-    runpy.run_path(str(ROOT / "jobs" / "score.py"), run_name="__main__")
+    sys.argv = [f"{job}.py", *arguments]
+    runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
 
 
 def _contents(rows: pa.Table, archive: str) -> dict[str, dict[str, Any]]:

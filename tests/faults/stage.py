@@ -114,7 +114,7 @@ class Stage:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.model = _write_model(root / "model")
+        self.model = write_model(root / "model")
         self.store = Store(root / "store")
         self.store.start()
         self.proxy = Proxy(self.store.port)
@@ -255,9 +255,9 @@ def base_archive() -> dict[str, bytes]:
     return _drawn
 
 
-def _write_model(folder: Path) -> str:
+def write_model(folder: Path, seed: int = 0) -> str:
     """An untrained head over the pretrained backbone: what it says is as good as any to be compared."""
-    weight = np.random.default_rng(0).normal(0, 0.05, (4, EMBEDDING_SIZE)).astype(np.float32)
+    weight = np.random.default_rng(seed).normal(0, 0.05, (4, EMBEDDING_SIZE)).astype(np.float32)
     model = pretrained("keras").with_head(weight, np.zeros(4, np.float32))
     save_bundle(str(folder), model, Triage.without_limits(EMBEDDING_SIZE), {}, {})
     return str(folder)

@@ -255,7 +255,7 @@ def _unmount(stage: Stage) -> None:
 def _fill_disk(step: Fault, stage: Stage) -> None:
     with small_disk(stage.root / f"disk-{uuid4().hex[:8]}") as disk:
         case = Case(stage, "local", output=str(disk / "output"))
-        stage.on_report = lambda report: _fill(disk)
+        stage.on_report = lambda report: fill(disk)
         case.fails(replace(step, action="tell"))
         (disk / "filler").unlink()
         case.publishes()
@@ -265,7 +265,7 @@ def _fill_disk(step: Fault, stage: Stage) -> None:
 def _fill_temporary_disk(stage: Stage) -> None:
     with small_disk(stage.root / f"disk-{uuid4().hex[:8]}") as disk:
         case = Case(stage, "local")
-        stage.on_report = lambda report: _fill(disk)
+        stage.on_report = lambda report: fill(disk)
         case.fails(Fault("counted", "after", first=UNITS, action="tell"), environment={"TMPDIR": str(disk)})
         (disk / "filler").unlink()
         case.publishes(environment={"TMPDIR": str(disk)})
@@ -286,7 +286,8 @@ def small_disk(folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def _fill(disk: Path) -> None:
+def fill(disk: Path) -> None:
+    """Write to a disk until it takes no more."""
     with suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
         while True:
             filler.write(bytes(4096))
