@@ -24,10 +24,21 @@ from bcd_ray.scoring.withdrawal import forget
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in pages()}
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`((?:\w+=\S+ )*(?:python|ray|pytest|for) (?=[^`]*(?:--|\.py))[^`\n]+)`")
-READ, OPERATE = "docs/read.md", "docs/operate.md"
+READ, NIGHTS = "docs/read.md", "docs/nights.md"
 LONGEST_LINE = 130
 # Their words are not looked at: they are the shell's, or of no program of this project.
-OTHER_PROGRAMS = {"export", "chmod", "sha256sum", "nvidia-smi", "ruff", "mypy", "lint-imports"}
+OTHER_PROGRAMS = {
+    "docker",
+    "exit",
+    "kubectl",
+    "export",
+    "chmod",
+    "sha256sum",
+    "nvidia-smi",
+    "ruff",
+    "mypy",
+    "lint-imports",
+}
 
 
 def fenced(page: str, language: str) -> list[str]:
@@ -60,8 +71,8 @@ def simple_commands(words: list[str]) -> Iterator[list[str]]:
 
 @pytest.fixture(autouse=True)
 def _file_of_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The working folder holds the nightly.toml that the page for operators shows."""
-    (tmp_path / "nightly.toml").write_text(fenced(OPERATE, "toml")[0])
+    """The working folder holds the nightly.toml that the page on nights shows."""
+    (tmp_path / "nightly.toml").write_text(fenced(NIGHTS, "toml")[0])
     monkeypatch.chdir(tmp_path)
 
 
