@@ -41,7 +41,7 @@ def read_tar(stream: BinaryIO, limits: Limits) -> Iterator[tuple[str, bytes | Re
             for member in tar:
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all that it saw: 2 kB each
                 source.until = max(source.position, tar.offset) + _HEADER_BYTES
-                if sum(map(len, tar.pax_headers.values())) > _HEADER_BYTES:  # they hold for all that follows
+                if sum(len(name) + len(value) for name, value in tar.pax_headers.items()) > _HEADER_BYTES:
                     raise UnreadableError("its global headers are far too long")
                 if not member.isdir():
                     yield member.name, _read_member(tar, member, limits)

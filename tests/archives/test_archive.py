@@ -238,6 +238,27 @@ def test_headers_that_announce_each_other_for_ever_are_unreadable(tmp_path: Path
     assert statuses(read(tmp_path / "a.tar", chain + PLAIN)) == ["unreadable_shard"]
 
 
+def test_a_map_of_holes_without_end_is_unreadable(tmp_path: Path) -> None:
+    header = special("holes.jpg", tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT)
+    more = bytearray((b"00000000001\0" * 42).ljust(504, b"\0") + b"\1" + bytes(7))  # 21 holes, and that more follow
+    first = bytearray(header[:512])
+    first[386:482], first[482] = b"00000000001\0" * 8, 1
+    first[148:156] = b" " * 8
+    first[148:156] = b"%06o\0 " % sum(first)
+    entries = read(tmp_path / "a.tar", bytes(first) + bytes(more) * 3000 + PLAIN)
+    assert statuses(entries) == ["unreadable_shard"]
+    assert "headers of one of its members are far too long" in getattr(entries[0].content, "error", "")
+
+
+def test_global_headers_without_end_are_unreadable(tmp_path: Path) -> None:
+    headers = [tarfile.TarInfo.create_pax_global_header({f"comment.{n}": "x" * (600 << 10)}) for n in range(3)]
+    images = [tarfile.TarInfo(f"{number}.jpg").tobuf() for number in range(3)]
+    data = b"".join(header + image for header, image in zip(headers, images, strict=True)) + PLAIN
+    entries = read(tmp_path / "a.tar", data)
+    assert [entry.content for entry in entries[:-1]] == [b""]
+    assert "its global headers are far too long" in getattr(entries[-1].content, "error", "")
+
+
 LAST = members_of(MIXED)[-1]
 END = LAST.offset_data + -(-LAST.size // 512) * 512  # where the end marker begins
 
