@@ -525,6 +525,15 @@ def simple_tiffs() -> Iterator[Case]:
     yield case("TIFF, CIE Lab, zstd", "scored", "tifffile", SMEAR, 6, make=lambda p=lab: pil(p, "TIFF", **zstd))
     deflated = tiff(SMEAR, compression="deflate")
     yield case("TIFF, deflate, with a wrong checksum", "corrupt_image", make=lambda: spoilt_strip(deflated, -2))
+    longer = [(258, 3, (8, 8, 8)), (262, 3, 2), (277, 3, 3)]
+    stream = zlib.compress(SMEAR.tobytes() + bytes(9))
+    yield case(
+        "TIFF, deflate, longer than it says, with a wrong checksum",
+        "damaged",
+        "Pillow",
+        SMEAR,
+        make=lambda: as_deflate(raw_tiff(longer, stream[:-1] + bytes([stream[-1] ^ 1]))),
+    )
     jpeg = pil(SMEAR, "JPEG", quality=90, subsampling=0)
     tags = [(258, 3, (8, 8, 8)), (262, 3, 6), (277, 3, 3), (530, 3, (1, 1))]
     yield case(
@@ -540,6 +549,11 @@ def simple_tiffs() -> Iterator[Case]:
         "corrupt_image",
         make=lambda: raw_tiff([(258, 3, (8, 8, 8)), (262, 3, 2), (277, 3, 3)], SMEAR.tobytes())[:-1000],
     )
+
+
+def as_deflate(data: bytes) -> bytes:
+    """A TIFF of `raw_tiff` that says that its strip is deflated."""
+    return data.replace(b"\x03\x01\x03\0\x01\0\0\0\x01\0", b"\x03\x01\x03\0\x01\0\0\0\x08\0", 1)
 
 
 def spoilt_strip(data: bytes, place: int) -> bytes:

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+import zlib
 from typing import Any
 
 import numpy as np
@@ -142,11 +143,24 @@ def _needs_conversion(page: Directory) -> bool:
 
 def _damage(data: bytes, page: Directory) -> str | None:
     """What is wrong with a strip or tile that libtiff decodes without a word."""
+    if page.number(tag.COMPRESSION, 1) in _DEFLATED:
+        room = 4 * page.pixels * page.number(tag.SAMPLES, 1) + (1 << 16)
+        wrong = any(_is_wrong(data[at : at + length], room) for at, length in page.segments)
+        return "the checksum of its pixels is wrong" if wrong else None
     if page.number(tag.COMPRESSION, 1) != 7 or page.tags.get(tag.BITS, (8,))[0] != 8:
         return None
     tables = bytes(page.tags.get(tag.JPEG_TABLES, b""))[:-2]  # without their end mark
     found = (jpeg.damage(tables + data[at + 2 * bool(tables) : at + length]) for at, length in page.segments)
     return next(filter(None, found), None)
+
+
+def _is_wrong(deflated: bytes, room: int) -> bool:
+    """Whether a stream's checksum is: where damage lengthened it, libtiff has its bytes and does not read that far."""
+    try:
+        zlib.decompressobj().decompress(deflated, room)
+    except zlib.error:
+        return True
+    return False
 
 
 def _picture(data: bytes, page: Directory) -> tuple[Image.Image, str | None] | str:
