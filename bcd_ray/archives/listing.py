@@ -13,7 +13,7 @@ from bcd_ray.storage import StoredObject
 from bcd_ray.threads import map_ahead
 
 _READERS = 16  # of the first bytes of files: a GET takes some 30 ms
-_LEAST_BYTES = 512  # of an image that bears the name of what lies beside images; labels are smaller, and many
+_LEAST_BYTES = 2048  # of an image that bears the name of what lies beside images; labels are smaller, and many
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ IMAGES = {
     "c.JPE": JPEG,
     "d.webp": encoded("WEBP"),
     "slide.svs": encoded("TIFF"),
-    "mistaken.xml": JPEG,
+    "mistaken.xml": JPEG + bytes(2048),
     "e": JPEG,
 }
 OTHERS = {
