@@ -116,7 +116,7 @@ def run(seconds: float, seed: int) -> tuple[list[str], Counter[str]]:
                 found.append(f"{number - 1} {numbered(seed, number - 1)[0]}: {became}")
             elif became:
                 outcomes[became] += 1
-                if became in ("crashed", "timed_out", "resource_error"):
+                if became in ("crashed", "timed_out", "out_of_memory", "resource_error"):
                     print(f"{number - 1} {numbered(seed, number - 1)[0]}: {became}")
         if wrong:
             found.append(f"{number} {numbered(seed, number)[0]}: {wrong}")
