@@ -112,6 +112,9 @@ class Ledger:
         Raises:
             JobError: rows and plan do not agree, or too much failed for the moment; nothing is published.
         """
+        manifest_uri = storage.join(self.output, "manifests", f"{plan.run_id}.json")
+        if storage.exists(manifest_uri):  # another copy of this run was first, and its units may be gone
+            return self._enter(plan.run_id).content
         planned = facts_of(self._read_plan(plan.run_id))
         told = planned.get("configuration", {})
         by = told.get("source_pattern", ""), told.get("small_sources", "review") == "review"
@@ -147,7 +150,6 @@ class Ledger:
             "incomplete_shards": incomplete,
             "previous": ends_of_chain(read_manifests(self.output)),
         }
-        manifest_uri = storage.join(self.output, "manifests", f"{plan.run_id}.json")
         storage.create(manifest_uri, (json.dumps(manifest, indent=2) + "\n").encode())
         return self._enter(plan.run_id).content  # of another copy of this run, where that was first
 
