@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,12 +20,14 @@ from scoring.nights import IDENTITY, night, shard, work
 
 from bcd_ray import read
 from bcd_ray.errors import JobError
+from bcd_ray.scoring import schema
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.state import State, identity_digest
 from bcd_ray.scoring.verification import clear_leftovers, verify
 
 JOB = Path(__file__).parents[2] / "jobs" / "verify.py"
-OUTPUTS = Path(__file__).parent / "outputs"  # two nights each, written by the version in the name
+OUTPUTS = Path(__file__).parent / "outputs"  # two nights each, written by the versions in the name
+KEEP = "keep one of the present versions: `python tests/scoring/keep_output.py`"
 NIGHTS = (("/lab/a.jpg", "/lab/b.jpg", "/lab/c.tar"), ("/lab/d.jpg",), ("/lab/e.tar",))
 
 
@@ -286,6 +289,13 @@ def test_what_the_command_says_and_returns(output: Path) -> None:
 def test_an_output_without_runs_is_told(tmp_path: Path) -> None:
     told = f"{tmp_path / 'nothing'}: no run is published here: give the --output of a scoring job that ended"
     assert verify(str(tmp_path / "nothing")) == [told]
+
+
+def test_an_output_of_each_version_is_kept() -> None:
+    """Of the present one too: whoever changes what it means, and does not raise it, fails above or below."""
+    versions = {tuple(map(int, re.findall(r"\d+", path.name))) for path in OUTPUTS.iterdir()}
+    assert {manifest for manifest, _ in versions} == set(range(2, schema.MANIFEST_VERSION + 1)), KEEP
+    assert {columns for _, columns in versions} == set(range(3, schema.SCHEMA_VERSION + 1)), KEEP
 
 
 @pytest.mark.parametrize("kept", sorted(path.name for path in OUTPUTS.iterdir()))
