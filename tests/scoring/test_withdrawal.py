@@ -2,11 +2,14 @@
 
 import hashlib
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
@@ -134,6 +137,47 @@ def test_a_withdrawal_that_died_is_gone_on_with(output: str) -> None:
     assert Ledger(output).recover() == [done.manifest["run_id"]]
     assert sorted(held(output)) == whole
     assert forgotten(output, "/lab/pat-1").manifest is None
+
+
+class _DiedError(BaseException):
+    """Stands for the end of a process."""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_whichever_write_it_dies_at_the_same_command_ends_it(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Nothing that was named is left in any file then, and nothing else is gone."""
+    writes = {name: getattr(storage, name) for name in ("create", "create_from_file", "write_bytes", "delete")}
+    for number in count(1):
+        again, counted = str(shutil.copytree(output, tmp_path / str(number))), count(1)
+
+        def dying(real: Callable[..., Any], counted: Iterator[int] = counted, number: int = number) -> Any:
+            def write(*arguments: Any) -> Any:
+                dies = next(counted) == number
+                result = None if dies and when == "before" else real(*arguments)
+                if dies:
+                    raise _DiedError
+                return result
+
+            return write
+
+        with monkeypatch.context() as patch:
+            for name, real in writes.items():
+                patch.setattr(storage, name, dying(real))
+            try:
+                forgotten(again, "/lab/pat-1", "/lab/t.tar", erase=True)
+            except _DiedError:
+                pass
+            else:
+                break
+        forgotten(again, "/lab/pat-1", "/lab/t.tar", erase=True)
+        assert held(again) == ["/lab/pat-2/a.jpg"]
+        for path in Path(again, "predictions").iterdir():
+            rows = pq.read_table(path)
+            gone = rows.filter(pc.not_equal(rows["image_uri"], "/lab/pat-2/a.jpg"))
+            assert set(gone["status"].to_pylist()) <= {"withdrawn"}
+    assert number > 10
 
 
 def test_the_delta_table_drops_them_and_erasing_drops_its_versions(output: str) -> None:
