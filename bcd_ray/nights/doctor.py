@@ -25,8 +25,9 @@ from bcd_ray.learning.synthetic import draw_smear, write_synthetic_archive
 from bcd_ray.model.bundle import Bundle, load_bundle
 from bcd_ray.model.choice import Choice, choose_engine, open_engine, precision
 from bcd_ray.nights.config import NightlyConfig
-from bcd_ray.nights.inputs import inputs_of, places
+from bcd_ray.nights.inputs import as_scored, inputs_of, places
 from bcd_ray.runtime import cluster_address, gpu_count, own_cores, ray_session
+from bcd_ray.scoring.inputs import list_shards
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.plan import Unit
 from bcd_ray.scoring.worker import UnitScorer
@@ -135,11 +136,8 @@ def _open_files(found: _Found) -> str:
 
 def _input(found: _Found) -> str:
     inputs = inputs_of(found.config)
-    for uri in inputs.uris:
-        listing = list_archive(uri)
-        if not listing.shards:
-            raise ConfigError(f"--input {uri} holds no tar, zip or Parquet file, and no image")
-        found.shards += listing.shards
+    if inputs.uris or found.config.input_list:
+        found.shards, _ = list_shards(as_scored(found.config, inputs))
     if found.shards:
         with storage.open_stream(found.shards[0], 1 << 10) as stream:
             stream.read(1)

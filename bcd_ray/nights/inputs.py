@@ -1,12 +1,16 @@
 """Tonight's input: which folders the templates with a date stand for, and whether what is expected is there."""
 
-from dataclasses import dataclass
+import os
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from datetime import date, timedelta
 
 from bcd_ray.archives.listing import list_archive
 from bcd_ray.archives.shards import kind_of
-from bcd_ray.errors import MissedError, NotFoundError
+from bcd_ray.errors import BcdRayError, MissedError, NotFoundError
 from bcd_ray.nights.config import NightlyConfig, of_day
+from bcd_ray.scoring.config import ScoreConfig
+from bcd_ray.scoring.inputs import entries_of
 from bcd_ray.scoring.roots import roots_of
 
 
@@ -39,11 +43,21 @@ def inputs_of(config: NightlyConfig) -> Inputs:
     return Inputs(tuple(found), tuple(lacking))
 
 
+def as_scored(config: NightlyConfig, inputs: Inputs) -> ScoreConfig:
+    """What scoring is told."""
+    options = {field.name: getattr(config, field.name) for field in fields(ScoreConfig)}
+    return ScoreConfig(**options | {"input": inputs.uris})
+
+
 def places(config: NightlyConfig) -> list[str]:
     """What names of files come behind: the folders of the inputs, and the names of `--root`."""
     folders = [folder for uri in config.input for folder in (_folders(uri, config) if "{" in uri else [uri])]
     files = [folder for folder in folders if kind_of(folder)]
     below = {f"{folder}/" for folder in folders} | {f"{uri.rpartition('/')[0]}/" for uri in files}
+    if config.input_list:
+        with suppress(BcdRayError):  # told when it is read
+            common = os.path.commonprefix(entries_of(config.input_list))  # noqa: RUF071 (cut at a slash)
+            below.add(f"{common.rpartition('/')[0]}/")
     return sorted(below, key=len, reverse=True) + [f"{name}:" for name in roots_of(config.root)]
 
 

@@ -5,7 +5,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from bcd_ray.nights import metrics
 from bcd_ray.nights.config import NightlyConfig, deadline_at
 from bcd_ray.nights.drift import drift
 from bcd_ray.nights.estimate import estimate, words_of
-from bcd_ray.nights.inputs import Inputs, inputs_of, places
+from bcd_ray.nights.inputs import Inputs, as_scored, inputs_of, places
 from bcd_ray.nights.lease import Lease
 from bcd_ray.nights.record import Record
 from bcd_ray.nights.table import CurrentTable
@@ -69,20 +68,20 @@ def night(config: NightlyConfig, record: Record) -> int:
 def _looked(config: NightlyConfig, record: Record) -> int:
     """What a run would do, in the record; nothing is written, no lease is taken and no Ray started."""
     inputs = inputs_of(config)
-    if not inputs.uris:
+    if not inputs.uris and not config.input_list:
         record.reason = _nothing_at(inputs)
         return EXIT_OK
-    record.estimate = estimate(look(_scoring(config, inputs)), config.output, config.hourly_cost)
+    record.estimate = estimate(look(as_scored(config, inputs)), config.output, config.hourly_cost)
     record.reason = words_of(record.estimate)
     return EXIT_OK
 
 
 def _scored(config: NightlyConfig, watch: Watch, record: Record) -> int:
     inputs = inputs_of(config)
-    if not inputs.uris:
+    if not inputs.uris and not config.input_list:
         record.reason = _nothing_at(inputs)
         return EXIT_OK
-    scoring = _scoring(config, inputs)
+    scoring = as_scored(config, inputs)
     try:
         outcome = score(scoring, watch)
     except NoInputError as error:
@@ -90,14 +89,10 @@ def _scored(config: NightlyConfig, watch: Watch, record: Record) -> int:
             raise MissedError(f"--expect: {error}") from error
         raise
     if config.expect and not any("{" in uri for uri in config.input) and not _published_on(config):
-        raise MissedError(f"--expect: nothing is new in {', '.join(config.input)} on {config.date}")
+        raise MissedError(
+            f"--expect: nothing is new in {', '.join(config.input) or config.input_list} on {config.date}"
+        )
     return _judged(outcome, config, scoring, record)
-
-
-def _scoring(config: NightlyConfig, inputs: Inputs) -> ScoreConfig:
-    """What scoring is told."""
-    options = {field.name: getattr(config, field.name) for field in fields(ScoreConfig)}
-    return ScoreConfig(**options | {"input": inputs.uris})
 
 
 def _nothing_at(inputs: Inputs) -> str:

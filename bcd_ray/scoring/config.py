@@ -13,14 +13,17 @@ if TYPE_CHECKING:
     from bcd_ray.archives.images import Limits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
     """Score every image of an archive and publish the predictions as Parquet."""
 
     model: str
     """Model bundle, written by jobs/train.py: a path or s3://."""
-    input: tuple[str, ...]
+    input: tuple[str, ...] = ()
     """Archives: folders or single shards (tar, zip, Parquet, loose images), paths or s3://."""
+    input_list: str = ""
+    """A file that names more of them: a text with one in each line, or CSV or Parquet with a column `uri`. A file that
+    it names and that is gone has a row that says so."""
     output: str
     """Where predictions/, manifests/ and the working state go: a path or s3://."""
     root: tuple[str, ...] = ()
@@ -67,8 +70,10 @@ class ScoreConfig:
     half precision; `torch`, the reference in fp32 on CPUs. `auto`: GPUs where the cluster has them, else `openvino`."""
 
     def __post_init__(self) -> None:
-        if not self.input:
-            raise ConfigError("--input names no archive")
+        if not self.input and not self.input_list:
+            raise ConfigError("nothing to score: give --input or --input-list")
+        if self.input_list:
+            normalize(self, "input_list")
         object.__setattr__(self, "input", tuple(self.spelled(uri) for uri in self.input))
         object.__setattr__(self, "root", tuple("=".join(each) for each in roots_of(self.root).items()))
         normalize(self, "model", "output")

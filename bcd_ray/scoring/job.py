@@ -5,11 +5,10 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bcd_ray import storage, uris
+from bcd_ray import storage
 from bcd_ray.archives.images import DECODER_VERSION
-from bcd_ray.archives.listing import list_archive
-from bcd_ray.archives.suffixes import left_out_words, unexpected
-from bcd_ray.errors import ConfigError, NoInputError, NotFoundError
+from bcd_ray.archives.suffixes import unexpected
+from bcd_ray.errors import ConfigError
 from bcd_ray.model.bundle import Bundle, load_bundle
 from bcd_ray.model.choice import choose_engine, precision
 from bcd_ray.model.network import NETWORK_VERSION
@@ -21,10 +20,11 @@ from bcd_ray.scoring import schema, unchanged
 from bcd_ray.scoring.config import ScoreConfig
 from bcd_ray.scoring.executing import Work, here, needs_ray, on_ray, score_units
 from bcd_ray.scoring.expiry import expire
+from bcd_ray.scoring.inputs import list_shards
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.plan import Plan
 from bcd_ray.scoring.planning import make_plan
-from bcd_ray.scoring.roots import named, refuse_other_names, roots_of
+from bcd_ray.scoring.roots import refuse_other_names, roots_of
 from bcd_ray.scoring.state import Missed, State, identity_digest
 from bcd_ray.scoring.watch import Watch
 from bcd_ray.storage import StoredObject
@@ -97,37 +97,6 @@ def look(config: ScoreConfig) -> Plan:
     """What a run would do; nothing is written, and no Ray is needed."""
     shards, _ = list_shards(config)
     return _plan(Ledger(config.output).state(), shards, _identity(load_bundle(config.model), config), config)
-
-
-def list_shards(config: ScoreConfig) -> tuple[list[StoredObject], Counter[str]]:
-    """The shards of all inputs, each once, sorted by name, and how many files are none, by suffix; says which.
-
-    Raises:
-        ConfigError: an input is missing or holds no shard, or the output lies inside it.
-    """
-    found, roots = dict[str, StoredObject](), roots_of(config.root)
-    left_out = Counter[str]()
-    output = uris.real(config.output)
-    for uri in config.input:
-        if f"{output}/".startswith(f"{uri}/"):
-            raise ConfigError(f"--output {config.output} lies inside --input {uri}: choose another folder")
-        try:
-            listing = list_archive(uri)
-        except NotFoundError as error:
-            raise NoInputError(f"--input: {error}") from error
-        if not listing.shards:
-            raise NoInputError(f"--input {uri} holds no tar, zip or Parquet file, and no image")
-        found |= {shard.uri: named(shard, roots) for shard in listing.shards}
-        for folder in {shard.uri.rpartition("/")[0] for shard in listing.shards}:
-            if f"{uris.real(folder)}/".startswith(f"{output}/"):
-                raise ConfigError(f"--output {config.output} is reached from --input {uri} by {folder}: take it out")
-        left_out += listing.left_out
-    if left_out:
-        say(f"{left_out.total():,} files that are neither shards nor images are left out: {left_out_words(left_out)}")
-    for name, place in roots.items():
-        if not any(shard.known_as.startswith(f"{name}:") for shard in found.values()):
-            raise ConfigError(f"--root {name}={place}: no --input holds a shard below it")
-    return sorted(found.values(), key=lambda shard: shard.name), left_out
 
 
 def _identity(bundle: Bundle, config: ScoreConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from bcd_ray.errors import EXIT_CONFIG
+from bcd_ray.errors import EXIT_ALARM, EXIT_CONFIG, EXIT_MISSED
 from bcd_ray.learning.synthetic import write_synthetic_archive
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +156,18 @@ def test_a_submitted_scoring_publishes(cluster: Cluster, model: tuple[Path, Path
     assert (info["status"], info["driver_exit_code"]) == ("SUCCEEDED", 0)
     assert len(list((tmp_path / "scores/predictions").iterdir())) == 1
     assert len(list((tmp_path / "scores/manifests").glob("*.json"))) == 1
+
+
+def test_a_submitted_night_ends_with_its_code_and_its_line(
+    cluster: Cluster, model: tuple[Path, Path], tmp_path: Path
+) -> None:
+    smears, bundle = model
+    options = ("--model", bundle, "--output", tmp_path / "scores", "--max-review", 0, "--progress", "json", "--expect")
+    for name, folder, code in (("alarm", smears, EXIT_ALARM), ("missed", f"{tmp_path}/{{date}}", EXIT_MISSED)):
+        done = cluster.submit(name, "jobs/nightly.py", *options, "--input", folder)
+        assert cluster.job(name)["driver_exit_code"] == code, done.stdout
+        (record,) = (json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"record_version"'))
+        assert record["exit_code"] == code
 
 
 def test_a_mistake_fails_the_job_with_the_drivers_exit_code(cluster: Cluster, tmp_path: Path) -> None:

@@ -207,6 +207,8 @@ def test_int8_must_be_in_the_bundle(quantized: Quantized, tmp_path: Path) -> Non
     (tmp_path / "a.jpg").write_bytes(b"x")
     model = str(tmp_path / "model")
     save_bundle(model, quantized.bundle.model, NO_LIMITS, {}, {})
-    config = ScoreConfig(model, (str(tmp_path / "a.jpg"),), str(tmp_path / "output"), engine="openvino-int8")
+    config = ScoreConfig(
+        model=model, input=(str(tmp_path / "a.jpg"),), output=str(tmp_path / "output"), engine="openvino-int8"
+    )
     with pytest.raises(ConfigError, match="train it with --int8"):
         score(config)

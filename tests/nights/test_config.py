@@ -72,7 +72,7 @@ def test_a_file_that_is_not_there() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"input": ()}, "--input names no archive"),
+        ({"input": ()}, "give --input or --input-list"),
         ({"metrics": "s3:/lab/x.prom"}, "is neither a path nor a URI"),
         ({"metrics": "s3://lab/x.prom"}, "only reads local files"),
         ({"input": ("/lab/{day}",)}, "for the day"),

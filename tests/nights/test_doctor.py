@@ -60,7 +60,7 @@ def test_what_fails_is_told_with_what_to_do_and_the_rest_goes_on(
     failed = {name: check["words"] for name, check in found.items() if not check["ok"]}
     assert failed.keys() == {"open files", "input", "output", "model", "engine", "speed"}
     assert "`ulimit -n 65536`" in failed["open files"]
-    assert failed["input"] == f"nothing found at {tmp_path}/none: check the path"
+    assert failed["input"] == f"--input: nothing found at {tmp_path}/none: check the path"
     assert "cannot write to the output: nothing found at s3://nobucket" in failed["output"]
     assert "model.json does not match model.sha256" in failed["model"]
 

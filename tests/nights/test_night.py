@@ -125,6 +125,17 @@ def test_a_night_keeps_the_table_and_mends_it(
     assert (anew.code, f"2 runs taken into {lab}/scores/table" in anew.out) == (EXIT_OK, True)
 
 
+def test_a_list_of_the_night_s_images(lab: Path, deliver: Callable[..., None], nightly: Job) -> None:
+    deliver(NIGHT)
+    images = sorted(map(str, (lab / "smears").rglob("*.jpg")))
+    (lab / "list.txt").write_text("\n".join([images[0], f"{lab}/smears/Doe, J.jpg"]))
+    (lab / "nightly.toml").write_text((lab / "nightly.toml").read_text().replace("input = ", "# input = "))
+    ended = nightly("--config", lab / "nightly.toml", "--input-list", lab / "list.txt")
+    assert (ended.code, ended.record["statuses"]) == (EXIT_UNSCORED, {"missing": 1, "scored": 1})
+    assert "Doe" not in ended.err
+    assert nightly("--config", lab / "nightly.toml", "--input-list", lab / "none", "--expect").code == EXIT_MISSED
+
+
 def test_a_dry_run_says_what_a_night_would_take(lab: Path, deliver: Callable[..., None], nightly: Job) -> None:
     options = ("--config", lab / "nightly.toml", "--dry-run", "--hourly-cost", "3.6")
     assert nightly(*options).record["reason"].startswith(f"nothing is at {lab}/smears/2026/11/30")
