@@ -66,8 +66,7 @@ def _print_sources(sources: Mapping[str, Any] | None) -> None:
         return
     if unfamiliar := sources["unfamiliar"]:
         names = ", ".join(sources["unfamiliar_first"][:3])
-        judged = sources["judged"] + sources["judged_together"]
-        print(f"{unfamiliar:,} of {judged:,} sources are like no day that was trained on, such as {names}")
+        print(f"{unfamiliar:,} of {sources['judged']:,} sources are like no day that was trained on, such as {names}")
         print("  all of their images need review: label some of them and train again, with the source as a group")
     if together := sources["judged_together"]:
         print(f"{together:,} sources of few images were judged together, as one")

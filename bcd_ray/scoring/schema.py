@@ -156,8 +156,9 @@ MANIFEST = {
     "review": "Rows that an expert must look at: `rows`, and by reason (a row can have several)",
     "source_limit": "Mean certainty of at least so many images under which a source (see `--source-pattern`) is "
     "of no day that was trained on; null where the model does not know",
-    "sources": "How many sources were `judged`, how many small ones were `judged_together`, or had `too_few_images` to "
-    "tell even so, and how many are `unfamiliar`, with the first names; null where the model does not know",
+    "sources": "How many sources were `judged`, of these how many small ones as one (`judged_together`), how many had "
+    "`too_few_images` to tell even so, and how many are `unfamiliar`, with the first names; null where the model does "
+    "not know",
     "reasons": "Shards by why they were to be scored: new, other content, failed for the moment before, or in what the "
     "model or settings differ from those before",
     "superseded_shards": "Shards that were published before with other content or another identity",

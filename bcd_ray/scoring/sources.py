@@ -74,10 +74,12 @@ class Sources:
         }
         if together is not None and not together >= least:
             found |= dict.fromkeys(small, UNFAMILIAR)
+        large = sum(sums[1] >= images for sums in self._sums.values())
+        judged_together, too_few = (0, len(small)) if together is None else (len(small), 0)
         told = {
-            "judged": sum(sums[1] >= images for sums in self._sums.values()),
-            "judged_together": len(small) if together is not None else 0,
-            "too_few_images": len(small) if together is None else 0,
+            "judged": large + judged_together,
+            "judged_together": judged_together,
+            "too_few_images": too_few,
             "unfamiliar": len(found),
             "unfamiliar_first": sorted(found)[:_NAMED],
         }
