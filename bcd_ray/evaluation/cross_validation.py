@@ -74,7 +74,9 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
         if not count_of_folds(name, config):
             results[name] |= of_groups(layout.labels, runs[name], folds)
             results[name]["few_shot"] = _few_shot(augmented, layout, runs[name], few, config, progress)
-        of_first = folds[0], logits[0], rules, _fit_config(config, 0)
+        # A group that is cut is half trained on: what its other half shows is no new day.
+        whole = [fold for fold in folds[0] if not fold.cut] or folds[0]
+        of_first = whole, logits[0], rules, _fit_config(config, 0)
         results[name]["triage"] = _triage(augmented, quality, cells, layout, *of_first, drawn_whole)
         results[name]["shortcuts"] = {}
         for shortcut, of_shortcut in reduced.items():
