@@ -202,7 +202,11 @@ def bundle(ray_cluster: None, synthetic_archive: Path, tmp_path_factory: pytest.
     from bcd_ray.learning.job import train
 
     output = tmp_path_factory.mktemp("models") / "model"
-    train(TrainConfig(data=str(synthetic_archive), output=str(output), augmented_views=1, epochs=5))
+    train(
+        TrainConfig(
+            data=str(synthetic_archive), output=str(output), augmented_views=1, epochs=5, representation="field"
+        )
+    )
     return output
 
 

@@ -67,9 +67,9 @@ class Images:
 @lru_cache
 def load(data: str) -> Images:
     """From the cache, or embedded now."""
-    config = EvaluateConfig(data=data, output="none", cross_validate=True)
+    config = EvaluateConfig(data=data, output="none", cross_validate=True, representation="field")
     images = list_labelled(data)
-    with Embedder(images, pretrained(config.weights), config.cache) as embedder:
+    with Embedder(images, pretrained(config.weights, config.representation), config.cache) as embedder:
         embedded, identified = embedder.embed(range(config.augmented_views + 1)), embedder.identified
     usable, layout = lay_out(listed_layout(images, None), identified)
     return Images(embedded.embeddings[:, usable], embedded.quality[0, usable], layout)
@@ -115,7 +115,7 @@ def choose(results: Sequence[Any]) -> int:
 
 def fit_config(seed: int) -> FitConfig:
     """That of a cross-validation with the options as they come."""
-    config = EvaluateConfig(data="none", output="none", cross_validate=True)
+    config = EvaluateConfig(data="none", output="none", cross_validate=True, representation="field")
     options = config.epochs, config.learning_rate, config.label_smoothing, config.batch_size
     return FitConfig(*options, workers=0, seed=seed)
 

@@ -93,7 +93,7 @@ def row(table: Table, name: str) -> Iterator[str]:
     """The cells of a row."""
     given = dict(OPTIONS[name])
     unfrozen = given.pop("unfreeze", 0)
-    options = FitOptions(**given)
+    options = FitOptions(**{"representation": "field", **given})
     images = load(table, options, unfrozen)
     layout, seeds = images.layout, range(1 if unfrozen else table.seeds)
     yield f"`{name}`"

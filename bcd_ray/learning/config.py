@@ -30,9 +30,9 @@ class FitOptions:
     """Share of the target spread over all classes; 0 for the paper's plain cross-entropy."""
     batch_size: int = 32
     """Images a step, over all workers together."""
-    representation: Literal["field", "cells", "both"] = "field"
+    representation: Literal["field", "cells", "both"] = "both"
     """What of a field the model looks at: `field`, the whole of it, as in the paper; `cells`, its largest white cells
-    one by one, which says more of a day that training did not see; `both`."""
+    one by one; `both`, which is right most often on a day that training did not see."""
     augmented_views: int = 4
     """Augmented views of each training image; an epoch goes through the image itself and all of them."""
     stain: bool = False

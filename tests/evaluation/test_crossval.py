@@ -41,6 +41,7 @@ def validated(
         split=PROTOCOLS,  # type: ignore[arg-type]
         folds=3,
         seeds=2,
+        representation="field",
         augmented_views=0,
         block=3,
         embargo=1,
@@ -119,6 +120,7 @@ def test_each_slide_is_left_out(
         split=("random", "grouped"),
         folds=0,
         few_shot=(2,),
+        representation="field",
         seeds=2,
         augmented_views=0,
         block=3,

@@ -133,6 +133,7 @@ def model(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     folder = tmp_path_factory.mktemp("submitted")
     write_synthetic_archive(folder / "smears", images_per_class=6)
     options = ("--data", folder / "smears", "--output", folder / "model", "--epochs", 1, "--augmented-views", 0)
+    options += ("--representation", "field")
     done = cluster.submit("train", "jobs/train.py", *options)
     assert done.returncode == 0, done.stdout
     assert f"model bundle written to {folder / 'model'}" in done.stdout

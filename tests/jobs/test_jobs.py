@@ -40,7 +40,14 @@ from bcd_ray.scoring import executing
 from bcd_ray.scoring import job as scoring_job
 
 ROOT = Path(__file__).parents[2]
-AS_BUNDLE = ("--augmented-views", "1", "--epochs", "5")  # how the shared bundle was trained
+AS_BUNDLE = (
+    "--augmented-views",
+    "1",
+    "--epochs",
+    "5",
+    "--representation",
+    "field",
+)  # how the shared bundle was trained
 
 # All that a good run may say on standard error.
 SAID = re.compile(
@@ -330,7 +337,7 @@ def test_what_is_left_out_counts_against_a_limit_in_every_job(
 
     monkeypatch.setattr(os, "scandir", refusing)
     options: dict[str, tuple[object, ...]] = {
-        "train": ("--data", small_archive, "--epochs", 1, "--augmented-views", 0, "--no-audit"),
+        "train": ("--data", small_archive, "--epochs", 1, "--augmented-views", 0, "--no-audit", *AS_BUNDLE[-2:]),
         "evaluate": ("--model", bundle, "--data", small_archive),
         "explain": ("--model", bundle, "--input", small_archive, "--limit", 1),
         "pack": ("--input", small_archive),
@@ -583,7 +590,8 @@ def test_a_worker_changes_nothing(
     bundle: Path, synthetic_archive: Path, embeddings: Embeddings, tmp_path: Path
 ) -> None:
     output = tmp_path / "model"
-    train(TrainConfig(str(synthetic_archive), str(output), augmented_views=1, epochs=5, workers=1))
+    options = {"augmented_views": 1, "epochs": 5, "representation": "field"}
+    train(TrainConfig(str(synthetic_archive), str(output), workers=1, **options))
     assert_same_model(output, bundle, embeddings)
 
 
@@ -629,6 +637,7 @@ def test_split_and_metrics_cover_all_images(bundle: Path) -> None:
 @pytest.mark.parametrize("split", ["blocked", "forward", "grouped"])
 def test_every_protocol_trains(bundle: Path, synthetic_archive: Path, tmp_path: Path, split: Any) -> None:
     options = {"block": 3, "embargo": 1, "augmented_views": 0, "epochs": 1, "group_pattern": r"\d\.jpg"}
+    options |= {"representation": "field"}
     config = TrainConfig(str(synthetic_archive), str(tmp_path / "model"), split=split, **options)
     metrics = train(config)
     parts = {part: set(metrics["split"][part]) for part in ("train", "test")}

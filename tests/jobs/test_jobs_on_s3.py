@@ -23,7 +23,7 @@ def test_train_evaluate_pack_score_and_verify_on_s3(ray_cluster: None, s3: str, 
         storage.write_bytes(storage.join(data, str(path.relative_to(synthetic_archive))), path.read_bytes())
     images = sum(path.suffix == ".jpg" for path in files)
 
-    trained = train(TrainConfig(data=data, output=model, augmented_views=1, epochs=2))
+    trained = train(TrainConfig(data=data, output=model, augmented_views=1, epochs=2, representation="field"))
     assert trained["synthetic"]
     assert {"model.safetensors", "model.json", "model.sha256", "MODEL_CARD.md"} <= set(storage.list_names(model))
     assert (

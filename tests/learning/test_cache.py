@@ -201,7 +201,7 @@ def test_a_second_training_run_computes_nothing(
     bundle: Path, synthetic_archive: Path, tmp_path: Path, no_ray: None
 ) -> None:
     """Whatever the settings of the head and the seed of the split: other images may be in the training part."""
-    options = {"data": str(synthetic_archive), "augmented_views": 0}
+    options = {"data": str(synthetic_archive), "augmented_views": 0, "representation": "field"}
     train(TrainConfig(output=str(tmp_path / "first"), **options, learning_rate=0.01, epochs=2))
     train(TrainConfig(output=str(tmp_path / "second"), **options, seed=5))
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("first", "second"))

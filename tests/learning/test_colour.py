@@ -64,8 +64,8 @@ def test_a_model_of_one_white_sees_the_same_in_any_light() -> None:
 @pytest.mark.parametrize(
     ("options", "remedy"),
     [
-        ({"white": True, "representation": "both"}, "--white goes with --representation field: both does it always"),
-        ({"white": True, "int8": True}, "--int8 goes with neither --white nor --unfreeze"),
+        ({"white": True}, "--white goes with --representation field: both does it always"),
+        ({"white": True, "int8": True, "representation": "field"}, "--int8 goes with neither --white nor --unfreeze"),
         ({"stain": True, "augmented_views": 0}, "--stain needs --augmented-views of 1 or more"),
     ],
 )

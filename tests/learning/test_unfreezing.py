@@ -1,31 +1,27 @@
 """The last blocks trained further: over workers as alone, resumed as if nothing had died, followed by what scores."""
 
-import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from bcd_ray import storage
 from bcd_ray.errors import ConfigError
-from bcd_ray.evaluation.config import EvaluateConfig
-from bcd_ray.evaluation.job import evaluate
-from bcd_ray.labels import classes_of_path
 from bcd_ray.learning import unfreezing
 from bcd_ray.learning.config import TrainConfig
+from bcd_ray.learning.dataset import list_labelled, read_pixels
 from bcd_ray.learning.head import FitConfig, Floats, Workers, run_with_ray_train
 from bcd_ray.learning.job import train
 from bcd_ray.learning.synthetic import draw_smear
 from bcd_ray.learning.unfreezing import Task, Unfreezer
 from bcd_ray.model.bundle import Model, load_bundle, pretrained
+from bcd_ray.model.choice import open_engine
 from bcd_ray.model.engines.openvino import OpenVinoEngine
+from bcd_ray.model.heatmap import class_activation
 from bcd_ray.model.network import Tensors
-from bcd_ray.scoring.config import ScoreConfig
-from bcd_ray.scoring.job import score
 
 CONFIG = FitConfig(epochs=2, learning_rate=0.003, label_smoothing=0.1, batch_size=8, workers=0, seed=0)
 IMAGES = [draw_smear(number % 4, number) for number in range(22)]
@@ -124,22 +120,20 @@ def test_maps_and_the_last_blocks_are_the_whole_network(weights: str) -> None:
 
 
 def test_what_was_trained_is_what_scores(ray_cluster: None, synthetic_archive: Path, tmp_path: Path) -> None:
-    data, model = str(synthetic_archive), str(tmp_path / "model")
-    metrics = train(
-        TrainConfig(data=data, output=model, augmented_views=1, epochs=2, unfreeze=1, workers=0, audit=False)
-    )
+    options = {"representation": "field", "augmented_views": 1, "epochs": 2, "workers": 0, "audit": False}
+    metrics = train(TrainConfig(str(synthetic_archive), str(tmp_path / "model"), unfreeze=1, **options))
     assert metrics["accuracy"] > 0.7
-    bundle = load_bundle(model)
-    assert not np.array_equal(
-        bundle.model.tensors["features.18.0.weight"], pretrained("keras").tensors["features.18.0.weight"]
-    )
     assert "but for the last 1 blocks" in (tmp_path / "model" / "MODEL_CARD.md").read_text()
-    evaluated = evaluate(EvaluateConfig(data=data, output=str(tmp_path / "evaluated"), model=model))
-    score(ScoreConfig(model=model, input=(data,), output=str(tmp_path / "scores")))
-    rows = pq.read_table(tmp_path / "scores/predictions").to_pylist()
-    right = [classes_of_path("/".join(row["image_uri"].split("/")[-2:])) == [row["predicted_class"]] for row in rows]
-    assert np.mean(right) == pytest.approx(evaluated["accuracy"])
-    assert json.loads((tmp_path / "model" / "model.json").read_text())["training"]["unfreeze"] == 1
+    bundle = load_bundle(str(tmp_path / "model"))
+    last = "features.18.0.weight"
+    assert not np.array_equal(bundle.model.tensors[last], pretrained("keras").tensors[last])
+    tested = [image for image in list_labelled(str(synthetic_archive)) if image.name in metrics["split"]["test"]]
+    pixels = [read_pixels(image) for image in tested]
+    logits = open_engine("openvino", bundle, threads=2).infer(pixels).logits
+    right = logits.argmax(axis=1) == [image.label for image in tested]
+    assert right.mean() == pytest.approx(metrics["accuracy"])
+    maps = next(class_activation(bundle.model, [np.stack(pixels)]))
+    np.testing.assert_allclose(maps.mean(axis=(2, 3)) + bundle.model.tensors["head.bias"], logits, atol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +141,7 @@ def test_what_was_trained_is_what_scores(ray_cluster: None, synthetic_archive: P
     [
         ({"unfreeze": 5}, "--unfreeze must be at most 4"),
         ({"unfreeze": -1}, "--unfreeze must be at least 0"),
-        ({"unfreeze": 1, "representation": "cells"}, "--unfreeze goes with --representation field"),
+        ({"unfreeze": 1}, "--unfreeze goes with --representation field"),
     ],
 )
 def test_what_cannot_be_unfrozen_is_refused(options: dict[str, object], remedy: str) -> None:
