@@ -1,4 +1,4 @@
-"""Reading what was scored: `bcd_ray.read.current("scores")` gives the rows that hold."""
+"""Reading what was scored: `current("scores")` gives the rows that hold, `embeddings("scores")` what they rest on."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,13 @@ import pyarrow.compute as pc
 
 from bcd_ray import storage
 from bcd_ray.errors import ConfigError
+from bcd_ray.scoring.features import FEATURES
 from bcd_ray.scoring.state import State
 from bcd_ray.storage import parquet
 from bcd_ray.uris import normalize
 
 _LOOKED_AT = ("shard_uri", "status", "image_sha256")
+_SHARD = pa.field("shard_uri", pa.string())
 
 
 def current(output: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -30,9 +32,7 @@ def current(output: str, columns: Sequence[str] | None = None) -> pa.Table:
         JobError: a published file is damaged.
     """
     output = normalize(output)
-    state = State(output)
-    if not state.manifests:
-        raise ConfigError(f"{output}: no run is published here: give the --output of a scoring job that ended")
+    state = _state(output)
     shards: dict[str, list[str]] = {}
     for uri, standing in state.shards.items():
         shards.setdefault(standing.run_id, []).append(uri)
@@ -45,3 +45,34 @@ def current(output: str, columns: Sequence[str] | None = None) -> pa.Table:
         tables.append(rows.filter(pc.and_not(held, state.is_withdrawn(rows))))
     table = pa.concat_tables(tables, promote_options="default").sort_by("shard_uri")
     return table if columns is None else table.select(list(columns))
+
+
+def embeddings(output: str) -> pa.Table:
+    """What the network said of each scored image that holds, in order of shards, where a run kept it.
+
+    Columns are `image_id`, `image_sha256` and `embedding`, a list of float32, of one length for one backbone. Takes and
+    raises what `current` does.
+    """
+    output = normalize(output)
+    state = _state(output)
+    shards: dict[str, list[str]] = {}
+    for uri, standing in state.shards.items():
+        shards.setdefault(standing.features, []).append(uri)
+    tables = [FEATURES.append(_SHARD).empty_table()]
+    for run_id in shards.keys() & state.features.keys():
+        rows, kept = (
+            parquet.read(storage.join(output, folder, f"{run_id}.parquet"), "restore it from a copy", columns)
+            for folder, columns in (("predictions", _LOOKED_AT), ("features", FEATURES.names))
+        )
+        held = pc.is_in(rows["shard_uri"], pa.array(shards[run_id], pa.string()))
+        forgotten = pc.or_(state.is_withdrawn(rows), pc.is_in(kept["image_id"], pa.array(state.withdrawn, pa.string())))
+        wanted = pc.and_(pc.and_not(held, forgotten), pc.is_valid(kept["embedding"]))
+        tables.append(kept.append_column(_SHARD, rows["shard_uri"]).filter(wanted))
+    return pa.concat_tables(tables).sort_by("shard_uri").select(FEATURES.names)
+
+
+def _state(output: str) -> State:
+    state = State(output)
+    if not state.manifests:
+        raise ConfigError(f"{output}: no run is published here: give the --output of a scoring job that ended")
+    return state

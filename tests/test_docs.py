@@ -187,6 +187,10 @@ def test_the_python_of_the_page_for_readers_gives_the_rows_that_hold(
         pytest.importorskip("pyspark")
     names: dict[str, Any] = {}
     exec(compile(snippet, READ, "exec"), names)
+    if "embeddings" in names:
+        assert len(names["embeddings"]) == len(names["kept"]) > 0
+        assert set(names["kept"]["image_id"].to_pylist()) <= {image_id for image_id, _ in published}
+        return
     current = names["current"]
     if "pyspark" in snippet:
         found = {tuple(row) for row in current.select("image_id", "run_id").collect()}

@@ -45,7 +45,7 @@ def ledger_cost(config: BenchmarkConfig) -> dict[str, Any]:
         starts = start_counter()
         for number in range(config.rounds + 1):
             ledger = Ledger(f"{folder}/output-{number}")
-            scorer = UnitScorer(bundle, "openvino", ledger, Limits(), threads=2, starts=starts)
+            scorer = UnitScorer(bundle, "openvino", ledger, Limits(), threads=2, starts=starts, keep=False)
             units = ledger.plan(shards, {}).units
             entries = [Entries(unit.shards, Limits()) for unit in units]
             without = _seconds(lambda: [list(scorer.rows(each)) for each in entries])  # noqa: B023

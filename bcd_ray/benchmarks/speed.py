@@ -180,7 +180,7 @@ def stages(made: Bench) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as output:
         ledger = Ledger(output)
         units = ledger.plan(shards, {}).units
-        scorer = UnitScorer(bundle, made.engine, ledger, Limits(), threads, None)
+        scorer = UnitScorer(bundle, made.engine, ledger, Limits(), threads, None, keep=False)
 
         _, all_stages = _timed(lambda: [scorer.score(unit) for unit in units])
     seconds = {"read": read, "decode": decoding, "network": network}

@@ -63,6 +63,9 @@ class ScoreConfig:
     actor, a large one an actor for each eight cores."""
     max_actors: int = 0
     """Most scoring actors on a cluster that grows; 0: as many as its cores allow, also those of nodes that join."""
+    keep_features: bool = True
+    """Keep the embeddings of scored images in features/, 2 kB each: another model of the same backbone then scores
+    them without reading an image. With `openvino-int8` none are kept."""
     small_run_bytes: int = 64 << 20
     """Shards of fewer bytes together are scored in the job's own process, where it would have to start Ray; 0: none."""
     engine: Literal["auto", "openvino", "openvino-int8", "torch", "torch-cuda"] = "auto"

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +16,13 @@ from bcd_ray.runtime import actor_pool, own_cores, ray_runs
 from bcd_ray.scoring.access import folders_of
 from bcd_ray.scoring.attempts import APART, start_counter
 from bcd_ray.scoring.config import ScoreConfig
+from bcd_ray.scoring.kept import Kept
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.plan import Unit
+from bcd_ray.scoring.rescoring import rescore
 from bcd_ray.scoring.watch import Watch
 from bcd_ray.scoring.worker import Scored, ScoringActor, UnitScorer
+from bcd_ray.threads import keep_blas_to_its_thread, map_ahead
 
 # Of Ray Data, each of one unit or several: a task costs 50 core milliseconds, 14 of them in its actor. Of shards
 # of 64 small images, a task each, two cores did 0.75 times as many with a network that takes no time.
@@ -39,6 +43,7 @@ class Work(NamedTuple):
     config: ScoreConfig
     withdrawn: Collection[str]  # contents and images that are not to be looked at
     watch: Watch
+    keep: bool  # embeddings beside the rows
 
 
 Done = Iterator[Scored]  # of each unit
@@ -56,7 +61,7 @@ def needs_ray(units: Sequence[Unit], config: ScoreConfig, begun: bool) -> bool:
 
 
 def score_units(work: Work, executor: Callable[[Work], Done]) -> None:
-    """Score units and write their rows, `on_ray` or `here`.
+    """Score units and write their rows, `on_ray`, `here` or `from_features`.
 
     Raises:
         DeadlineError: the deadline came before the last unit was begun.
@@ -90,15 +95,16 @@ def on_ray(work: Work) -> Done:
     """Each unit's rows go from the actor that made them straight to storage; only counts come back."""
     import ray
 
-    units, bundle, choice, ledger, config, withdrawn, watch = work
+    units, bundle, choice, ledger, config, withdrawn, watch, keep = work
     pool, starts = actor_pool(config.max_actors, choice.on_gpu), start_counter(watch.deadline)
-    arguments = (ray.put(bundle), folders_of(units), choice.name, ledger, config.limits, pool.threads, starts)
+    how = (choice.name, ledger, config.limits, pool.threads, starts, withdrawn, keep)
+    arguments = (ray.put(bundle), folders_of(units), *how)
     counts = ray.data.from_items(
         [{"unit": unit} for unit in units], override_num_blocks=count_tasks(units, pool.most, choice.on_gpu)
     ).map_batches(
         ScoringActor,
         batch_size=1,
-        fn_constructor_args=(*arguments, withdrawn),
+        fn_constructor_args=arguments,
         **pool.options(calls=UNITS_AT_A_TIME),
     )
     counts.set_name(watch.run_id)  # which Ray's own metrics then carry
@@ -108,8 +114,8 @@ def on_ray(work: Work) -> Done:
 
 def here(work: Work) -> Done:
     """Each unit in this process, and every image decoded in one apart: an image must not end the job."""
-    limits = work.config.limits
-    scorer = UnitScorer(work.bundle, work.choice.name, work.ledger, limits, own_cores(), None, work.withdrawn)
+    how = (work.config.limits, own_cores(), None, work.withdrawn, work.keep)
+    scorer = UnitScorer(work.bundle, work.choice.name, work.ledger, *how)
     for unit in work.units:
         if time.time() >= work.watch.deadline:
             yield Scored(begun=False)
@@ -118,6 +124,22 @@ def here(work: Work) -> Done:
             yield Scored(scorer.score(unit, APART), read_bytes=unit.size)
         except StorageError as error:  # the other units may do better
             yield Scored(error=str(error))
+
+
+def from_features(work: Work) -> Done:
+    """Each unit of which embeddings are kept, in threads of this process: no image is read, and no network runs."""
+    units, threads = work.units, own_cores()
+    with keep_blas_to_its_thread(), Kept(work.ledger.output, units) as kept, ThreadPoolExecutor(threads) as pool:
+
+        def score(unit: Unit) -> Scored:
+            if time.time() >= work.watch.deadline:
+                return Scored(begun=False)
+            try:
+                return Scored(rescore(unit, kept, work.bundle, work.ledger, work.withdrawn))
+            except StorageError as error:  # the other units may do better
+                return Scored(error=str(error))
+
+        yield from map_ahead(pool, score, units, ahead=2 * threads)
 
 
 def count_tasks(units: Sequence[Unit], actors: int, on_gpu: bool = False) -> int:

@@ -18,8 +18,9 @@ from bcd_ray.progress import of_run, say
 from bcd_ray.runtime import gpu_count, library_versions, ray_session
 from bcd_ray.scoring import schema, unchanged
 from bcd_ray.scoring.config import ScoreConfig
-from bcd_ray.scoring.executing import Work, here, needs_ray, on_ray, score_units
+from bcd_ray.scoring.executing import Work, from_features, here, needs_ray, on_ray, score_units
 from bcd_ray.scoring.expiry import expire
+from bcd_ray.scoring.features import identity_of
 from bcd_ray.scoring.inputs import list_shards
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.plan import Plan
@@ -62,29 +63,35 @@ def score(config: ScoreConfig, watch: Watch | None = None) -> Outcome:
     ledger = Ledger(config.output)
     for run_id in ledger.recover():
         say(f"run {run_id}: its rows were there, its manifest was not; published now")
-    identity = _identity(bundle, config)
+    identity, features = _identity(bundle, config), _features(bundle, config)
     state = ledger.state()
-    plan = _plan(state, shards, identity, config)
+    plan = _plan(state, shards, identity, features, config)
     if not plan.units:
         return Outcome(None, len(shards), state.missed(shards, identity_digest(identity)), left_out)
     _refuse_to_supersede(plan, config)
     unfinished = ledger.unfinished(plan)
-    with_ray = bool(unfinished) and needs_ray(unfinished, config, begun=ledger.is_begun(plan))
+    to_read, kept = ([unit for unit in unfinished if bool(unit.features) == each] for each in (False, True))
+    with_ray = bool(to_read) and needs_ray(to_read, config, begun=ledger.is_begun(plan))
     with ray_session() if with_ray else nullcontext():
         choice = choose_engine(config.engine, gpu_count() if with_ray else 0)
         facts: dict[str, Any] = {"engine": asdict(choice), "versions": library_versions()}
         facts["configuration"] = asdict(config)
         facts |= {"left_out": left_out, "source_limit": bundle.triage.settings.get("source")}
+        facts["features"] = features if config.keep_features else None
         plan = ledger.begin(plan, facts)
         done = len(plan.units) - len(unfinished)
         of_run(plan.run_id)
         watch.run_id, watch.units, watch.units_done = plan.run_id, len(plan.units), done
         watch.new_shards = sum(len(unit.shards) for unit in plan.units) - len(plan.earlier)
         expire(config.output, plan.run_id)
-        how = "" if with_ray or not unfinished else "; too little to start Ray for"
+        how = "" if with_ray or not to_read else "; too little to start Ray for"
+        how += f"; {len(kept):,} units of kept embeddings" if kept else ""
         say(f"run {plan.run_id}: {done:,} of {len(plan.units):,} units done before; {choice}{how}")
-        if unfinished:
-            work = Work(unfinished, bundle, choice, ledger, config, state.withdrawn, watch)
+        keep = facts["features"] is not None
+        work = Work(to_read, bundle, choice, ledger, config, state.withdrawn, watch, keep)
+        if kept:
+            score_units(work._replace(units=kept), from_features)
+        if to_read:
             score_units(work, on_ray if with_ray else here)
     watch.before_publish()
     manifest, after = ledger.publish(plan, config.max_undelivered), ledger.state()
@@ -96,7 +103,9 @@ def score(config: ScoreConfig, watch: Watch | None = None) -> Outcome:
 def look(config: ScoreConfig) -> Plan:
     """What a run would do; nothing is written, and no Ray is needed."""
     shards, _ = list_shards(config)
-    return _plan(Ledger(config.output).state(), shards, _identity(load_bundle(config.model), config), config)
+    bundle = load_bundle(config.model)
+    state = Ledger(config.output).state()
+    return _plan(state, shards, _identity(bundle, config), _features(bundle, config), config)
 
 
 def _identity(bundle: Bundle, config: ScoreConfig) -> dict[str, Any]:
@@ -116,7 +125,19 @@ def _identity(bundle: Bundle, config: ScoreConfig) -> dict[str, Any]:
     }
 
 
-def _plan(state: State, shards: list[StoredObject], identity: dict[str, Any], config: ScoreConfig) -> Plan:
+def _features(bundle: Bundle, config: ScoreConfig) -> dict[str, Any] | None:
+    """What changes embeddings; None in 8 bits, where it depends on the head which of them 32 bits made."""
+    identity = _identity(bundle, config)
+    return identity_of(identity, bundle.model) if identity["precision"] == "float" else None
+
+
+def _plan(
+    state: State,
+    shards: list[StoredObject],
+    identity: dict[str, Any],
+    features: dict[str, Any] | None,
+    config: ScoreConfig,
+) -> Plan:
     """What is to be done of the shards; those that only look changed are found out, and keep their rows."""
     refuse_other_names(shards, roots_of(config.root), state.shards, state.roots)
     found = unchanged.compare(state, shards, identity_digest(identity), config.limits, config.compare_digests)
@@ -125,7 +146,7 @@ def _plan(state: State, shards: list[StoredObject], identity: dict[str, Any], co
         say(f"{len(found.equal):,} shards were compared and are equal to what was scored: their rows hold")
         if not config.dry_run:
             unchanged.remember(state)
-    return make_plan(state, shards, identity, found.changed)
+    return make_plan(state, shards, identity, found.changed, features)
 
 
 def _refuse_to_supersede(plan: Plan, config: ScoreConfig) -> None:

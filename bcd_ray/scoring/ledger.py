@@ -4,6 +4,7 @@
     OUTPUT/_work/plans/RUN_ID.parquet        what is to be done
     OUTPUT/_work/units/UNIT_ID.parquet       the rows of one unit, whole; named by everything that changes them
     OUTPUT/predictions/RUN_ID.parquet        the rows of all units, one object that appears at once
+    OUTPUT/features/RUN_ID.parquet           the embeddings of these rows (`features`), where they are kept
     OUTPUT/manifests/RUN_ID.inputs.parquet   the shards that were read
     OUTPUT/manifests/RUN_ID.json             what was read and written: with it the run is published
     OUTPUT/manifests/published/...           that it is, by the manifest's digest, last (`roll`)
@@ -27,9 +28,10 @@ import pyarrow.compute as pc
 from bcd_ray import storage
 from bcd_ray.errors import JobError, NotFoundError
 from bcd_ray.scoring import roll, schema, unchanged
+from bcd_ray.scoring.features import EMBEDDING, FEATURES, FEATURES_OF, features_of
 from bcd_ray.scoring.plan import Plan, Unit, facts_of, plan_of, table_of
 from bcd_ray.scoring.planning import make_plan
-from bcd_ray.scoring.reconciling import INPUTS, MADE_BY, RECONCILED, left_out_of, read_shards
+from bcd_ray.scoring.reconciling import INPUTS, KEPT, MADE_BY, RECONCILED, left_out_of, read_shards
 from bcd_ray.scoring.seen import Seen
 from bcd_ray.scoring.sources import Sources
 from bcd_ray.scoring.state import Manifest, State, ends_of_chain, is_of_a_run, manifest_of, read_manifests
@@ -39,7 +41,7 @@ from bcd_ray.threads import in_chunks, map_ahead
 
 _ROWS_PER_GROUP = 65_536
 _READERS = 16  # of units, at publication
-_SMALL_UNIT_BYTES = 1 << 20  # some 10,000 rows, which are read whole
+_SMALL_UNIT_BYTES = 2 << 20  # some 20,000 rows, or 1,000 with embeddings, which are read whole
 _SHARDS_AT_A_TIME = 8192
 _ADDED_AT_PUBLICATION = ("run_id", "run_number")
 _UNIT_SCHEMA = pa.schema([field for field in schema.PREDICTIONS if field.name not in _ADDED_AT_PUBLICATION])
@@ -88,16 +90,23 @@ class Ledger:
         return storage.exists(self._unit_uri(unit.unit_id))
 
     def write_unit(
-        self, unit: Unit, rows: Iterable[pa.Table], seen: Seen, made_by: Mapping[str, Any] | None = None
+        self,
+        unit: Unit,
+        rows: Iterable[pa.Table],
+        seen: Seen,
+        made_by: Mapping[str, Any] | None = None,
+        keep: bool = False,
     ) -> None:
         """Write the rows of a unit by the chunk, of all columns but the run's; the first writer of a unit wins.
 
-        `seen` is what was read of its shards, known once the rows are; `made_by` is the engine and versions.
+        `seen` is what was read of its shards, known once the rows are; `made_by` is the engine and versions; with
+        `keep` the rows have embeddings beside them.
         """
-        with parquet.Appender(_UNIT_SCHEMA) as file:
+        with parquet.Appender(_UNIT_SCHEMA.append(EMBEDDING) if keep else _UNIT_SCHEMA) as file:
             for chunk in rows:
                 file.append(chunk)
             record = {**seen.record(), MADE_BY: json.dumps(made_by or {}, sort_keys=True)}
+            record |= {KEPT: ""} if keep else {}
             file.finish(record)
             file.create(self._unit_uri(unit.unit_id))
 
@@ -121,7 +130,7 @@ class Ledger:
         sources, undelivered = Sources(planned.get("source_limit"), *by), Undelivered(plan)
         made_by, members, incomplete = Counter[str](), Counter[str](), 0
         with parquet.Appender(INPUTS) as file:
-            for read in self._reconciled(plan, sources):
+            for read in self._reconciled(plan, sources, plan.run_id if planned.get("features") else None):
                 read = undelivered.judged(read)
                 members += left_out_of(read)
                 for made, count in zip(read["made_by"].to_pylist(), read["rows"].to_pylist(), strict=True):
@@ -129,7 +138,7 @@ class Ledger:
                 incomplete += pc.sum(read["incomplete"]).as_py() or 0
                 file.append(read)
             self._refuse(undelivered, max_undelivered)
-            output, counts = self._publish_rows(plan, sources, undelivered)
+            output, kept, counts = self._publish_rows(plan, planned, sources, undelivered)
             read_uri = storage.join(self.output, "manifests", f"{plan.run_id}.inputs.parquet")
             read_file = self._create_file(read_uri, file)
         manifest = {
@@ -145,6 +154,7 @@ class Ledger:
             "kept_shards": undelivered.kept,
             "sources": sources.told(),
             "outputs": [output],
+            "features": kept,
             "inputs": read_file,
             "left_out": {"files": planned.get("left_out", {}), "members": members},
             "incomplete_shards": incomplete,
@@ -160,13 +170,17 @@ class Ledger:
         return manifest
 
     def _publish_rows(
-        self, plan: Plan, sources: Sources, undelivered: Undelivered
-    ) -> tuple[dict[str, Any], dict[str, Counter[str]]]:
-        """Publish the rows of all units as one object, and describe it and what the rows say."""
+        self, plan: Plan, planned: dict[str, Any], sources: Sources, undelivered: Undelivered
+    ) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Counter[str]]]:
+        """Publish the rows of all units as one object, and their embeddings as another; describe them, and the rows."""
         statuses, classes, review = Counter[str](), Counter[str](), Counter[str](rows=0)
-        with parquet.Appender(schema.PREDICTIONS, _ROWS_PER_GROUP) as file:
+        identity, kept = planned.get("features"), 0
+        with parquet.Appender(schema.PREDICTIONS, _ROWS_PER_GROUP) as file, parquet.Appender(FEATURES) as beside:
             for chunk in chain.from_iterable(self._read_units(plan.units)):
                 rows = sources.judged(undelivered.without(chunk))
+                features = features_of(rows)
+                kept += len(rows) - features[EMBEDDING.name].null_count
+                beside.append(features)
                 statuses.update(rows["status"].to_pylist())
                 classes.update(rows["predicted_class"].drop_null().to_pylist())
                 review["rows"] += int(pc.sum(rows["review"]).as_py() or 0)
@@ -175,7 +189,14 @@ class Ledger:
                 number = pa.scalar(plan.run_number, pa.int32())
                 file.append(rows.append_column("run_number", pa.repeat(number, len(rows))))
             output = self._create_file(storage.join(self.output, "predictions", f"{plan.run_id}.parquet"), file)
-        return output, {"statuses": statuses, "predicted_classes": classes, "review": review}
+            described = None
+            if identity and kept:
+                uri = storage.join(self.output, "features", f"{plan.run_id}.parquet")
+                described = {
+                    **self._create_file(uri, beside, {FEATURES_OF: json.dumps(identity)}),
+                    "identity": identity,
+                }
+        return output, described, {"statuses": statuses, "predicted_classes": classes, "review": review}
 
     def _refuse(self, undelivered: Undelivered, most: float) -> None:
         """JobError where more failed for the moment than may; the units are done anew by the next attempt."""
@@ -220,7 +241,7 @@ class Ledger:
         """What all published runs say."""
         return State(self.output, unchanged.known(self.output))
 
-    def _reconciled(self, plan: Plan, sources: Sources) -> Iterator[pa.Table]:
+    def _reconciled(self, plan: Plan, sources: Sources, keeper: str | None) -> Iterator[pa.Table]:
         """The shards of the units in the plan's order, some thousand at a time, with what their rows say of each.
 
         Ids are unique within a unit, shards within a plan, and an id is made from its shard's URI: so none repeats.
@@ -228,7 +249,7 @@ class Ledger:
         if len({shard.uri for unit in plan.units for shard in unit.shards}) != sum(len(u.shards) for u in plan.units):
             raise JobError("the plan lists a shard twice: report this")
         read = chain.from_iterable(
-            read_shards(unit, map(sources.added, rows))
+            read_shards(unit, map(sources.added, rows), keeper)
             for unit, rows in zip(plan.units, self._read_units(plan.units, RECONCILED), strict=True)
         )
         for some in in_chunks(read, _SHARDS_AT_A_TIME):
@@ -251,9 +272,11 @@ class Ledger:
         with ThreadPoolExecutor(_READERS) as pool:
             yield from map_ahead(pool, read, units, ahead=2 * _READERS)
 
-    def _create_file(self, uri: str, file: parquet.Appender) -> dict[str, Any]:
+    def _create_file(
+        self, uri: str, file: parquet.Appender, metadata: Mapping[bytes, str] | None = None
+    ) -> dict[str, Any]:
         """Publish a file, unless an earlier attempt at the same run did, and describe it."""
-        sha256 = file.finish()
+        sha256 = file.finish(metadata)
         if not file.create(uri) and hashlib.sha256(storage.read_bytes(uri)).hexdigest() != sha256:
             raise JobError(f"{uri} exists with other content: move it away and run the same command again")
         return {"uri": uri, "rows": file.rows, "bytes": file.size, "sha256": sha256}

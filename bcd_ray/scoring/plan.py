@@ -1,7 +1,9 @@
 """What a run does, and the table in which that is kept."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +24,7 @@ class Unit:
 
     unit_id: str
     shards: tuple[StoredObject, ...]
+    features: tuple[str, ...] = ()  # of each shard the run that kept its embeddings; empty where all are to be read
 
     @property
     def size(self) -> int:
@@ -64,6 +67,7 @@ def table_of(plan: Plan, facts: dict[str, Any]) -> pa.Table:
             # How many images a tar or a Parquet shard holds is known once it is read.
             "images": pa.array([1 if is_loose(shard.uri) else None for _, shard in known], pa.int64()),
             "earlier": pa.array([one and one._asdict() for one in before], _EARLIER),
+            "features": pa.array(chain.from_iterable(map(_features, plan.units)), pa.string()),
         },
         metadata={"bcd_ray": json.dumps(described | facts)},
     )
@@ -78,10 +82,17 @@ def plan_of(table: pa.Table) -> Plan:
     """The plan of such a table."""
     described = facts_of(table)
     units: dict[str, list[StoredObject]] = {}
+    features: dict[str, list[str]] = {}
     earlier = {}
     for row in table.to_pylist():
         units.setdefault(row["unit_id"], []).append(StoredObject(from_printable(row["uri"]), row["size"], row["etag"]))
+        if run_id := row.get("features"):
+            features.setdefault(row["unit_id"], []).append(run_id)
         if row["earlier"]:
             earlier[row["uri"]] = Rows(**row["earlier"])
-    grouped = tuple(Unit(unit_id, tuple(shards)) for unit_id, shards in units.items())
+    grouped = tuple(Unit(each, tuple(shards), tuple(features.get(each, ()))) for each, shards in units.items())
     return Plan(units=grouped, earlier=earlier, **{name: described[name] for name in _OF_A_PLAN if name in described})
+
+
+def _features(unit: Unit) -> Sequence[str | None]:
+    return unit.features or (None,) * len(unit.shards)

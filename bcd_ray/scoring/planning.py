@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from bcd_ray import storage
-from bcd_ray.scoring.grouping import groups
+from bcd_ray.scoring.grouping import groups, split
 from bcd_ray.scoring.plan import Plan, Unit
 from bcd_ray.scoring.state import Standing, State, digest, identity_digest
 from bcd_ray.storage import StoredObject
@@ -15,13 +15,18 @@ _SHOWN = 12  # characters of a value: digests are long
 
 
 def make_plan(
-    state: State, shards: Iterable[StoredObject], identity: dict[str, Any], changed: Collection[str] = ()
+    state: State,
+    shards: Iterable[StoredObject],
+    identity: dict[str, Any],
+    changed: Collection[str] = (),
+    features: dict[str, Any] | None = None,
 ) -> Plan:
     """The units of the shards, sorted by name, that are not published as they are now.
 
     Args:
         identity: everything besides the shards that changes the rows: model, limits, schema. JSON-ready.
         changed: names of shards whose content was found to be another one, though their tags are the same.
+        features: what embeddings have to be of (`features.identity_of`); None where the network is to run in any case.
     """
     identified = identity_digest(identity)
     waiting, earlier, reasons = [], {}, Counter[str]()
@@ -43,17 +48,28 @@ def make_plan(
         else:
             rescored += 1
             reasons[_difference(state.identities[last.identity], state.identities.get(identified, identity))] += 1
-    units = tuple(_unit(group, [state.of(shard) for shard in group], identified) for group in groups(waiting))
+    wanted = features and digest(features)
+
+    def keeper(shard: StoredObject) -> str:
+        return state.keeper(shard, wanted) if wanted and shard.name not in changed else ""
+
+    units = tuple(
+        _unit(part, runs, [state.of(shard) for shard in part], identified)
+        for group in groups(waiting)
+        for part, runs in split(group, [keeper(shard) for shard in group])
+    )
     superseded = sum(not one.passing_failure for one in earlier.values())
     plan = Plan("", 0, units, identity, superseded, current_images, earlier, dict(reasons), current_shards, rescored)
     return plan.numbered(state.last_number + 1)
 
 
-def _unit(group: list[StoredObject], before: list[Standing | None], identified: str) -> Unit:
+def _unit(
+    part: tuple[StoredObject, ...], features: tuple[str, ...], before: list[Standing | None], identified: str
+) -> Unit:
     # What was tried before is tried anew, so its unit is another one.
     tried = [one.tried if one else 0 for one in before]
-    content = [identified, [(shard.name, shard.etag, run) for shard, run in zip(group, tried, strict=True)]]
-    return Unit(digest(content)[:32], tuple(group))
+    content = [identified, [(shard.name, shard.etag, run) for shard, run in zip(part, tried, strict=True)], features]
+    return Unit(digest(content)[:32], part, features)
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from bcd_ray.scoring.plan import Unit
 from bcd_ray.scoring.seen import LEFT_OUT, Seen
 from bcd_ray.scoring.sources import SOURCE_COLUMNS
 
-MADE_BY = b"made_by"  # in the metadata of a unit's rows
+MADE_BY, KEPT = b"made_by", b"features"  # in the metadata of a unit's rows; the latter where they have embeddings
 RECONCILED = ("image_id", "status", *SOURCE_COLUMNS)  # columns that this goes by
 INPUTS = pa.schema(
     [
@@ -31,12 +31,16 @@ INPUTS = pa.schema(
         ("left_out", pa.string()),
         ("made_by", pa.string()),
         ("incomplete", pa.bool_()),
+        ("features", pa.string()),
     ]
 )
 
 
-def read_shards(unit: Unit, chunks: Iterable[pa.Table]) -> list[dict[str, Any]]:
-    """The unit's shards, as rows of `INPUTS`, from its rows by the chunk; JobError where rows and unit do not agree."""
+def read_shards(unit: Unit, chunks: Iterable[pa.Table], keeper: str | None) -> list[dict[str, Any]]:
+    """The unit's shards, as rows of `INPUTS`, from its rows by the chunk; JobError where rows and unit do not agree.
+
+    `keeper` is the run that publishes them, where it keeps embeddings.
+    """
     planned = [storage.printable(shard.name) for shard in unit.shards]
     found, failed, incomplete = Counter[str](), dict[str, Counter[str]](), set[str]()
     seen, record = Seen(), dict[bytes, bytes]()
@@ -52,6 +56,7 @@ def read_shards(unit: Unit, chunks: Iterable[pa.Table]) -> list[dict[str, Any]]:
     if not seen.agrees(record) or found.keys() != set(planned) or any(found[uri] != 1 for uri in loose):
         raise JobError(f"the rows of unit {unit.unit_id} are not those of its plan: delete it under _work/units")
     left_out, made_by = (record.get(name, b"{}").decode() for name in (LEFT_OUT, MADE_BY))
+    features = unit.features or (keeper if KEPT in record else None,) * len(planned)
     return [
         {
             "uri": uri,
@@ -65,8 +70,9 @@ def read_shards(unit: Unit, chunks: Iterable[pa.Table]) -> list[dict[str, Any]]:
             "left_out": left_out,
             "made_by": made_by,
             "incomplete": uri in incomplete,
+            "features": kept,
         }
-        for uri, shard in zip(planned, unit.shards, strict=True)
+        for uri, shard, kept in zip(planned, unit.shards, features, strict=True)
     ]
 
 

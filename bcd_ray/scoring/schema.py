@@ -137,7 +137,7 @@ PREDICTIONS = pa.schema(
 
 WITHDRAWN = "withdrawn"
 
-MANIFEST_VERSION = 5
+MANIFEST_VERSION = 6
 MANIFEST = {
     "manifest_version": "Version of this table",
     "run_id": "Names the run's files; made from its inputs, its model and its number",
@@ -167,11 +167,15 @@ MANIFEST = {
     "whose content is not known, that no later run takes up; and `erased`, files of earlier runs that were written "
     "anew, with what holds of each instead of what its own manifest says",
     "outputs": "The published Parquet: `uri`, `rows`, `bytes`, `sha256`",
+    "features": "The published embeddings, described in the same way, and what they are of, `identity`; null where "
+    "none were kept",
     "inputs": "A Parquet file with a row for each shard read, described in the same way; its columns are `uri`, "
     "`size` in bytes, `etag`, `unit_id`, `rows`, `passing_failure` where the next run is to try again, `holds`, false "
     "where earlier rows were kept, "
     "`not_scored`, the images that were not scored by status, `left_out`, its members that are no images by suffix, as "
-    "JSON, `made_by`, the engine and versions, as JSON, and `incomplete` where nobody knows how many images it holds",
+    "JSON, `made_by`, the engine and versions, as JSON, `incomplete` where nobody knows how many images it holds, and "
+    "`features`, the run that keeps its embeddings, if one does: where it is another run, the rows were made of these, "
+    "and the shard was not read",
     "left_out": "By suffix, how many `files` of the archive and `members` of shards are no images, and have no row",
     "incomplete_shards": "Shards that could not be read, or not to their end: how many images they hold is unknown",
     "previous": "The manifests that came before, each by `run_id` and `sha256`: none of them can go or change unseen",
@@ -183,6 +187,7 @@ _MANIFEST_ADDED = {
     3: ("made_by", "undelivered", "kept_shards", "current_images", "left_out", "incomplete_shards", "previous"),
     4: ("source_limit", "sources"),
     5: ("reasons", "withdrawn"),
+    6: ("features",),
 }
 
 

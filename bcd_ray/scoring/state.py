@@ -50,6 +50,7 @@ class Standing:
     gaps: "Gaps"
     tried: int  # the last run that read it
     failed: "Gaps | None" = None  # of that run, where its rows were not taken
+    features: str = ""  # the run that keeps embeddings of that content
 
 
 class Equal(NamedTuple):
@@ -95,8 +96,11 @@ class State:
         self.withdrawn: set[str] = set()  # contents by digest, and images of unknown content by id
         self.roots: dict[str, str] = {}  # where each lay when it was last read, by name
         self.identities: dict[str, dict[str, Any]] = {}  # of all runs, by digest
+        self.features: dict[str, str] = {}  # digest of what the embeddings are of, by the run that keeps them
         for manifest in (each.content for each in read_manifests(output)) if manifests is None else manifests:
             self.add(manifest)
+        there = set(storage.list_names(storage.join(output, "features"))) if self.features else set()
+        self.features = {run: of for run, of in self.features.items() if f"{run}.parquet" in there}
 
     @property
     def last_number(self) -> int:
@@ -127,6 +131,17 @@ class State:
         contents = pa.array(self.withdrawn, pa.string())
         return pc.or_(pc.equal(rows["status"], WITHDRAWN), pc.is_in(rows["image_sha256"], contents))
 
+    def keeper(self, shard: StoredObject, wanted: str) -> str:
+        """The run that keeps embeddings of a shard as it is now, if they are of what is `wanted`, else empty.
+
+        Of images that failed for the moment, or whose numbers were not finite, the next try may say something else.
+        """
+        last = self.of(shard)
+        if last is None or self.features.get(last.features) != wanted or not self.is_same(shard, last):
+            return ""
+        again = last.held.passing_failure or "not_finite" in dict(last.gaps.not_scored)
+        return "" if again else last.features
+
     def missed(self, shards: Iterable[StoredObject], identity: str) -> Missed:
         """What has no prediction of these shards as they are now."""
         found = Missed()
@@ -149,6 +164,8 @@ class State:
         withdrawn = manifest.get("withdrawn")
         if withdrawn:
             self.withdrawn.update(withdrawn["contents"], withdrawn["images"])
+        if kept := manifest.get("features"):
+            self.features[run_id] = digest(kept["identity"])
         for read in read_inputs(self.output, manifest):
             failed = sum(count for _, count in read.gaps.not_scored)
             rows = Rows(read.rows, read.rows - failed - read.withdrawn, read.passing_failure)
@@ -156,7 +173,9 @@ class State:
             if withdrawn and earlier:
                 self._withdraw(read, rows, earlier, manifest)
             elif read.holds and rows.supersede(earlier.held if earlier else None):
-                self.shards[read.uri] = Standing(run_id, number, read.etag, identity, rows, read.gaps, number)
+                self.shards[read.uri] = Standing(
+                    run_id, number, read.etag, identity, rows, read.gaps, number, features=read.features
+                )
             elif earlier:
                 self.shards[read.uri] = replace(earlier, tried=number, failed=read.gaps)
 
@@ -227,7 +246,8 @@ class Read(NamedTuple):
     passing_failure: bool
     holds: bool  # whether its rows were taken, and not those of an earlier run kept
     gaps: Gaps
-    withdrawn: int = 0  # rows
+    withdrawn: int  # rows
+    features: str  # the run that keeps its embeddings, empty where none does
 
 
 def read_inputs(output: str, manifest: dict[str, Any]) -> Iterator[Read]:
@@ -243,9 +263,11 @@ def read_inputs(output: str, manifest: dict[str, Any]) -> Iterator[Read]:
         failed = [tuple(each for each in some if each[0] != WITHDRAWN) for some in failed]
         columns += [table["holds"].to_pylist(), list(map(Gaps, failed, *others)), forgotten]
     else:  # manifest version 2: all rows were published
-        by_shard = _not_scored(output, manifest)
-        columns += [[True] * len(table), [Gaps(tuple(by_shard.get(uri, {}).items())) for uri in columns[0]]]
-    return map(Read, *columns)
+        by_shard, nothing = _not_scored(output, manifest), [0] * len(table)
+        gaps = [Gaps(tuple(by_shard.get(uri, {}).items())) for uri in columns[0]]
+        columns += [[True] * len(table), gaps, nothing]
+    kept = table["features"].fill_null("").to_pylist() if "features" in table.schema.names else [""] * len(table)
+    return map(Read, *columns, kept)
 
 
 def _not_scored(output: str, manifest: dict[str, Any]) -> dict[str, Counter[str]]:

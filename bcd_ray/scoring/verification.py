@@ -13,6 +13,7 @@ from bcd_ray import storage
 from bcd_ray.archives.shards import image_id, is_loose
 from bcd_ray.errors import JobError, StorageError
 from bcd_ray.scoring import counts, roll, schema
+from bcd_ray.scoring.features_check import features_problems
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.state import Manifest, is_of_a_run, read_manifests
 from bcd_ray.storage import parquet
@@ -25,8 +26,9 @@ _CHECKED = ("image_id", "shard_uri", "image_sha256", "status", "predicted_class"
 def verify(output: str) -> list[str]:
     """What is wrong with a published output, a line each; empty if all of it holds.
 
-    Checks of each run: files, sizes, digests, schema, counts, ids (none twice, those of loose images recomputed), and
-    the rows of every shard against the run's inputs; and that no rows stand without a manifest and no run is missing.
+    Checks of each run: files, sizes, digests, schema, counts, ids (none twice, those of loose images recomputed), the
+    rows of every shard against the run's inputs, and embeddings against the rows; and that no rows stand without a
+    manifest and no run is missing.
     """
     found = read_manifests(output)
     manifests = [manifest.content for manifest in found]
@@ -61,7 +63,7 @@ def clear_leftovers(output: str) -> int:
     names = storage.list_names(work)
     for name in names:
         storage.delete(storage.join(work, name))
-    parts = ("_work", "predictions", "manifests")
+    parts = ("_work", "predictions", "features", "manifests")
     return len(names) + sum(storage.delete_broken_off(storage.join(output, part)) for part in parts)
 
 
@@ -154,7 +156,7 @@ def _problems(output: str, manifest: dict[str, Any], later: _Later) -> Iterator[
     if not columns_version.isdigit() or columns != schema.columns_of(int(columns_version)):
         yield f"{run}: the columns are not those of schema version {columns_version or schema.SCHEMA_VERSION}"
         return
-    rows, inputs = parquet.table_of(files[0], _CHECKED), parquet.table_of(files[1], ["uri", "rows"])
+    rows, inputs = parquet.table_of(files[0], _CHECKED), parquet.table_of(files[1])
     if [len(rows), len(inputs)] != [count for _, count, *_ in described]:
         yield f"{run}: the numbers of rows are not those of the manifest"
     for name, counted in counts.of_rows(rows).items():
@@ -166,7 +168,9 @@ def _problems(output: str, manifest: dict[str, Any], later: _Later) -> Iterator[
         yield f"{run}: {twice} image ids stand twice"
     if rows["run_id"].unique().to_pylist() not in ([], [manifest["run_id"]]):
         yield f"{run}: rows of another run stand in it"
-    yield from (f"{run}: {problem}" for problem in _against_inputs(rows, inputs))
+    yield from (f"{run}: {problem}" for problem in _against_inputs(rows, inputs.select(["uri", "rows"])))
+    if manifest.get("features"):
+        yield from (f"{run}: {problem}" for problem in features_problems(output, manifest, rows, inputs, later.erased))
 
 
 def _against_inputs(rows: pa.Table, inputs: pa.Table) -> Iterator[str]:

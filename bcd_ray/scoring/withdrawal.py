@@ -20,6 +20,7 @@ from bcd_ray import storage
 from bcd_ray.errors import ConfigError
 from bcd_ray.runtime import library_versions
 from bcd_ray.scoring import counts, schema
+from bcd_ray.scoring.blanking import blanked
 from bcd_ray.scoring.config import ForgetConfig
 from bcd_ray.scoring.grouping import groups
 from bcd_ray.scoring.ledger import Ledger
@@ -32,8 +33,6 @@ from bcd_ray.storage import StoredObject, parquet
 from bcd_ray.uris import from_printable
 
 _FOUND_BY = ("image_id", "image_uri", "shard_uri", "image_sha256", "status")
-_KEPT = ("image_id", "image_uri", "shard_uri", "shard_etag", "model_version", "run_id", "run_number", "scored_at")
-_BLANK: dict[str, Any] = {"status": WITHDRAWN, "review": False, "review_reasons": []}
 
 
 class Withdrawal(NamedTuple):
@@ -98,6 +97,7 @@ def forget(config: ForgetConfig) -> Withdrawal:
         manifest = ledger.publish(plan)
         for file in erased:
             name = f"{file['run_id']}.parquet"
+            storage.delete(storage.join(config.output, "features", name))
             storage.write_bytes(storage.join(config.output, "predictions", name), Path(folder, name).read_bytes())
     if config.erase:  # the rows of units are those of the files
         for name in storage.list_names(storage.join(config.output, "_work")):
@@ -135,7 +135,8 @@ def _without(state: State, shards: list[StoredObject], found: _Found) -> pa.Tabl
     for run_id in {state.shards[name].run_id for name in names}:
         of_run = pa.array((name for name in names if state.shards[name].run_id == run_id), pa.string())
         rows = parquet.read(_file(state, run_id), "restore it from a copy")
-        tables.append(_blanked(rows.filter(pc.is_in(rows["shard_uri"], of_run)), found))
+        rows = rows.filter(pc.is_in(rows["shard_uri"], of_run))
+        tables.append(blanked(rows, found.among(rows)))
     rows = pa.concat_tables(tables, promote_options="default").select(schema.PREDICTIONS.names)
     places = {storage.printable(shard.name): place for place, shard in enumerate(shards)}
     order = pa.array([places[uri] for uri in rows["shard_uri"].to_pylist()], pa.int64())
@@ -163,21 +164,12 @@ def _erased(state: State, found: _Found, folder: Path) -> Iterator[dict[str, Any
     for run_id, rows in _runs(state, _FOUND_BY):
         if not pc.any(found.among(rows)).as_py():
             continue
-        rows = _blanked(parquet.read(_file(state, run_id), "restore it from a copy"), found)
+        rows = parquet.read(_file(state, run_id), "restore it from a copy")
+        rows = blanked(rows, found.among(rows))
         data = parquet.bytes_of(rows, compression="zstd", row_group_size=65_536)
         Path(folder, f"{run_id}.parquet").write_bytes(data)
         told = {"rows": len(rows), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         yield {"run_id": run_id, **told, **counts.of_rows(rows)}
-
-
-def _blanked(rows: pa.Table, found: _Found) -> pa.Table:
-    """The rows, of which those of forgotten images keep their place and nothing else."""
-    theirs = found.among(rows)
-    for index, each in enumerate(rows.schema):
-        if each.name not in _KEPT:
-            blank = pa.scalar(_BLANK.get(each.name), each.type)
-            rows = rows.set_column(index, each, pc.if_else(theirs, blank, rows[each.name]))
-    return rows
 
 
 def _runs(state: State, columns: Iterable[str]) -> Iterator[tuple[str, pa.Table]]:

@@ -1,7 +1,6 @@
 """What an actor does: read, decode, compute and decide the images of a unit, and write its rows."""
 
 from collections.abc import Callable, Collection, Iterator
-from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -20,11 +19,13 @@ from bcd_ray.model.bundle import Bundle
 from bcd_ray.model.choice import open_engine
 from bcd_ray.model.engines.base import EngineName
 from bcd_ray.model.quality import MEASURES, measure
-from bcd_ray.model.triage import Counts, Triage
+from bcd_ray.model.triage import Counts
 from bcd_ray.runtime import library_versions
 from bcd_ray.scoring import schema
 from bcd_ray.scoring.access import check_access
 from bcd_ray.scoring.attempts import FIRST, Entries, Start, nobody
+from bcd_ray.scoring.decided import decided
+from bcd_ray.scoring.features import EMBEDDING, column_of
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.plan import Unit
 from bcd_ray.storage import take_retries
@@ -64,15 +65,19 @@ class UnitScorer:
         threads: int,
         starts: Any,
         withdrawn: Collection[str] = frozenset(),
+        keep: bool = False,
     ) -> None:
-        """`withdrawn` are contents by digest, and images by id, that are not to be looked at."""
+        """`withdrawn` are contents by digest, and images by id, that are not to be looked at.
+
+        With `keep` the rows have embeddings beside them.
+        """
         keep_blas_to_its_thread()
         self._engine = open_engine(engine, bundle, threads)
-        self._version, self._triage, self._ledger, self._limits = bundle.version, bundle.triage, ledger, limits
+        self._bundle, self._ledger, self._limits = bundle, ledger, limits
         self._threads = EngineThreads(threads)
         self._made_by = {"engine": engine, "versions": library_versions()}
         self._starts, self._turns = starts, Turns(UNITS_AT_A_TIME)
-        self._withdrawn = withdrawn
+        self._withdrawn, self._keep = withdrawn, keep
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         import ray
@@ -100,7 +105,7 @@ class UnitScorer:
         too, and the next take one image after the other, and `tell` which.
         """
         entries = Entries(unit.shards, self._limits, start, tell)
-        self._ledger.write_unit(unit, self.rows(entries, start), entries.seen, self._made_by)
+        self._ledger.write_unit(unit, self.rows(entries, start), entries.seen, self._made_by, self._keep)
         return entries.seen.images
 
     def rows(self, entries: Entries, start: Start = FIRST) -> Iterator[pa.Table]:
@@ -121,7 +126,7 @@ class UnitScorer:
         for some in in_chunks(scored, _CHUNKS_DECIDED):
             entries.scored()
             rows, computed = (list(chain.from_iterable(each)) for each in zip(*some, strict=True))
-            yield _table(rows, computed, self._triage, self._version)
+            yield _table(rows, computed, self._bundle, self._keep)
 
     def _compute(self, pixels: list[Pixels]) -> _Computed:
         embeddings, logits, quality, cells = self._engine.infer(pixels)
@@ -172,43 +177,31 @@ class _Row:
         self.error = (result.error if isinstance(result, Rejected) else result.damage) or None
 
 
-def _table(rows: list[_Row], computed: list[_Computed], triage: Triage, model_version: str) -> pa.Table:
+def _table(rows: list[_Row], computed: list[_Computed], bundle: Bundle, keep: bool) -> pa.Table:
     scored = np.array([row.status == "scored" for row in rows], bool)
-    quality = np.full((len(rows), len(MEASURES)), np.nan, np.float32)
-    probabilities = np.full((len(rows), len(CLASSES)), np.nan)
-    ood_score, certainty = np.full((2, len(rows)), np.nan)
-    cells = np.full(len(rows), -1, np.int32)
-    reasons = [[] if row.status == schema.WITHDRAWN else ["not_scored"] for row in rows]
     if computed:
-        embeddings, logits, measures, counts = (np.concatenate(parts) for parts in zip(*computed, strict=True))
-        measures = np.column_stack([measures, [row.compression for row in rows if row.status == "scored"]])
+        embeddings, logits, measures, cells = (np.concatenate(parts) for parts in zip(*computed, strict=True))
+        compression = np.array([row.compression for row in rows if row.status == "scored"], np.float32)
+        measures = np.column_stack([measures, compression])
         finite = np.logical_and.reduce([np.isfinite(each).all(axis=1) for each in (embeddings, logits, measures)])
         for index in np.flatnonzero(scored)[~finite].tolist():
             rows[index].status, rows[index].error = "not_finite", _NOT_FINITE
         scored[scored] = finite
-        quality[scored], cells[scored] = measures[finite], counts[finite]
-        decisions = triage.decide(embeddings[finite], logits[finite], quality[scored], cells[scored])
-        probabilities[scored], ood_score[scored] = decisions.probabilities, decisions.ood_score
-        certainty[scored] = decisions.certainty
-        for index, given in zip(np.flatnonzero(scored), decisions.reason_names(), strict=True):
-            reasons[index] = [*given, "damaged"] if rows[index].error else given
-    predicted = [CLASSES[index] if ok else None for index, ok in zip(probabilities.argmax(1), scored, strict=True)]
-
-    def measured(values: Any) -> pa.Array:
-        return pa.array(values, pa.float32(), mask=~scored)
-
+        embeddings, logits, measures, cells = (each[finite] for each in (embeddings, logits, measures, cells))
+    else:
+        embeddings, logits, measures = (np.empty((0, size), np.float32) for size in (0, len(CLASSES), len(MEASURES)))
+        cells = np.empty(0, np.int32)
+    damaged = np.array([bool(row.error) for row, ok in zip(rows, scored, strict=True) if ok], bool)
     names = ("image_id", "image_uri", "shard_uri", "shard_etag", "image_sha256", "width", "height", "status", "error")
     columns: dict[str, Any] = {
         name: pa.array([getattr(row, name) for row in rows], schema.PREDICTIONS.field(name).type) for name in names
     }
-    columns |= {"predicted_class": pa.array(predicted, pa.string()), "confidence": measured(probabilities.max(axis=1))}
-    columns |= {f"p_{name}": measured(probabilities[:, index]) for index, name in enumerate(CLASSES)}
-    columns["p_malignant"] = measured(probabilities[:, 1:].sum(axis=1))
-    columns["review"] = pa.array([bool(given) for given in reasons], pa.bool_())
-    columns["review_reasons"] = pa.array(reasons, schema.PREDICTIONS.field("review_reasons").type)
-    columns |= {"ood_score": measured(ood_score), "certainty": measured(certainty)}
-    columns |= {name: measured(quality[:, index]) for index, name in enumerate(MEASURES)}
-    columns["cells"] = pa.array(cells, pa.int32(), mask=cells < 0)
-    columns["model_version"] = pa.array([model_version] * len(rows), pa.string())
-    columns["scored_at"] = pa.array([datetime.now(UTC)] * len(rows), pa.timestamp("us", "UTC"))
+    statuses = [row.status for row in rows]
+    columns |= decided(bundle, statuses, embeddings, logits, measures, cells, damaged)
+    quality, found = np.full((len(rows), len(MEASURES)), np.nan, np.float32), np.full(len(rows), -1, np.int32)
+    quality[scored], found[scored] = measures, cells
+    columns |= {name: pa.array(quality[:, index], mask=~scored) for index, name in enumerate(MEASURES)}
+    columns["cells"] = pa.array(found, mask=found < 0)
+    if keep:
+        columns[EMBEDDING.name] = column_of(embeddings, scored)
     return pa.table(columns)

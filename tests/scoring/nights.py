@@ -4,10 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from bcd_ray.archives.shards import image_id
 from bcd_ray.scoring import schema
+from bcd_ray.scoring.features import EMBEDDING, column_of
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.plan import Plan, Unit
 from bcd_ray.scoring.seen import Seen
@@ -15,7 +18,7 @@ from bcd_ray.storage import StoredObject
 from bcd_ray.uris import printable
 
 IDENTITY = {"model_version": "0" * 64}
-FACTS: dict[str, Any] = {"engine": {}, "versions": {}, "configuration": {}}
+FACTS: dict[str, Any] = {"engine": {}, "versions": {}, "configuration": {}, "features": {"made_for": "tests"}}
 Statuses = Mapping[str, str]  # of images that are not scored, by URI, or of whole shards
 
 
@@ -60,7 +63,9 @@ def write(
     """Write the made-up rows of a unit, two at a time."""
     rows, seen = rows_of(unit, statuses), Seen()
     seen.add(rows["image_id"].to_pylist())
-    ledger.write_unit(unit, (rows.slice(start, 2) for start in range(0, len(rows), 2)), seen, made_by)
+    scored = pc.equal(rows["status"], "scored").to_numpy()
+    rows = rows.append_column(EMBEDDING, column_of(np.ones((scored.sum(), 8), np.float32), scored))
+    ledger.write_unit(unit, (rows.slice(start, 2) for start in range(0, len(rows), 2)), seen, made_by, keep=True)
 
 
 def night(
