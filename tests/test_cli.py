@@ -91,3 +91,37 @@ def test_a_signal_ends_the_job_with_its_code_and_a_line(number: signal.Signals, 
     assert job.returncode == code == 128 + number
     # What was being written when the signal came may be there twice.
     assert said.decode().removeprefix("waiting\n") == f"error: {words}; the same command goes on where it was\n"
+
+
+_STALLS = """
+import sys, threading
+from dataclasses import dataclass
+import bcd_ray.cli
+
+@dataclass(frozen=True)
+class Config:
+    pass
+
+def main(config):
+    print("waiting", file=sys.stderr, flush=True)
+    try:
+        threading.Event().wait()
+    finally:
+        threading.Event().wait()  # as for threads that wait for a store
+
+bcd_ray.cli._TIDY_UP_S = 0.1
+bcd_ray.cli.run(Config, main, at_end=lambda code, reason: print(code, reason))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_does_not_hear_a_signal_is_not_waited_for(number: signal.Signals) -> None:
+    command = [sys.executable, "-c", _STALLS]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stderr
+        assert job.stderr.readline() == "waiting\n"
+        job.send_signal(number)
+        told, said = job.communicate(timeout=60)
+    assert job.returncode == 128 + number
+    assert said.endswith("the same command goes on where it was\n")
+    assert told.startswith(f"{128 + number} ")

@@ -28,11 +28,17 @@ class Ended:
 
     @property
     def record(self) -> dict[str, Any]:
-        """A night's last line, which is as its schema says."""
-        record: dict[str, Any] = json.loads(self.out.splitlines()[-1])
-        jsonschema.validate(record, SCHEMA)
+        """A night's last line."""
+        record = last_line(self.out)
         assert record["exit_code"] == self.code
         return record
+
+
+def last_line(out: str) -> dict[str, Any]:
+    """The record, which is as its schema says."""
+    record: dict[str, Any] = json.loads(out.splitlines()[-1])
+    jsonschema.validate(record, SCHEMA)
+    return record
 
 
 Job = Callable[..., Ended]

@@ -1,7 +1,11 @@
 """A night from its command line to its last line: what is scored, and the code that a scheduler gets."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import date, timedelta
@@ -19,11 +23,12 @@ from bcd_ray.errors import (
     EXIT_HELD,
     EXIT_MISSED,
     EXIT_OK,
+    EXIT_TERMINATED,
     EXIT_UNSCORED,
 )
 from bcd_ray.nights import job
 from bcd_ray.scoring.job import Outcome, score
-from nights.running import Job
+from nights.running import ROOT, Job, last_line
 
 NIGHT = date(2026, 11, 30)
 
@@ -199,3 +204,23 @@ def test_every_end_has_its_line(lab: Path, nightly: Job, monkeypatch: pytest.Mon
         EXIT_FAILED,
         f"nothing found at {lab}/smears/gone: check the path",
     )
+
+
+def test_a_night_that_is_terminated_says_so_and_goes_on(lab: Path, synthetic_archive: Path) -> None:
+    for copy in range(2):
+        shutil.copytree(synthetic_archive, lab / f"smears/2026/11/30/{copy}")
+    command = [sys.executable, "jobs/nightly.py", "--config", str(lab / "nightly.toml"), "--engine", "openvino"]
+    variables = {**os.environ, "RAY_ADDRESS": "local"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr
+        assert any("units done before" in line for line in iter(process.stderr.readline, ""))
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == EXIT_TERMINATED
+    assert last_line(out)["exit_code"] == EXIT_TERMINATED
+    assert last_line(out)["units_done"] < last_line(out)["units"]
+    assert err.splitlines()[-1] == "error: terminated by SIGTERM; the same command goes on where it was"
+    again = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300, check=False)
+    assert last_line(again.stdout)["statuses"] == {"scored": 2 * 72}
