@@ -7,6 +7,7 @@ from typing import Any
 
 import promql_parser
 import pytest
+import ray
 import yaml  # type: ignore[import-untyped]
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -86,3 +87,15 @@ def test_a_night_writes_them(nightly: Callable[..., Any], tmp_path: Path, bundle
     assert nightly(*options, "--metrics", tmp_path / "a.prom", "--expect").code == 5
     assert samples(tmp_path / "a.prom")["bcd_ray_exit_code"] == {"": 5}
     assert nightly(*options, "--metrics", tmp_path / "a.txt").code == 2
+
+
+def test_ray_s_own_metrics_begin_with_the_run(ray_cluster: None) -> None:
+    page = (ROOT / "docs/nights.md").read_text()
+    (query,) = re.findall(r"^```promql\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    promql_parser.parse(query)
+    (pattern,) = re.findall(r'"(\(\[0-9a-f\][^"]*)"', query)
+    dataset = ray.data.from_items([1])
+    dataset.set_name("0" * 16)
+    found = re.fullmatch(pattern, dataset.get_dataset_id())
+    assert found
+    assert found[1] == "0" * 16
