@@ -11,6 +11,7 @@ def main(config: BenchmarkConfig) -> int:
     from bcd_ray.benchmarks.against import night
     from bcd_ray.benchmarks.growth import growth
     from bcd_ray.benchmarks.ledger import ledger_cost, plan_cost
+    from bcd_ray.benchmarks.rescore import rescoring_speed
     from bcd_ray.benchmarks.speed import compare_speed
     from bcd_ray.benchmarks.startup import startup_times
     from bcd_ray.benchmarks.training import training_cost
@@ -28,6 +29,8 @@ def main(config: BenchmarkConfig) -> int:
         found = training_cost(config)
     elif config.what == "night":
         found = night(config)
+    elif config.what == "rescore":
+        found = rescoring_speed(config)
     else:
         found = ledger_cost(config) if config.what == "ledger" else plan_cost()
     print(json.dumps(found, indent=2))

@@ -208,7 +208,7 @@ def _peers(made: Bench) -> dict[str, Callable[[], dict[str, float]]]:
 def _peer(made: Bench, name: str, of: str | int, **environment: str) -> Callable[[], dict[str, float]]:
     def run() -> dict[str, float]:
         output, usage = run_program(peer_command(made, name, of), environment)
-        return _figures(marks_in(output), usage)
+        return figures(marks_in(output), usage)
 
     return run
 
@@ -227,7 +227,7 @@ def run_job(made: Bench, shards: str, environment: Mapping[str, str] | None = No
     """The figures of one run of jobs/score.py; the time of each unit's rows is in its rows."""
     with tempfile.TemporaryDirectory() as output:
         usage = run_program(job_command(made, shards, output), environment or {})[1]
-        return _figures(marks_of_job(output), usage)
+        return figures(marks_of_job(output), usage)
 
 
 def job_command(made: Bench, shards: str, output: str) -> list[str]:
@@ -244,7 +244,8 @@ def marks_of_job(output: str) -> list[tuple[float, int]]:
     return [(when, total) for (when, _), total in zip(counts, done, strict=True)]
 
 
-def _figures(marks: list[tuple[float, int]], usage: Usage) -> dict[str, float]:
+def figures(marks: list[tuple[float, int]], usage: Usage) -> dict[str, float]:
+    """Images a second, steady and as a whole, and what a program used of the machine."""
     images = marks[-1][1]
     return {
         "steady": steady_rate(marks),
