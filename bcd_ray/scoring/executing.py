@@ -12,7 +12,7 @@ from bcd_ray.errors import DeadlineError, JobError, StorageError
 from bcd_ray.model.bundle import Bundle
 from bcd_ray.model.choice import Choice
 from bcd_ray.progress import Progress
-from bcd_ray.runtime import actor_pool, own_cores, ray_runs
+from bcd_ray.runtime import actor_pool, library_versions, own_cores, ray_runs
 from bcd_ray.scoring.access import folders_of
 from bcd_ray.scoring.attempts import APART, start_counter
 from bcd_ray.scoring.config import ScoreConfig
@@ -129,13 +129,14 @@ def here(work: Work) -> Done:
 def from_features(work: Work) -> Done:
     """Each unit of which embeddings are kept, in threads of this process: no image is read, and no network runs."""
     units, threads = work.units, own_cores()
+    made_by = {"engine": "features", "versions": library_versions()}
     with keep_blas_to_its_thread(), Kept(work.ledger.output, units) as kept, ThreadPoolExecutor(threads) as pool:
 
         def score(unit: Unit) -> Scored:
             if time.time() >= work.watch.deadline:
                 return Scored(begun=False)
             try:
-                return Scored(rescore(unit, kept, work.bundle, work.ledger, work.withdrawn))
+                return Scored(rescore(unit, kept, work.bundle, work.ledger, work.withdrawn, made_by))
             except StorageError as error:  # the other units may do better
                 return Scored(error=str(error))
 

@@ -1,6 +1,7 @@
 """Rows under another head, made of what earlier runs published: no image is read and no network runs."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,6 @@ import pyarrow.compute as pc
 
 from bcd_ray.model.bundle import Bundle
 from bcd_ray.model.quality import MEASURES
-from bcd_ray.runtime import library_versions
 from bcd_ray.scoring.blanking import blanked
 from bcd_ray.scoring.decided import decided
 from bcd_ray.scoring.features import embeddings_of
@@ -18,7 +18,9 @@ from bcd_ray.scoring.plan import Unit
 from bcd_ray.scoring.seen import Seen
 
 
-def rescore(unit: Unit, kept: Kept, bundle: Bundle, ledger: Ledger, withdrawn: Collection[str]) -> int:
+def rescore(
+    unit: Unit, kept: Kept, bundle: Bundle, ledger: Ledger, withdrawn: Collection[str], made_by: Mapping[str, Any]
+) -> int:
     """Write the rows of a unit whose embeddings earlier runs kept, and return how many.
 
     `withdrawn` are contents by digest, and images by id, of which rows are not to say anything.
@@ -36,7 +38,7 @@ def rescore(unit: Unit, kept: Kept, bundle: Bundle, ledger: Ledger, withdrawn: C
             yield rescored(blanked(published, theirs), embeddings, bundle)
         seen.left_out = kept.left_out(unit)
 
-    ledger.write_unit(unit, rows(), seen, {"engine": "features", "versions": library_versions()})
+    ledger.write_unit(unit, rows(), seen, made_by)
     return seen.images
 
 
@@ -46,7 +48,10 @@ def rescored(rows: pa.Table, embeddings: pa.ChunkedArray, bundle: Bundle) -> pa.
     `embeddings` is `features.EMBEDDING` of the rows; it is no column of what comes out, as it stays where it is.
     """
     scored = pc.equal(rows["status"], "scored")
-    looked, found = rows.filter(scored), embeddings_of(embeddings.filter(scored), bundle.model.embedding_size)
+    looked = rows.filter(scored)
+    if len(embeddings) - embeddings.null_count > len(looked):  # some of them are of what was blanked
+        embeddings = embeddings.filter(scored)
+    found = embeddings_of(embeddings, bundle.model.embedding_size)
     measures = np.stack([looked[name].to_numpy() for name in MEASURES], axis=1)
     cells = looked["cells"].fill_null(-1).to_numpy()
     damaged = pc.is_valid(looked["error"]).to_numpy()
