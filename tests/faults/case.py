@@ -94,6 +94,8 @@ class Case:
         part_bytes: int = 0,
         environment: dict[str, str] | None = None,
         second: bool = False,
+        job: str = "score",
+        options: tuple[str, ...] = (),
     ) -> Running:
         """Start an attempt; its faults are for its driver and all workers, those of a second copy for its driver."""
         self._attempts += 1
@@ -101,13 +103,15 @@ class Case:
         folder.mkdir(parents=True)
         path = str(folder / "faults.json") if second else ""
         self.stage.plan(folder, faults, clock_s, part_bytes, path)
-        arguments = ["--model", self.stage.model, "--input", self.archive, "--output", self.output]
-        arguments += ["--small-run-bytes", "0", *self.options]  # what is to fail is on Ray
+        arguments = ["--output", self.output, *options]
+        if job == "score":
+            arguments += ["--model", self.stage.model, "--input", self.archive]
+            arguments += ["--small-run-bytes", "0", *self.options]  # what is to fail is on Ray
         variables = {**self.stage.environment, "RAY_ADDRESS": self.stage.nodes.address, **(environment or {})}
         variables |= {hooks.FAULTS: path} if second else {}
         # Of two drivers forked from one process Ray's "random" object ids are the same, and the second dies of it.
         context = multiprocessing.get_context("spawn") if second else self.stage.context
-        process = context.Process(target=drive, args=(variables, arguments, str(folder)))
+        process = context.Process(target=drive, args=(variables, arguments, str(folder), job))
         running = Running(self, folder, process)
         process.start()
         return running
@@ -188,6 +192,11 @@ class Case:
         assert verify(self.output) == []
         assert not (left := self._leftovers()), f"not cleared: {left}"
 
+    def is_to_be_rewritten(self) -> None:
+        """Published files may change from now on, as images are erased from them; nobody watches any more."""
+        self._reader.stop()
+        self._published = {}
+
     def finished_units(self) -> dict[str, tuple[str, str]]:
         """Tag and time of the units' objects, by name."""
         folder = f"{self.output}/_work/units"
@@ -198,9 +207,10 @@ class Case:
     def check_attempt(self, attempt: Attempt, finished: dict[str, tuple[str, str]]) -> None:
         """Units that were finished stay as they are and are not read again; so does all that is published."""
         now = self.finished_units()
-        changed = [name for name, tags in finished.items() if now.get(name) != tags]
+        # Those of a published run go when the next one begins.
+        changed = [name for name, tags in finished.items() if now.get(name, tags) != tags]
         assert not changed, f"units written anew: {changed}"
-        first_shards = self._first_shards(re.findall(r"^run (\w+): [\d,]+ units", attempt.err, re.MULTILINE))
+        first_shards = self._first_shards(re.findall(r"^run (\w+): [\d,]+ of [\d,]+ units", attempt.err, re.MULTILINE))
         again = [name for name in finished if first_shards.get(_unit_name(name)) in attempt.started]
         assert not again, f"finished units were started again: {again}"
         published = self._digests()

@@ -3,7 +3,7 @@
 import random
 from itertools import chain
 
-from faults import processes, storages
+from faults import nights, processes, storages
 from faults.case import Case, Scenario
 from faults.stage import Stage
 
@@ -12,7 +12,9 @@ PLACES = ("local", "s3")
 
 def all_scenarios() -> list[Scenario]:
     """Every scenario, in a fixed order."""
-    return list(chain.from_iterable(part.scenarios(place) for place in PLACES for part in (processes, storages)))
+    return list(
+        chain.from_iterable(part.scenarios(place) for place in PLACES for part in (processes, storages, nights))
+    )
 
 
 def choose(faults: int, seed: int, only: str = "") -> list[Scenario]:

@@ -25,6 +25,7 @@ _STEPS = {  # by a part of the URI that is written
     "/_work/units/": "unit",
     "/predictions/": "predictions",
     ".inputs.parquet": "inputs",
+    "/manifests/published/": "roll",
     "/manifests/": "manifest",
 }
 

@@ -27,7 +27,7 @@ def driver_steps(place: str) -> list[Fault]:
 
     steps = [*around("probe"), Fault("unprobe", "after"), *around("plan")]
     steps += [Fault("counted", "after", first=count) for count in range(1, UNITS + 1)]
-    return steps + [step for name in ("predictions", "inputs", "manifest") for step in around(name)]
+    return steps + [step for name in ("predictions", "inputs", "manifest", "roll") for step in around(name)]
 
 
 def worker_steps(place: str) -> list[Fault]:
