@@ -162,17 +162,29 @@ def _triage(
     config: FitConfig,
     drawn_whole: Labels,
 ) -> dict[str, Any]:
-    """`triage_figures` of all tested images, each decided on with limits from the training part of its fold alone."""
-    decisions = []
+    """`triage_figures` of all tested images, each decided on with limits from the training part of its fold alone.
+
+    Where groups are left out, `never_seen` says of each, and of all together, how many images there are, how many are
+    decided without review, and how many of these are wrong; a group that is cut is none.
+    """
+    decisions, never_seen = [], dict[str, dict[str, int]]()
     for fold in folds:
         found = [None if cells is None else cells[part] for part in (fold.train, fold.test)]
         of_train = views[:, fold.train], quality[fold.train], layout.of(fold.train), rules, config, found[0]
         triage, _ = fit_triage(*of_train)
         decided = triage.decide(views[0, fold.test], logits[fold.test], quality[fold.test], found[1])
         decisions.append(with_sources(decided, triage, layout.of(fold.test)))
+        if fold.group and not fold.cut:
+            kept = np.asarray(~decisions[-1].reasons.any(axis=1))
+            errors = kept & (logits[fold.test].argmax(axis=1) != layout.labels[fold.test])
+            never_seen[fold.group] = {"images": len(kept), "decided": int(kept.sum()), "errors": int(errors.sum())}
     tested = np.concatenate([np.flatnonzero(fold.test) for fold in folds])
     together = Decisions(*(np.concatenate(parts) for parts in zip(*decisions, strict=True)))
-    return triage_figures(together, logits[tested], layout.labels[tested], drawn_whole[tested])
+    figures = triage_figures(together, logits[tested], layout.labels[tested], drawn_whole[tested])
+    if never_seen:
+        total = {name: sum(each[name] for each in never_seen.values()) for name in ("images", "decided", "errors")}
+        figures["never_seen"] = {"groups": never_seen, **total}
+    return figures
 
 
 def _shortcut(

@@ -99,6 +99,11 @@ def format_validation(metrics: Mapping[str, Any]) -> str:
         lines.append(f"malignant, {name}: {', '.join(parts)}")
     for name, result in metrics["protocols"].items():
         lines.append(f"triage, {name}: {automatic_words(result['triage']['automatic'])}")
+        if of := result["triage"].get("never_seen"):
+            lines.append(
+                f"triage, groups that were never seen: {of['decided']:,} of {of['images']:,} images are not sent to "
+                f"review, and {of['errors']:,} of these are wrong"
+            )
         before, after = (result["triage"]["calibration"][when]["ece"] for when in ("before", "after"))
         lines.append(f"expected calibration error, {name}: {before:.3f}, after temperature scaling {after:.3f}")
     for protocols, gaps in metrics["gap"].items():

@@ -137,6 +137,10 @@ def test_each_slide_is_left_out(
     text = format_validation(metrics)
     assert "a group that was never seen, mean of 10: recall" in text
     assert "random minus grouped, accuracy:" in text
+    never_seen = found["triage"]["never_seen"]
+    assert never_seen["groups"].keys() == {each["group"] for each in found["groups"]}
+    assert never_seen["images"] == sum(each["images"] for each in found["groups"])
+    assert f"triage, groups that were never seen: 0 of {never_seen['images']} images are not sent to review" in text
     few = found["few_shot"]["2"]
     assert [each["group"] for each in few["groups"]] == [each["group"] for each in found["groups"]]
     assert all(
