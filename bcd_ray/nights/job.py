@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from bcd_ray import progress, storage
-from bcd_ray.errors import EXIT_ALARM, EXIT_OK, EXIT_UNSCORED, DeadlineError, MissedError, NoInputError
+from bcd_ray.errors import EXIT_ALARM, EXIT_OK, EXIT_UNSCORED, DeadlineError, JobError, MissedError, NoInputError
 from bcd_ray.nights import metrics
 from bcd_ray.nights.config import NightlyConfig, deadline_at
 from bcd_ray.nights.drift import drift
@@ -53,8 +53,8 @@ def night(config: NightlyConfig, record: Record) -> int:
                 lease.check()
 
             watch.before_publish = before_publish
-            if table:  # of a night that died before it did
-                table.update()
+            if table:
+                _mend(table)
             code = _scored(config, watch, record)
             if table:
                 table.update()
@@ -63,6 +63,14 @@ def night(config: NightlyConfig, record: Record) -> int:
         for name in ("units", "units_done", "images", "read_bytes", "new_shards"):
             setattr(record, name, getattr(watch, name))
         record.run_id, record.retries = watch.run_id or None, watch.retries + storage.take_retries()
+
+
+def _mend(table: CurrentTable) -> None:
+    """Take in what a night published that died before it did; what is wrong with the table keeps no image from rows."""
+    try:
+        table.update()
+    except JobError as error:
+        progress.say(str(error))
 
 
 def _looked(config: NightlyConfig, record: Record) -> int:

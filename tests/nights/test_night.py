@@ -126,8 +126,12 @@ def test_a_night_keeps_the_table_and_mends_it(
     assert (told.code, f"{lab}/scores/table has not the rows that hold (2 for 4)" in told.out) == (EXIT_FAILED, True)
     assert nightly(*options).record["reason"] == "nothing new"
     assert in_process("verify", "--output", lab / "scores").code == EXIT_OK
+    (lab / "scores/table/_delta_log/00000000000000000001.json").write_text("{")
+    deliver(NIGHT, 4)
+    broken = nightly(*options)
+    assert (broken.code, broken.record["statuses"]) == (EXIT_FAILED, {"scored": 2}), "rows come first"
     anew = in_process("verify", "--output", lab / "scores", "--rebuild-table")
-    assert (anew.code, f"2 runs taken into {lab}/scores/table" in anew.out) == (EXIT_OK, True)
+    assert (anew.code, f"3 runs taken into {lab}/scores/table" in anew.out) == (EXIT_OK, True)
 
 
 def test_a_list_of_the_night_s_images(lab: Path, deliver: Callable[..., None], nightly: Job) -> None:
