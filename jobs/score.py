@@ -38,6 +38,8 @@ def _print_plan(plan: "Plan") -> None:
     shards = sum(len(unit.shards) for unit in plan.units)
     print(f"would score {shards:,} shards; the rows of {plan.current_shards:,} hold")
     _print_counts(plan.reasons.items())
+    if kept := sum(len(unit.features) for unit in plan.units):
+        print(f"  {kept:>9,}  of these from kept embeddings, which reads no image")
     print(f"the rows of {plan.superseded_shards:,} shards would be superseded")
     if plan.rescored_shards:
         print(f"  {plan.rescored_shards:>9,}  of them by another model or other settings: see --supersede")

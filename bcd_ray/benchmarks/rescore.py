@@ -50,7 +50,7 @@ def rescoring_speed(config: BenchmarkConfig, turn_s: float = _TURN_S) -> dict[st
                 shutil.rmtree(output)
                 one = runs[each][-1]
                 say(f"round {number}  {each:12} {one['steady']:8.1f} images/s steady, {one['whole']:8.1f} as a whole")
-    found = {what: _compared(runs, what) for what in ("steady", "whole")}
+    found = {what: compared(runs, what) for what in ("steady", "whole")}
     return {**circumstances(config), "images": made.images, "rounds": config.rounds, "keeping": keeping} | found
 
 
@@ -90,7 +90,8 @@ def _run(root: Path, made: Bench, model: str, output: Path, options: Sequence[st
     return figures(marks_of_job(str(output)), usage)
 
 
-def _compared(runs: dict[str, list[dict[str, float]]], what: str) -> dict[str, Any]:
+def compared(runs: dict[str, list[dict[str, float]]], what: str) -> dict[str, Any]:
+    """Medians of one figure of each program, and how many times that of each other `rescoring` has, round by round."""
     values = {name: [one[what] for one in of] for name, of in runs.items()}
     times = {}
     for name in values.keys() - {"rescoring"}:

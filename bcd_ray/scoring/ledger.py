@@ -13,7 +13,6 @@ Every name is made from the content's identity, and nothing is written over: a r
 second copy of it finds the work done, and a reader never sees part of a run.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -277,7 +276,7 @@ class Ledger:
     ) -> dict[str, Any]:
         """Publish a file, unless an earlier attempt at the same run did, and describe it."""
         sha256 = file.finish(metadata)
-        if not file.create(uri) and hashlib.sha256(storage.read_bytes(uri)).hexdigest() != sha256:
+        if not file.create(uri) and storage.sha256(uri) != sha256:
             raise JobError(f"{uri} exists with other content: move it away and run the same command again")
         return {"uri": uri, "rows": file.rows, "bytes": file.size, "sha256": sha256}
 

@@ -5,6 +5,7 @@ on a file system that every node mounts. S3 takes its endpoint, region and crede
 (environment, profile or instance role; `AWS_ENDPOINT_URL` for another store than Amazon's).
 """
 
+import hashlib
 import io
 import os
 import uuid
@@ -41,11 +42,13 @@ __all__ = [
     "read_bytes",
     "refuse_unsafe",
     "same_version",
+    "sha256",
     "take_retries",
     "write_bytes",
     "write_from_file",
 ]
 
+_DIGESTED_BYTES = 1 << 20  # at a time
 READ_AHEAD_BYTES = 8 << 20  # one ranged GET; 8 MiB keeps 200 images of 40 kB per round trip
 
 
@@ -84,6 +87,16 @@ def open_stream(listed: StoredObject, read_ahead: int = READ_AHEAD_BYTES) -> Ite
         return
     with local.open_stream(listed) as stream:
         yield stream
+
+
+def sha256(uri: str) -> str:
+    """Digest of an object's bytes, in bounded memory."""
+    (listed,) = list_objects(uri)
+    digest = hashlib.sha256()
+    with open_stream(listed) as stream:
+        while part := stream.read(_DIGESTED_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import ray
 
-from bcd_ray.benchmarks import against
+from bcd_ray.benchmarks import against, rescore
 from bcd_ray.benchmarks.config import BenchmarkConfig
 from bcd_ray.benchmarks.growth import cost_of_a_million, growth
 from bcd_ray.benchmarks.measure import Usage, run_program, steady_rate
@@ -211,6 +211,15 @@ def test_a_night_names_what_it_is_measured_against() -> None:
     with pytest.raises(ConfigError, match="which --against names"):
         BenchmarkConfig("speed", against="main")
     assert BenchmarkConfig("night", against="main").what == "night"
+
+
+def test_rescoring_is_compared_with_scoring_and_with_another_revision_if_one_is_named() -> None:
+    assert BenchmarkConfig("rescore").against == ""
+    assert BenchmarkConfig("rescore", against="main").against == "main"
+    speeds = {"rescoring": (100, 90), "scoring": (2, 3), "main": (2, 2)}
+    found = rescore.compared({name: [{"steady": each} for each in of] for name, of in speeds.items()}, "steady")
+    assert found["images_per_s"] == {"rescoring": 95, "scoring": 2.5, "main": 2}
+    assert found["rescoring_is_times"] == {"scoring": [40, 30, 50], "main": [47.5, 45, 50]}
 
 
 def test_figures_of_two_revisions_are_compared_round_by_round() -> None:
