@@ -233,6 +233,17 @@ def test_what_is_wrong_with_embeddings_is_told(output: str) -> None:
     assert any("nothing found at" in problem and "are read again" in problem for problem in verify(output))
 
 
+def test_embeddings_on_s3_are_found_and_verified(s3: str) -> None:
+    output = f"{s3}/kept/output"
+    assert night(output, TARS, model(1))
+    second = night(output, TARS, model(2))
+    assert second
+    assert [each["engine"] for each in second["made_by"]] == ["features"]
+    assert second["statuses"] == {"corrupt_image": 3, "scored": 6}
+    assert verify(output) == []
+    assert len(read.embeddings(output)) == 6
+
+
 @pytest.fixture(scope="module")
 def another_head(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The trained model with another head, temperature and limits."""
