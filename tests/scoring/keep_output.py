@@ -23,7 +23,7 @@ def main() -> None:
         for known in (shards[:2], shards):
             night(output, known)
         shutil.rmtree(kept, ignore_errors=True)
-        for part in ("manifests", "predictions"):
+        for part in ("features", "manifests", "predictions"):
             shutil.copytree(Path(output, part), kept / part)
     print(f"{kept} written")
 
