@@ -19,9 +19,6 @@ class BenchmarkConfig:
     plans of large archives; `night`: a night of 200 new images, beside the revision of `--against`;
     `rescore`: another head from kept embeddings beside scoring the images anew, and scoring with embeddings kept beside
     scoring without, in turns."""
-    against: str = ""
-    """Git revision of this project to compare with, both in turns on the same input; for `night`, and for
-    `rescore` if you like."""
     output: str = "benchmarks"
     """Folder for the figures of `speed` and `growth` as JSON and as a plot."""
     data: str = ""
@@ -59,6 +56,9 @@ class BenchmarkConfig:
     """Shards of 512 synthetic images to score for `ledger`."""
     rounds: int = 3
     """Rounds to count."""
+    against: str = ""
+    """Git revision of this project to compare with, both in turns on the same input; for `night`, and for
+    `rescore` if you like."""
 
     def __post_init__(self) -> None:
         normalize(self, "output", *(name for name in ("data", "s3") if getattr(self, name)))

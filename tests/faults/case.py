@@ -286,7 +286,7 @@ class Case:
         """All published files by name."""
         return {
             f"{part}/{name}": _digest(storage.read_bytes(f"{self.output}/{part}/{name}"))
-            for part in ("predictions", "manifests")
+            for part in ("predictions", "features", "manifests")
             for name in _names(f"{self.output}/{part}")
         }
 
