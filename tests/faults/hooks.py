@@ -27,6 +27,7 @@ _STEPS = {  # by a part of the URI that is written
     ".inputs.parquet": "inputs",
     "/manifests/published/": "roll",
     "/manifests/": "manifest",
+    "/features/": "features",
 }
 
 

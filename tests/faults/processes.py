@@ -17,9 +17,12 @@ def scenarios(place: str) -> Iterator[Scenario]:
         yield from maker(place)
 
 
+_PUBLISHED = ("predictions", "features", "inputs", "manifest")
+
+
 def driver_steps(place: str) -> list[Fault]:
     """The moments around every write of the driver, in order, and after the return of each unit."""
-    half_way = ("plan", "predictions", "inputs", "manifest") if place == "local" else ("predictions",)
+    half_way = ("plan", *_PUBLISHED) if place == "local" else ("predictions",)
 
     def around(step: str) -> list[Fault]:  # `beside`: written, and not yet under its name
         middle = [Fault(f"{step} beside", "after")] if step in half_way else []
@@ -27,7 +30,7 @@ def driver_steps(place: str) -> list[Fault]:
 
     steps = [*around("probe"), Fault("unprobe", "after"), *around("plan")]
     steps += [Fault("counted", "after", first=count) for count in range(1, UNITS + 1)]
-    return steps + [step for name in ("predictions", "inputs", "manifest", "roll") for step in around(name)]
+    return steps + [step for name in (*_PUBLISHED, "roll") for step in around(name)]
 
 
 def worker_steps(place: str) -> list[Fault]:

@@ -32,12 +32,13 @@ _TARGETS = {  # requests by what they are for: method, where, and what below it
     "write a unit": ("PUT", "output", "/_work/units/"),
     "read a unit": ("GET", "output", "/_work/units/"),
     "write the predictions": ("PUT", "output", "/predictions/"),
+    "write the features": ("PUT", "output", "/features/"),
     "write the inputs": ("PUT", "output", r"/manifests/.*\.inputs\.parquet"),
     "write the manifest": ("PUT", "output", r"/manifests/.*\.json"),
 }
 _FAILURES = {"500": 1, "503": 2, "reset": 1, "lost": 1, "stall": 1, "cut": 1, "stall-body": 1}  # and how often each
 _READING = [name for name, (method, _, _) in _TARGETS.items() if method == "GET"]
-_PUBLISHED = ("predictions", "inputs", "manifest")
+_PUBLISHED = ("predictions", "features", "inputs", "manifest")
 
 
 def scenarios(place: str) -> Iterator[Scenario]:
@@ -57,7 +58,7 @@ def _requests(place: str) -> Iterator[Scenario]:
             name = f"{kind}{' twice' * (times == 2)} to " + ", ".join(some)
             yield Scenario("request failed", place, name, partial(_fail_requests, dict.fromkeys(some, kind)), len(some))
     ways = ["503", "lost", "stall", "cut", "lost", "reset", "stall-body", "lost", "500"]  # in the order of the targets
-    mixed = dict(zip(_TARGETS, [*ways, "503", "lost", "stall", "503", "lost", "reset"], strict=True))
+    mixed = dict(zip(_TARGETS, [*ways, "503", "lost", "stall", "503", "reset", "lost", "reset"], strict=True))
     yield Scenario("request failed", place, "each once, in all ways", partial(_fail_requests, mixed), len(mixed))
     for step in ("plan", "unit", "predictions"):
         name = f"credentials expire before {step} is written and are renewed"
@@ -103,7 +104,7 @@ def _refusals(place: str) -> Iterator[Scenario]:
     """Requests that fail for good, until someone sees to it."""
     for target in ("read a tar", "read a Parquet file", "read a loose image"):
         yield Scenario("request refused", place, f"403 to {target}", partial(_refuse_reading, target))
-    for target in ("write the plan", "write a unit", "write the predictions", "write the inputs", "write the manifest"):
+    for target in (name for name in _TARGETS if name.startswith("write ")):
         yield Scenario("request refused", place, f"403 to {target}", partial(_refuse_writing, target))
 
 
