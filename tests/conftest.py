@@ -43,10 +43,15 @@ socket.getaddrinfo = getaddrinfo
 SILENT_IN = ("CI", "TF_BUILD", "JENKINS_URL")  # where OpenVINO's telemetry is silent anyway
 
 
+# The dashboard of a cluster that somebody started asks this of a cloud, whatever it is told; a job's own Ray has none.
+OF_A_CLUSTER = ("metadata.google.internal", "ray/dashboard/dashboard.py")
+
+
 def foreign_names(file: Path) -> list[str]:
     """What was asked for that is not this machine, and by which command."""
     own = ("localhost", socket.gethostname(), "None", "")
-    return [line for line in _lines(file) if (name := line.partition(" ")[0]) not in own and not _is_address(name)]
+    foreign = [line for line in _lines(file) if (name := line.partition(" ")[0]) not in own and not _is_address(name)]
+    return [line for line in foreign if not all(part in line for part in OF_A_CLUSTER)]
 
 
 def _lines(file: Path) -> list[str]:
