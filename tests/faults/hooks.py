@@ -44,7 +44,7 @@ def install() -> None:
     for name in ("create", "create_from_file", "write_bytes"):
         setattr(storage, name, _around(getattr(storage, name), _step_of))
     storage.delete = _around(storage.delete, lambda uri: f"un{_step_of(uri)}")
-    storage.open_stream = _around(storage.open_stream, lambda listed: "read")
+    storage.open_stream = _around(storage.open_stream, lambda *_: "read")
     local._write_beside = _around(local._write_beside, lambda uri, _: f"{_step_of(uri)} beside")
     s3._upload_parts = _parts_as_events(s3._upload_parts)
     attempts.read_shards = _start_as_event(attempts.read_shards)

@@ -73,7 +73,8 @@ def test_wednesday_a_shard_mended_and_a_driver_killed(week: Week) -> None:
 
 
 def test_thursday_a_model_is_promoted_and_a_node_joins(week: Week) -> None:
-    week.deliver(THU, "a")
+    for name in "abcd":
+        week.deliver(THU, name)
     model = write_model(week.stage.root / "promoted", seed=1)
     refused = week.night(THU, code=EXIT_CONFIG, model=model)
     assert "--supersede" in refused.record["reason"]
