@@ -150,9 +150,9 @@ def delete(uri: str) -> None:
 
 
 def list_names(uri: str) -> list[str]:
-    """Names of the objects below a folder, relative to it; empty if there is none."""
+    """Names of the objects below a folder, relative to it; empty if there is none, or a file in its place."""
     try:
-        return [listed.uri[len(uri) + 1 :] for listed in list_objects(uri)]
+        return [name for listed in list_objects(uri) if (name := listed.uri[len(uri) + 1 :])]
     except NotFoundError:
         return []
 

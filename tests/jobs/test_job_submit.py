@@ -137,7 +137,7 @@ def model(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     done = cluster.submit("train", "jobs/train.py", *options)
     assert done.returncode == 0, done.stdout
     assert f"model bundle written to {folder / 'model'}" in done.stdout
-    assert "fitting the head with Ray Train's TorchTrainer, 2 workers" in done.stdout
+    assert "fitting with Ray Train's TorchTrainer, 2 workers" in done.stdout
     return folder / "smears", folder / "model"
 
 

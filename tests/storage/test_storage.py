@@ -97,6 +97,11 @@ def test_lists_more_than_one_page_of_s3(s3: str) -> None:
     assert storage.list_names(folder) == names
 
 
+def test_a_file_in_the_place_of_a_folder_holds_no_names(tmp_path: Path) -> None:
+    (tmp_path / "units").touch()
+    assert storage.list_names(str(tmp_path / "units")) == []
+
+
 def test_what_is_not_there_is_said_to_be_missing(folder: str) -> None:
     fill(folder, "x.jpg")
     for absent in (storage.join(folder, "none"), storage.join(folder, "x.jpg/below"), storage.join(folder, "x.jp")):
