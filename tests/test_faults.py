@@ -17,7 +17,7 @@ PLAYED = (  # the beginnings of their names
     "worker killed, s3: and then the driver",
     "worker killed, local: time and again at the only unit",
     "poison, local: an image of shards/poison.tar that ends its process with SIGSEGV",
-    "poison, s3: reading table.parquet",
+    "poison, s3: reading shards/1.tar",
     "poison, local: an image that takes for ever",
     "node killed, local: after unit on it, for good",
     "request failed, s3: each once, in all ways",

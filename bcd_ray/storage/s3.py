@@ -24,7 +24,8 @@ _PART_BYTES = 16 << 20  # of memory, of each who writes; S3 takes 10,000 parts: 
 _ATTEMPTS = 12  # with backoff of at most 20 s between them: one and a half minutes; AWS_MAX_ATTEMPTS says otherwise
 _PASSING_STATUSES = (429, 500, 502, 503, 504)
 _PASSING_CODES = ("ConditionalRequestConflict", "RequestTimeout", "SlowDown")
-_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
+# The answer to a HEAD has no body that could say why: 400 is all that is heard of credentials that expired.
+_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "400")
 _ENDPOINT = re.compile(r"https?://(\[[0-9a-f:]+\]|[^/\s:]+)(:\d+)?(/|$)", re.IGNORECASE)
 _Result = TypeVar("_Result")
 _retries, _counting = [0], Lock()
