@@ -28,7 +28,7 @@ def decided(
     Args:
         statuses: of the n rows. Of those s that are scored are, in order, the others:
         embeddings: (s, d), and `logits` (s, 4) of them.
-        measures: (s, 4) of `quality.measure`.
+        measures: (s, 7) in the order of `quality.MEASURES`.
         cells: (s,) white cells that were found, -1 where the model does not look at them.
         damaged: (s,) whether the decoder found damage.
     """

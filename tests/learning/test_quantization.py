@@ -186,7 +186,7 @@ def test_scoring_in_int8_is_another_run_and_says_so(ray_cluster: None, quantized
     save_bundle(model, quantized.bundle.model, NO_LIMITS, {}, {}, quantized.graph)
     published = []
     for engine in ("openvino", "openvino-int8"):
-        config = ScoreConfig(model=model, input=(str(archive),), output=output, engine=engine)  # type: ignore[arg-type]
+        config = ScoreConfig(model=model, input=(str(archive),), output=output, engine=engine, supersede=True)  # type: ignore[arg-type]
         manifest = score(config).manifest
         assert manifest is not None
         assert manifest["engine"] == {"name": engine, "reason": "as --engine says"}

@@ -5,7 +5,7 @@ import pytest
 
 from bcd_ray.archives.images import Decoded
 from bcd_ray.archives.shards import Entry
-from bcd_ray.model.bundle import EMBEDDING_SIZE
+from bcd_ray.model.bundle import EMBEDDING_SIZE, Bundle, pretrained
 from bcd_ray.model.quality import OF_PIXELS
 from bcd_ray.model.triage import Triage
 from bcd_ray.scoring.worker import _Row, _table
@@ -20,10 +20,12 @@ def test_a_row_of_numbers_that_are_not_finite_is_not_scored(part: int, value: fl
     computed = [np.ones((3, size), np.float32) for size in (EMBEDDING_SIZE, 4, len(OF_PIXELS))]
     computed[part][1, 2] = value
     of_images = (computed[0], computed[1], computed[2], np.ones(3, np.int32))
-    table = _table(rows, [of_images], Triage.without_limits(EMBEDDING_SIZE), "0" * 64)
+    bundle = Bundle(pretrained("keras"), Triage.without_limits(EMBEDDING_SIZE), {}, "0" * 64)
+    table = _table(rows, [of_images], bundle, keep=True)
     assert table["status"].to_pylist() == ["scored", "not_finite", "scored"]
     broken = table.slice(1, 1).to_pylist()[0]
     assert broken["predicted_class"] is broken["p_benign"] is broken["confidence"] is broken["focus"] is None
     assert (broken["review"], broken["review_reasons"]) == (True, ["not_scored"])
     assert "look at the model" in broken["error"]
+    assert broken["embedding"] is None
     assert None not in table["predicted_class"].take([0, 2]).to_pylist()
