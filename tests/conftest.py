@@ -25,8 +25,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, else the others have ended while it runs."""
-    items.sort(key=lambda item: item.path.name != "test_faults.py")
+    """The longest files first, else the others have ended while they run."""
+    longest = ("test_faults.py", "test_week.py")
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
 LOOK_UPS = """
