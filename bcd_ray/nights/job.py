@@ -159,13 +159,14 @@ def _interrupted_at(when: float) -> Iterator[Callable[[], None]]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, max(0.001, when - time.time()))
     try:
+        signal.setitimer(signal.ITIMER_REAL, max(0.001, when - time.time()))  # in here: it may come at once
         yield calm
     except BaseException as error:  # whatever became of the interruption on its way through Ray
         if overdue:
             raise DeadlineError("given up after the deadline, with units under way: the next run goes on") from error
         raise
     finally:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
         calm()
         signal.signal(signal.SIGALRM, before)

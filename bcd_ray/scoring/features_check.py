@@ -12,6 +12,7 @@ from bcd_ray import storage
 from bcd_ray.errors import StorageError
 from bcd_ray.scoring.features import FEATURES_OF
 
+OF_FEATURES = ("rows", "sha256", "identity")  # what a manifest says of them, and is checked
 _REMEDY = "restore it from a copy"
 
 

@@ -13,7 +13,7 @@ from bcd_ray import storage
 from bcd_ray.archives.shards import image_id, is_loose
 from bcd_ray.errors import JobError, StorageError
 from bcd_ray.scoring import counts, roll, schema
-from bcd_ray.scoring.features_check import features_problems
+from bcd_ray.scoring.features_check import OF_FEATURES, features_problems
 from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.state import Manifest, is_of_a_run, read_manifests
 from bcd_ray.storage import parquet
@@ -128,6 +128,8 @@ def _problems(output: str, manifest: dict[str, Any], later: _Later) -> Iterator[
         return
     try:
         described = [[each[name] for name in _OF_A_FILE] for each in (manifest["outputs"][0], manifest["inputs"])]
+        if features := manifest.get("features"):
+            _ = [features[name] for name in OF_FEATURES]
     except (IndexError, KeyError, TypeError):
         yield f"{run}: its manifest is damaged: restore it from a copy"
         return
