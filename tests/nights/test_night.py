@@ -102,16 +102,6 @@ def test_the_deadline_leaves_nothing_partial_and_the_next_night_goes_on(
     assert read.current(str(lab / "scores")).num_rows == 2
 
 
-def test_a_night_that_hangs_is_given_up_after_the_deadline(
-    lab: Path, deliver: Callable[..., None], nightly: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deliver(NIGHT)
-    monkeypatch.setattr(job, "_UNDER_WAY_S", 0)
-    monkeypatch.setattr(job, "score", lambda *_: time.sleep(60))
-    ended = nightly("--config", lab / "nightly.toml", "--deadline", "1s")
-    assert (ended.code, ended.record["reason"][:27]) == (EXIT_DEADLINE, "given up after the deadline")
-
-
 def test_a_night_keeps_the_table_and_mends_it(
     lab: Path, deliver: Callable[..., None], nightly: Job, in_process: Job
 ) -> None:
