@@ -6,6 +6,7 @@ the kernel bounds the helper at `Limits.max_parquet`, and its processor time for
 
 import atexit
 import json
+import os
 import signal
 import sys
 from collections import defaultdict
@@ -33,7 +34,8 @@ _ELSEWHERE = "is the path of a file, which the shard does not hold: write it wit
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
 
 _places = Semaphore(UNITS_AT_A_TIME)
-_idle: defaultdict[int, "SimpleQueue[Helper]"] = defaultdict(SimpleQueue)
+_Key = tuple[int, frozenset[tuple[str, str]]]
+_idle: defaultdict[_Key, "SimpleQueue[Helper]"] = defaultdict(SimpleQueue)
 
 
 def read_parquet(shard: StoredObject, limits: Limits) -> Iterator[tuple[str, bytes | Rejected]]:
@@ -70,14 +72,14 @@ def _ask(helper: Helper, shard: StoredObject, limits: Limits) -> Iterator[tuple[
             raise _ERRORS[told["error"]](told["text"])
     finally:
         if sound:
-            _idle[limits.max_parquet].put(helper)
+            _idle[_key(limits)].put(helper)
         else:
             helper.end()
 
 
 def _helper(limits: Limits) -> Helper:
     try:
-        return _idle[limits.max_parquet].get_nowait()
+        return _idle[_key(limits)].get_nowait()
     except Empty:
         pass
     try:
@@ -102,6 +104,11 @@ def _death(helper: Helper, limits: Limits) -> Exception:
         seconds = f"{limits.max_seconds:g} s of processor time"
         return UnreadableError(f"a step of reading it takes more than {seconds}: see --max-decode-seconds")
     return UnreadableError(f"reading it killed the process that did it ({number})")
+
+
+def _key(limits: Limits) -> _Key:
+    """What a helper was started with: its memory, and its way to the store."""
+    return limits.max_parquet, frozenset(each for each in os.environ.items() if each[0].startswith("AWS_"))
 
 
 @atexit.register
