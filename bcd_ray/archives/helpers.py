@@ -4,8 +4,10 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import IO, NamedTuple
 
 
@@ -23,6 +25,30 @@ class Helper(NamedTuple):
                 pipe.close()
         self.process.kill()
         self.process.wait()
+
+
+class Idle:
+    """Helpers of one kind that wait for their next question, by what they were started with; threads may share it."""
+
+    def __init__(self) -> None:
+        self._waiting = defaultdict[Hashable, SimpleQueue[Helper]](SimpleQueue)
+
+    def take(self, started_with: Hashable, start_one: Callable[[], Helper]) -> Helper:
+        """One that waits, or else a new one."""
+        try:
+            return self._waiting[started_with].get_nowait()
+        except Empty:
+            return start_one()
+
+    def put(self, started_with: Hashable, helper: Helper) -> None:
+        """Let a helper that was taken wait."""
+        self._waiting[started_with].put(helper)
+
+    def end(self) -> None:
+        """End the helpers that wait."""
+        for waiting in self._waiting.values():
+            while not waiting.empty():
+                waiting.get().end()
 
 
 def start(command: Sequence[str], argument: str) -> Helper:

@@ -12,10 +12,8 @@ import dataclasses
 import json
 import signal
 import sys
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
-from queue import Empty, SimpleQueue
 from threading import Lock
 from typing import IO, Any
 
@@ -120,7 +118,7 @@ def _answer(stream: IO[bytes]) -> Decoded | Rejected | None:
     return Decoded(pixels, **told)
 
 
-_idle: defaultdict[Limits, "SimpleQueue[Helper]"] = defaultdict(SimpleQueue)
+_idle = helpers.Idle()
 _all_turns: dict[int, Turns] = {}
 _making = Lock()
 
@@ -135,12 +133,9 @@ def _try(data: bytes, limits: Limits, memory: int) -> Decoded | Rejected:
     """Decode in a helper of this memory, which goes where it is more than a share."""
     limits = dataclasses.replace(limits, max_memory=memory)
     try:
-        helper = _idle[limits].get_nowait()
-    except Empty:
-        try:
-            helper = helpers.start(COMMAND, json.dumps(dataclasses.asdict(limits)))
-        except OSError as error:  # no memory for a process, or too many of them
-            return failed(error)
+        helper = _idle.take(limits, lambda: helpers.start(COMMAND, json.dumps(dataclasses.asdict(limits))))
+    except OSError as error:  # no memory for a process, or too many of them
+        return failed(error)
     found: Decoded | Rejected | int = 0
     try:
         found = _asked(helper, data)
@@ -148,7 +143,7 @@ def _try(data: bytes, limits: Limits, memory: int) -> Decoded | Rejected:
         if isinstance(found, int) or memory > SHARE_BYTES:
             helper.end()
         else:
-            _idle[limits].put(helper)
+            _idle.put(limits, helper)
     return _death(found, limits) if isinstance(found, int) else found
 
 
@@ -162,6 +157,4 @@ def _death(number: int, limits: Limits) -> Rejected:
 @atexit.register
 def end_helpers() -> None:
     """End the helpers that wait; who dies without a word leaves their pipes closed, which ends them too."""
-    for waiting in _idle.values():
-        while not waiting.empty():
-            waiting.get().end()
+    _idle.end()

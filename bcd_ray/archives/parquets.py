@@ -9,11 +9,9 @@ import json
 import os
 import signal
 import sys
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
-from queue import Empty, SimpleQueue
 from threading import Semaphore
 from typing import Any, BinaryIO
 
@@ -34,8 +32,8 @@ _ELSEWHERE = "is the path of a file, which the shard does not hold: write it wit
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
 
 _places = Semaphore(UNITS_AT_A_TIME)
-_Key = tuple[int, frozenset[tuple[str, str]]]
-_idle: defaultdict[_Key, "SimpleQueue[Helper]"] = defaultdict(SimpleQueue)
+_idle = helpers.Idle()
+atexit.register(_idle.end)
 
 
 def read_parquet(shard: StoredObject, limits: Limits) -> Iterator[tuple[str, bytes | Rejected]]:
@@ -72,18 +70,14 @@ def _ask(helper: Helper, shard: StoredObject, limits: Limits) -> Iterator[tuple[
             raise _ERRORS[told["error"]](told["text"])
     finally:
         if sound:
-            _idle[_key(limits)].put(helper)
+            _idle.put(_started_with(limits), helper)
         else:
             helper.end()
 
 
 def _helper(limits: Limits) -> Helper:
     try:
-        return _idle[_key(limits)].get_nowait()
-    except Empty:
-        pass
-    try:
-        return helpers.start(COMMAND, str(limits.max_parquet))
+        return _idle.take(_started_with(limits), lambda: helpers.start(COMMAND, str(limits.max_parquet)))
     except OSError as error:
         raise StorageError(f"no process can be made to read it ({error})") from error
 
@@ -106,17 +100,9 @@ def _death(helper: Helper, limits: Limits) -> Exception:
     return UnreadableError(f"reading it killed the process that did it ({number})")
 
 
-def _key(limits: Limits) -> _Key:
-    """What a helper was started with: its memory, and its way to the store."""
+def _started_with(limits: Limits) -> Hashable:
+    """The memory of a helper, and its way to the store."""
     return limits.max_parquet, frozenset(each for each in os.environ.items() if each[0].startswith("AWS_"))
-
-
-@atexit.register
-def end_helpers() -> None:
-    """End the helpers that wait."""
-    for waiting in _idle.values():
-        while not waiting.empty():
-            waiting.get().end()
 
 
 def serve() -> None:

@@ -122,7 +122,7 @@ def test_a_jpeg_that_could_take_long_goes_apart(options: dict[str, object]) -> N
 
 def test_no_helper_outlives_its_parent(tmp_path: Path) -> None:
     assert isinstance(decode(drawn(), Limits()), Decoded)
-    helper = next(iter(waiting.get() for waiting in isolation._idle.values() if not waiting.empty()))
+    helper = next(iter(waiting.get() for waiting in isolation._idle._waiting.values() if not waiting.empty()))
     helper.questions.close()  # as the kernel does when a process ends
     assert helper.process.wait(10) == 0
     helper.end()
