@@ -7,8 +7,8 @@ import pyarrow.compute as pc
 
 from bcd_ray import storage
 from bcd_ray.errors import ConfigError
-from bcd_ray.scoring.features import FEATURES
-from bcd_ray.scoring.state import State
+from bcd_ray.ledger.features import FEATURES
+from bcd_ray.ledger.state import State
 from bcd_ray.storage import parquet
 from bcd_ray.uris import normalize
 
@@ -25,7 +25,7 @@ def current(output: str, columns: Sequence[str] | None = None) -> pa.Table:
 
     Args:
         output: the --output of jobs/score.py, a path or `s3://`.
-        columns: some of `bcd_ray.scoring.schema.COLUMNS`; all if None.
+        columns: some of `bcd_ray.ledger.schema.COLUMNS`; all if None.
 
     Raises:
         ConfigError: no run is published there.

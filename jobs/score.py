@@ -8,12 +8,12 @@ from bcd_ray.errors import EXIT_OK, EXIT_UNSCORED
 from bcd_ray.scoring.config import ScoreConfig
 
 if TYPE_CHECKING:
-    from bcd_ray.scoring.plan import Plan
+    from bcd_ray.ledger.plan import Plan
 
 
 def main(config: ScoreConfig) -> int:
+    from bcd_ray.ledger.state import unscored
     from bcd_ray.scoring.job import look, score
-    from bcd_ray.scoring.state import unscored
 
     if config.dry_run:
         _print_plan(look(config))

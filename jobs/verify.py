@@ -8,8 +8,8 @@ from bcd_ray.scoring.config import VerifyConfig
 
 
 def main(config: VerifyConfig) -> int:
+    from bcd_ray.ledger.verification import clear_leftovers, verify
     from bcd_ray.nights.table import CurrentTable
-    from bcd_ray.scoring.verification import clear_leftovers, verify
 
     problems = verify(config.output)
     if config.rebuild_table and not problems:

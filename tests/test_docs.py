@@ -11,8 +11,8 @@ import click
 import duckdb
 import pytest
 import tyro
+from ledger.nights import night, shard
 from ray.scripts.scripts import cli as ray_cli
-from scoring.nights import night, shard
 from write_docs import COMMAND, ROOT, filled, pages, schemas, tables
 
 from bcd_ray import read

@@ -26,11 +26,11 @@ if __name__ == "__main__":
 
 from pydantic import TypeAdapter  # noqa: E402
 
+from bcd_ray.ledger import schema  # noqa: E402
 from bcd_ray.model.triage import REASONS  # noqa: E402
 from bcd_ray.nights.config import NightlyConfig, file_model  # noqa: E402
 from bcd_ray.nights.metrics import METRICS  # noqa: E402
 from bcd_ray.nights.record import Record  # noqa: E402
-from bcd_ray.scoring import schema  # noqa: E402
 
 COMMAND = "python tests/write_docs.py"
 _TABLE = re.compile(r"<!-- generated: (.+?) -->\n.*?<!-- end -->", re.DOTALL)

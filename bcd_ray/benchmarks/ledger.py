@@ -14,12 +14,12 @@ from bcd_ray.archives.images import Limits
 from bcd_ray.archives.packing import pack
 from bcd_ray.benchmarks.config import BenchmarkConfig
 from bcd_ray.learning.synthetic import write_synthetic_archive
+from bcd_ray.ledger.ledger import Ledger
 from bcd_ray.model.bundle import EMBEDDING_SIZE, Bundle, pretrained
 from bcd_ray.model.triage import Triage
 from bcd_ray.progress import say
 from bcd_ray.runtime import ray_session
 from bcd_ray.scoring.attempts import Entries, start_counter
-from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.worker import UnitScorer
 from bcd_ray.storage import StoredObject
 

@@ -33,12 +33,12 @@ from bcd_ray.errors import ConfigError
 from bcd_ray.learning.dataset import LabelledImage, list_labelled, read_pixels
 from bcd_ray.learning.head import FitConfig, fit
 from bcd_ray.learning.synthetic import draw_smear
+from bcd_ray.ledger.ledger import Ledger
 from bcd_ray.model.bundle import Model, Representation, load_bundle, pretrained, save_bundle
 from bcd_ray.model.choice import open_engine, open_on_cpus
 from bcd_ray.model.engines.base import EngineName
 from bcd_ray.model.triage import Triage
 from bcd_ray.progress import one_line, say
-from bcd_ray.scoring.ledger import Ledger
 from bcd_ray.scoring.worker import UnitScorer
 
 # What glibc frees it keeps, so that the next batch finds its pages: 2.5 times the speed of the PyTorch loop.

@@ -19,11 +19,11 @@ from bcd_ray.archives.shards import Entry, digest, read_shards
 from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.evaluation.config import ExplainConfig
 from bcd_ray.labels import CLASSES
+from bcd_ray.ledger.roots import Roots, named, place_of
+from bcd_ray.ledger.state import State
 from bcd_ray.model.bundle import Bundle, load_bundle
 from bcd_ray.model.heatmap import class_activation, draw, randomised, similarity
 from bcd_ray.reports.results import refuse_to_replace
-from bcd_ray.scoring.roots import Roots, named, place_of
-from bcd_ray.scoring.state import State
 from bcd_ray.storage import parquet
 from bcd_ray.threads import in_chunks
 from bcd_ray.uris import from_printable, to_json

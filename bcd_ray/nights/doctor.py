@@ -22,14 +22,14 @@ from bcd_ray.archives.listing import list_archive
 from bcd_ray.archives.shards import is_loose, read_shard
 from bcd_ray.errors import BcdRayError, ConfigError, JobError
 from bcd_ray.learning.synthetic import draw_smear, write_synthetic_archive
+from bcd_ray.ledger.ledger import Ledger
+from bcd_ray.ledger.plan import Unit
 from bcd_ray.model.bundle import Bundle, load_bundle
 from bcd_ray.model.choice import Choice, choose_engine, open_engine, precision
 from bcd_ray.nights.config import NightlyConfig
 from bcd_ray.nights.inputs import as_scored, inputs_of, places
 from bcd_ray.runtime import cluster_address, gpu_count, own_cores, ray_session
 from bcd_ray.scoring.inputs import list_shards
-from bcd_ray.scoring.ledger import Ledger
-from bcd_ray.scoring.plan import Unit
 from bcd_ray.scoring.worker import UnitScorer
 from bcd_ray.storage import StoredObject
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import pyarrow.compute as pc
 
 from bcd_ray import storage
+from bcd_ray.ledger.plan import Plan
+from bcd_ray.ledger.state import read_manifests
 from bcd_ray.nights.record import Estimate
-from bcd_ray.scoring.plan import Plan
-from bcd_ray.scoring.state import read_manifests
 from bcd_ray.storage import parquet
 
 _RUNS = 10  # the last ones, of which the largest is taken: the others are mostly start-up

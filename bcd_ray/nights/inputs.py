@@ -8,10 +8,10 @@ from datetime import date, timedelta
 from bcd_ray.archives.listing import list_archive
 from bcd_ray.archives.shards import kind_of
 from bcd_ray.errors import BcdRayError, MissedError, NotFoundError
+from bcd_ray.ledger.roots import roots_of
 from bcd_ray.nights.config import NightlyConfig, of_day
 from bcd_ray.scoring.config import ScoreConfig
 from bcd_ray.scoring.inputs import entries_of
-from bcd_ray.scoring.roots import roots_of
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from bcd_ray import progress, storage
 from bcd_ray.errors import EXIT_ALARM, EXIT_OK, EXIT_UNSCORED, DeadlineError, JobError, MissedError, NoInputError
+from bcd_ray.ledger.state import State
 from bcd_ray.nights import metrics
 from bcd_ray.nights.config import NightlyConfig, deadline_at
 from bcd_ray.nights.drift import drift
@@ -21,7 +22,6 @@ from bcd_ray.nights.record import Record
 from bcd_ray.nights.table import CurrentTable
 from bcd_ray.scoring.config import ScoreConfig
 from bcd_ray.scoring.job import Outcome, look, score
-from bcd_ray.scoring.state import State
 from bcd_ray.scoring.watch import Watch
 
 _UNDER_WAY_S = 600  # for what was begun before the deadline

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from bcd_ray import read, storage
 from bcd_ray.errors import ConfigError, JobError
-from bcd_ray.scoring.schema import PREDICTIONS
-from bcd_ray.scoring.state import State, in_order, read_inputs, read_manifests
+from bcd_ray.ledger.schema import PREDICTIONS
+from bcd_ray.ledger.state import State, in_order, read_inputs, read_manifests
 from bcd_ray.storage import parquet, s3
 
 # Every night can be travelled to, however long ago.

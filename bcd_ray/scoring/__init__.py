@@ -1,4 +1,4 @@
 """Every image of an archive gets one published row.
 
-Public: `job.score`, `verification.verify`, `ledger.Ledger`, `schema.COLUMNS`.
+Public: `job.score`, `withdrawal.forget`.
 """

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from bcd_ray import storage
 from bcd_ray.errors import ConfigError, JobError
-from bcd_ray.scoring.plan import Unit
+from bcd_ray.ledger.plan import Unit
 
 _FOLDERS = 8  # that are looked into
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from bcd_ray.archives.images import Limits, Rejected
 from bcd_ray.archives.shards import Entry, given_up, read_shards
-from bcd_ray.scoring.seen import Seen
+from bcd_ray.ledger.seen import Seen
 from bcd_ray.storage import StoredObject
 
 ONE_BY_ONE = 3  # the attempt from which images are read and scored one after the other; the one before decodes apart

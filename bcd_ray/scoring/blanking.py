@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bcd_ray.scoring.schema import WITHDRAWN
+from bcd_ray.ledger.schema import WITHDRAWN
 
 _KEPT = ("image_id", "image_uri", "shard_uri", "shard_etag", "model_version", "run_id", "run_number", "scored_at")
 _BLANK: dict[str, Any] = {"status": WITHDRAWN, "review": False, "review_reasons": []}

@@ -7,7 +7,7 @@ from bcd_ray import uris
 from bcd_ray.archives.memory import share_out
 from bcd_ray.config import at_least, normalize, valid_pattern
 from bcd_ray.errors import ConfigError
-from bcd_ray.scoring.roots import roots_of
+from bcd_ray.ledger.roots import roots_of
 
 if TYPE_CHECKING:
     from bcd_ray.archives.images import Limits

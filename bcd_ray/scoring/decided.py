@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bcd_ray.labels import CLASSES
+from bcd_ray.ledger import schema
 from bcd_ray.model.bundle import Bundle
 from bcd_ray.model.triage import Counts, Floats, Mask
-from bcd_ray.scoring import schema
 
 
 def decided(

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from bcd_ray.archives.memory import UNITS_AT_A_TIME
 from bcd_ray.archives.shards import is_loose
 from bcd_ray.errors import DeadlineError, JobError, StorageError
+from bcd_ray.ledger.ledger import Ledger
+from bcd_ray.ledger.plan import Unit
 from bcd_ray.model.bundle import Bundle
 from bcd_ray.model.choice import Choice
 from bcd_ray.progress import Progress
@@ -17,8 +19,6 @@ from bcd_ray.scoring.access import folders_of
 from bcd_ray.scoring.attempts import APART, start_counter
 from bcd_ray.scoring.config import ScoreConfig
 from bcd_ray.scoring.kept import Kept
-from bcd_ray.scoring.ledger import Ledger
-from bcd_ray.scoring.plan import Unit
 from bcd_ray.scoring.rescoring import rescore
 from bcd_ray.scoring.watch import Watch
 from bcd_ray.scoring.worker import Scored, ScoringActor, UnitScorer

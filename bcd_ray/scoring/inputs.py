@@ -13,9 +13,9 @@ from bcd_ray.archives.listing import Listing, list_archive
 from bcd_ray.archives.shards import kind_of
 from bcd_ray.archives.suffixes import left_out_words
 from bcd_ray.errors import ConfigError, NoInputError, NotFoundError
+from bcd_ray.ledger.roots import named, roots_of
 from bcd_ray.progress import say
 from bcd_ray.scoring.config import ScoreConfig
-from bcd_ray.scoring.roots import named, roots_of
 from bcd_ray.storage import StoredObject, parquet
 from bcd_ray.threads import map_ahead
 

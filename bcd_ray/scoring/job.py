@@ -9,24 +9,24 @@ from bcd_ray import storage
 from bcd_ray.archives.images import DECODER_VERSION
 from bcd_ray.archives.suffixes import unexpected
 from bcd_ray.errors import ConfigError
+from bcd_ray.ledger import schema, unchanged
+from bcd_ray.ledger.expiry import expire
+from bcd_ray.ledger.features import identity_of
+from bcd_ray.ledger.ledger import Ledger
+from bcd_ray.ledger.plan import Plan
+from bcd_ray.ledger.planning import make_plan
+from bcd_ray.ledger.roots import refuse_other_names, roots_of
+from bcd_ray.ledger.state import Missed, State, identity_digest
 from bcd_ray.model.bundle import Bundle, load_bundle
-from bcd_ray.model.choice import choose_engine, precision
+from bcd_ray.model.choice import Choice, choose_engine, precision
 from bcd_ray.model.network import NETWORK_VERSION
 from bcd_ray.model.quality import QUALITY_VERSION
 from bcd_ray.model.triage import TRIAGE_VERSION
 from bcd_ray.progress import of_run, say
 from bcd_ray.runtime import gpu_count, library_versions, ray_session
-from bcd_ray.scoring import schema, unchanged
 from bcd_ray.scoring.config import ScoreConfig
 from bcd_ray.scoring.executing import Work, from_features, here, needs_ray, on_ray, score_units
-from bcd_ray.scoring.expiry import expire
-from bcd_ray.scoring.features import identity_of
 from bcd_ray.scoring.inputs import list_shards
-from bcd_ray.scoring.ledger import Ledger
-from bcd_ray.scoring.plan import Plan
-from bcd_ray.scoring.planning import make_plan
-from bcd_ray.scoring.roots import refuse_other_names, roots_of
-from bcd_ray.scoring.state import Missed, State, identity_digest
 from bcd_ray.scoring.watch import Watch
 from bcd_ray.storage import StoredObject
 
@@ -74,20 +74,14 @@ def score(config: ScoreConfig, watch: Watch | None = None) -> Outcome:
     with_ray = bool(to_read) and needs_ray(to_read, config, begun=ledger.is_begun(plan))
     with ray_session() if with_ray else nullcontext():
         choice = choose_engine(config.engine, gpu_count() if with_ray else 0)
-        facts: dict[str, Any] = {"engine": asdict(choice), "versions": library_versions()}
-        facts["configuration"] = asdict(config)
-        facts |= {"left_out": left_out, "source_limit": bundle.triage.settings.get("source")}
-        facts["features"] = features if config.keep_features else None
-        plan = ledger.begin(plan, facts)
-        done = len(plan.units) - len(unfinished)
+        keep = features is not None and config.keep_features
+        plan = ledger.begin(plan, _facts(config, bundle, choice, left_out, features if keep else None))
         of_run(plan.run_id)
-        watch.run_id, watch.units, watch.units_done = plan.run_id, len(plan.units), done
-        watch.new_shards = sum(len(unit.shards) for unit in plan.units) - len(plan.earlier)
+        watch.begun(plan, done := len(plan.units) - len(unfinished))
         expire(config.output, plan.run_id)
         how = "" if with_ray or not to_read else "; too little to start Ray for"
         how += f"; {len(kept):,} units of kept embeddings" if kept else ""
         say(f"run {plan.run_id}: {done:,} of {len(plan.units):,} units done before; {choice}{how}")
-        keep = facts["features"] is not None
         work = Work(to_read, bundle, choice, ledger, config, state.withdrawn, watch, keep)
         if kept:
             score_units(work._replace(units=kept), from_features)
@@ -106,6 +100,20 @@ def look(config: ScoreConfig) -> Plan:
     bundle = load_bundle(config.model)
     state = Ledger(config.output).state()
     return _plan(state, shards, _identity(bundle, config), _features(bundle, config), config)
+
+
+def _facts(
+    config: ScoreConfig, bundle: Bundle, choice: Choice, left_out: Counter[str], features: dict[str, Any] | None
+) -> dict[str, Any]:
+    """For the manifest: how the run was begun. `features` says what the embeddings that it keeps are of."""
+    return {
+        "engine": asdict(choice),
+        "versions": library_versions(),
+        "configuration": asdict(config),
+        "left_out": left_out,
+        "source_limit": bundle.triage.settings.get("source"),
+        "features": features,
+    }
 
 
 def _identity(bundle: Bundle, config: ScoreConfig) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from bcd_ray import storage
 from bcd_ray.errors import JobError
+from bcd_ray.ledger.plan import Unit
 from bcd_ray.model.quality import MEASURES
-from bcd_ray.scoring.plan import Unit
 from bcd_ray.storage import StoredObject, parquet
 from bcd_ray.storage.parquet_rows import ParquetRows
 

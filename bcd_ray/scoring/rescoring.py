@@ -7,15 +7,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bcd_ray.ledger.features import embeddings_of
+from bcd_ray.ledger.ledger import Ledger
+from bcd_ray.ledger.plan import Unit
+from bcd_ray.ledger.seen import Seen
 from bcd_ray.model.bundle import Bundle
 from bcd_ray.model.quality import MEASURES
 from bcd_ray.scoring.blanking import blanked
 from bcd_ray.scoring.decided import decided
-from bcd_ray.scoring.features import embeddings_of
 from bcd_ray.scoring.kept import CARRIED, Kept
-from bcd_ray.scoring.ledger import Ledger
-from bcd_ray.scoring.plan import Unit
-from bcd_ray.scoring.seen import Seen
 
 
 def rescore(

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from bcd_ray import storage
 from bcd_ray.errors import ConfigError
+from bcd_ray.ledger.roots import Roots, named
 from bcd_ray.scoring.config import ForgetConfig
-from bcd_ray.scoring.roots import Roots, named
 from bcd_ray.storage import StoredObject
 from bcd_ray.uris import normalize, printable
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from bcd_ray.ledger.plan import Plan
+
 
 @dataclass
 class Watch:
@@ -26,3 +28,8 @@ class Watch:
     """Requests to the store that workers tried again."""
     new_shards: int = 0
     """Shards of the run of which nothing was published before."""
+
+    def begun(self, plan: Plan, units_done: int) -> None:
+        """A run goes on with its plan, of which so many units were done before."""
+        self.run_id, self.units, self.units_done = plan.run_id, len(plan.units), units_done
+        self.new_shards = sum(len(unit.shards) for unit in plan.units) - len(plan.earlier)

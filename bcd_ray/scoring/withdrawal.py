@@ -18,16 +18,16 @@ import pyarrow.compute as pc
 
 from bcd_ray import storage
 from bcd_ray.errors import ConfigError
+from bcd_ray.ledger import counts, schema
+from bcd_ray.ledger.grouping import groups
+from bcd_ray.ledger.ledger import Ledger
+from bcd_ray.ledger.plan import Plan, Unit
+from bcd_ray.ledger.schema import WITHDRAWN
+from bcd_ray.ledger.seen import Seen
+from bcd_ray.ledger.state import State, digest
 from bcd_ray.runtime import library_versions
-from bcd_ray.scoring import counts, schema
 from bcd_ray.scoring.blanking import blanked
 from bcd_ray.scoring.config import ForgetConfig
-from bcd_ray.scoring.grouping import groups
-from bcd_ray.scoring.ledger import Ledger
-from bcd_ray.scoring.plan import Plan, Unit
-from bcd_ray.scoring.schema import WITHDRAWN
-from bcd_ray.scoring.seen import Seen
-from bcd_ray.scoring.state import State, digest
 from bcd_ray.scoring.targets import Targets
 from bcd_ray.storage import StoredObject, parquet
 from bcd_ray.uris import from_printable

@@ -15,19 +15,19 @@ from bcd_ray.archives.memory import UNITS_AT_A_TIME
 from bcd_ray.archives.shards import Entry, digest
 from bcd_ray.errors import StorageError
 from bcd_ray.labels import CLASSES
+from bcd_ray.ledger import schema
+from bcd_ray.ledger.features import EMBEDDING, column_of
+from bcd_ray.ledger.ledger import Ledger
+from bcd_ray.ledger.plan import Unit
 from bcd_ray.model.bundle import Bundle
 from bcd_ray.model.choice import open_engine
 from bcd_ray.model.engines.base import EngineName
 from bcd_ray.model.quality import MEASURES, measure
 from bcd_ray.model.triage import Counts
 from bcd_ray.runtime import library_versions
-from bcd_ray.scoring import schema
 from bcd_ray.scoring.access import check_access
 from bcd_ray.scoring.attempts import FIRST, Entries, Start, nobody
 from bcd_ray.scoring.decided import decided
-from bcd_ray.scoring.features import EMBEDDING, column_of
-from bcd_ray.scoring.ledger import Ledger
-from bcd_ray.scoring.plan import Unit
 from bcd_ray.storage import take_retries
 from bcd_ray.threads import EngineThreads, Turns, in_chunks, keep_blas_to_its_thread
 

@@ -22,7 +22,7 @@ from bcd_ray import storage
 from bcd_ray.archives.images import Limits, Rejected
 from bcd_ray.archives.shards import Entry, kind_of, read_shard, read_shards
 from bcd_ray.learning.synthetic import draw_smear
-from bcd_ray.scoring.schema import STATUSES
+from bcd_ray.ledger.schema import STATUSES
 from bcd_ray.storage import StoredObject
 from bcd_ray.threads import map_ahead
 

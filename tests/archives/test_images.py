@@ -21,7 +21,7 @@ from PIL import Image
 from bcd_ray.archives.formats import jpeg, tiff_directories
 from bcd_ray.archives.images import Decoded, Limits, Rejected, decode, decode_plain
 from bcd_ray.learning.synthetic import draw_smear
-from bcd_ray.scoring.schema import STATUSES
+from bcd_ray.ledger.schema import STATUSES
 
 SMEAR = Image.fromarray(draw_smear(1, seed=3))
 SMALL = SMEAR.resize((48, 40))

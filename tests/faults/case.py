@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from bcd_ray import read, storage
 from bcd_ray.archives.images import Limits
 from bcd_ray.archives.shards import image_id, kind_of, read_shards
-from bcd_ray.scoring import schema
-from bcd_ray.scoring.verification import clear_leftovers, verify
+from bcd_ray.ledger import schema
+from bcd_ray.ledger.verification import clear_leftovers, verify
 from bcd_ray.storage import s3
 from faults import hooks
 from faults.stage import ROOT, Fault, Stage, enter

@@ -56,8 +56,8 @@ def install() -> None:
 
 def install_in_driver() -> None:
     """`install`, and the steps that only the driver makes."""
+    from bcd_ray.ledger import ledger
     from bcd_ray.progress import Progress
-    from bcd_ray.scoring import ledger
     from bcd_ray.storage import parquet, s3
 
     install()

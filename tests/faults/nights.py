@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from bcd_ray import read, storage
-from bcd_ray.scoring.verification import verify
+from bcd_ray.ledger.verification import verify
 from faults.case import Case, Scenario
 from faults.stage import Fault, Stage, jpeg, tar_of
 

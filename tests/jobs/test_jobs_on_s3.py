@@ -10,9 +10,9 @@ from bcd_ray.evaluation.config import EvaluateConfig
 from bcd_ray.evaluation.job import evaluate
 from bcd_ray.learning.config import TrainConfig
 from bcd_ray.learning.job import train
+from bcd_ray.ledger.verification import clear_leftovers, verify
 from bcd_ray.scoring.config import ScoreConfig
 from bcd_ray.scoring.job import score
-from bcd_ray.scoring.verification import clear_leftovers, verify
 
 
 def test_train_evaluate_pack_score_and_verify_on_s3(ray_cluster: None, s3: str, synthetic_archive: Path) -> None:

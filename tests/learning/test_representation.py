@@ -15,9 +15,9 @@ from bcd_ray.evaluation.job import evaluate
 from bcd_ray.learning.config import TrainConfig
 from bcd_ray.learning.head import FitConfig, balanced_weights, fit
 from bcd_ray.learning.job import train
+from bcd_ray.ledger.verification import verify
 from bcd_ray.scoring.config import ScoreConfig
 from bcd_ray.scoring.job import score
-from bcd_ray.scoring.verification import verify
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,14 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from scoring.nights import FACTS, IDENTITY, night, shard, work
+from ledger.nights import FACTS, IDENTITY, night, shard, work
 
 from bcd_ray import nights, read, storage
 from bcd_ray.errors import JobError
+from bcd_ray.ledger.ledger import Ledger
+from bcd_ray.ledger.schema import PREDICTIONS
 from bcd_ray.nights.table import CurrentTable
 from bcd_ray.scoring.config import ForgetConfig
-from bcd_ray.scoring.ledger import Ledger
-from bcd_ray.scoring.schema import PREDICTIONS
 from bcd_ray.scoring.withdrawal import forget
 
 deltalake = pytest.importorskip("deltalake")

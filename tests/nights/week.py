@@ -13,8 +13,8 @@ from faults.stage import Fault, Stage, jpeg, tar_of
 
 from bcd_ray import read, storage
 from bcd_ray.errors import EXIT_ALARM, EXIT_OK, EXIT_UNSCORED
+from bcd_ray.ledger.verification import verify
 from bcd_ray.nights.table import CurrentTable
-from bcd_ray.scoring.verification import verify
 from nights.running import Ended
 from nights.test_metrics import samples
 

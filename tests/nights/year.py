@@ -21,11 +21,11 @@ from faults.stage import jpeg, tar_of, write_model
 from bcd_ray import read
 from bcd_ray.cli import run
 from bcd_ray.errors import EXIT_FAILED, EXIT_OK
+from bcd_ray.ledger.verification import verify
 from bcd_ray.nights.config import NightlyConfig
 from bcd_ray.nights.job import night
 from bcd_ray.nights.record import Record
 from bcd_ray.nights.table import CurrentTable
-from bcd_ray.scoring.verification import verify
 
 _FIRST = date(2026, 1, 1)
 _AVERAGED = 10

@@ -11,23 +11,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from scoring.nights import FACTS, IDENTITY, Statuses, rows_of, shard
+from ledger.nights import FACTS, IDENTITY, Statuses, rows_of, shard
 
 from bcd_ray import read, storage
 from bcd_ray.errors import JobError
+from bcd_ray.ledger.features import EMBEDDING, FEATURES_OF, column_of, embeddings_of, identity_of
+from bcd_ray.ledger.grouping import split
+from bcd_ray.ledger.ledger import Ledger
+from bcd_ray.ledger.plan import Plan
+from bcd_ray.ledger.planning import make_plan
+from bcd_ray.ledger.seen import Seen
+from bcd_ray.ledger.verification import clear_leftovers, verify
 from bcd_ray.model.bundle import Bundle, Model, load_bundle, save_bundle
 from bcd_ray.model.choice import Choice
 from bcd_ray.model.triage import Triage
 from bcd_ray.scoring.config import ForgetConfig, ScoreConfig
 from bcd_ray.scoring.executing import Work, from_features
-from bcd_ray.scoring.features import EMBEDDING, FEATURES_OF, column_of, embeddings_of, identity_of
-from bcd_ray.scoring.grouping import split
 from bcd_ray.scoring.job import score
-from bcd_ray.scoring.ledger import Ledger
-from bcd_ray.scoring.plan import Plan
-from bcd_ray.scoring.planning import make_plan
-from bcd_ray.scoring.seen import Seen
-from bcd_ray.scoring.verification import clear_leftovers, verify
 from bcd_ray.scoring.watch import Watch
 from bcd_ray.scoring.withdrawal import forget
 from bcd_ray.storage import StoredObject

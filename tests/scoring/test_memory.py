@@ -36,8 +36,8 @@ from bcd_ray.model.bundle import Bundle
 from bcd_ray.model.engines.base import Outputs
 from bcd_ray.model.triage import Triage
 from bcd_ray.scoring import worker
-from bcd_ray.scoring.ledger import Ledger
-from bcd_ray.scoring.planning import make_plan
+from bcd_ray.ledger.ledger import Ledger
+from bcd_ray.ledger.planning import make_plan
 
 class Engine:
     chunk = 16

@@ -36,15 +36,15 @@ from bcd_ray.labels import CLASSES, class_of_path
 from bcd_ray.learning.dataset import list_labelled
 from bcd_ray.learning.embedding import Embedder
 from bcd_ray.learning.synthetic import draw_smear
+from bcd_ray.ledger import schema
+from bcd_ray.ledger.ledger import Ledger
 from bcd_ray.model.bundle import load_bundle
 from bcd_ray.model.network import softmax
 from bcd_ray.model.quality import MEASURES
 from bcd_ray.model.triage import REASONS
-from bcd_ray.scoring import schema
 from bcd_ray.scoring.config import ScoreConfig
 from bcd_ray.scoring.executing import count_tasks
 from bcd_ray.scoring.job import Outcome, score
-from bcd_ray.scoring.ledger import Ledger
 
 MAX_IMAGE_BYTES, MAX_PIXELS = 300_000, 1_000_000
 Expected = Counter[tuple[str, str]]  # how often an image (its path below the archive) comes with a status

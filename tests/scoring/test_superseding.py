@@ -12,10 +12,10 @@ from bcd_ray import read, storage
 from bcd_ray.errors import ConfigError
 from bcd_ray.evaluation.config import ExplainConfig
 from bcd_ray.evaluation.explaining import explain
+from bcd_ray.ledger.state import State
+from bcd_ray.ledger.verification import verify
 from bcd_ray.scoring.config import ScoreConfig
 from bcd_ray.scoring.job import look, score
-from bcd_ray.scoring.state import State
-from bcd_ray.scoring.verification import verify
 from bcd_ray.storage import local
 
 

@@ -13,19 +13,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
-from scoring.nights import IDENTITY, night, shard
-from scoring.test_nights import LAST_RUN
+from ledger.nights import IDENTITY, night, shard
+from ledger.test_nights import LAST_RUN
 from scoring.test_scoring import jpeg, tar_of
 
 import jobs.forget as forget_job
 from bcd_ray import read, storage
 from bcd_ray.errors import ConfigError
+from bcd_ray.ledger.ledger import Ledger
+from bcd_ray.ledger.state import State, identity_digest
+from bcd_ray.ledger.verification import verify
 from bcd_ray.nights.table import CurrentTable
 from bcd_ray.scoring.config import ForgetConfig, ScoreConfig
 from bcd_ray.scoring.job import score
-from bcd_ray.scoring.ledger import Ledger
-from bcd_ray.scoring.state import State, identity_digest
-from bcd_ray.scoring.verification import verify
 from bcd_ray.scoring.withdrawal import Withdrawal, forget
 
 SHARDS = [shard(uri) for uri in ("/lab/pat-1/a.jpg", "/lab/pat-1/b.jpg", "/lab/pat-2/a.jpg", "/lab/t.tar")]

@@ -1,4 +1,4 @@
-"""Keeps an output of the present versions, which later ones are to verify: `python tests/scoring/keep_output.py`."""
+"""Keeps an output of the present versions, which later ones are to verify: `python tests/ledger/keep_output.py`."""
 
 import shutil
 import sys
@@ -9,9 +9,9 @@ TESTS = Path(__file__).parents[1]
 if __name__ == "__main__":
     sys.path[:0] = [str(TESTS), str(TESTS.parent)]  # as under pytest
 
-from scoring.nights import night, shard  # noqa: E402
+from ledger.nights import night, shard  # noqa: E402
 
-from bcd_ray.scoring import schema  # noqa: E402
+from bcd_ray.ledger import schema  # noqa: E402
 
 
 def main() -> None:

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bcd_ray.archives.shards import image_id
-from bcd_ray.scoring import schema
-from bcd_ray.scoring.features import EMBEDDING, column_of
-from bcd_ray.scoring.ledger import Ledger
-from bcd_ray.scoring.plan import Plan, Unit
-from bcd_ray.scoring.seen import Seen
+from bcd_ray.ledger import schema
+from bcd_ray.ledger.features import EMBEDDING, column_of
+from bcd_ray.ledger.ledger import Ledger
+from bcd_ray.ledger.plan import Plan, Unit
+from bcd_ray.ledger.seen import Seen
 from bcd_ray.storage import StoredObject
 from bcd_ray.uris import printable
 

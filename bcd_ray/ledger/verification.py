@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from bcd_ray import storage
 from bcd_ray.archives.shards import image_id, is_loose
 from bcd_ray.errors import JobError, StorageError
-from bcd_ray.scoring import counts, roll, schema
-from bcd_ray.scoring.features_check import OF_FEATURES, features_problems
-from bcd_ray.scoring.ledger import Ledger
-from bcd_ray.scoring.state import Manifest, is_of_a_run, read_manifests
+from bcd_ray.ledger import counts, roll, schema
+from bcd_ray.ledger.features_check import OF_FEATURES, features_problems
+from bcd_ray.ledger.ledger import Ledger
+from bcd_ray.ledger.state import Manifest, is_of_a_run, read_manifests
 from bcd_ray.storage import parquet
 from bcd_ray.uris import from_printable
 

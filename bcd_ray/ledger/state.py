@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from bcd_ray import storage
 from bcd_ray.errors import JobError
-from bcd_ray.scoring.schema import WITHDRAWN
+from bcd_ray.ledger.schema import WITHDRAWN
 from bcd_ray.storage import StoredObject, parquet
 
 _READERS = 16  # of manifests, at a time

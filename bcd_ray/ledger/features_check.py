@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from bcd_ray import storage
 from bcd_ray.errors import StorageError
-from bcd_ray.scoring.features import FEATURES_OF
+from bcd_ray.ledger.features import FEATURES_OF
 
 OF_FEATURES = ("rows", "sha256", "identity")  # what a manifest says of them, and is checked
 _REMEDY = "restore it from a copy"

@@ -8,9 +8,9 @@ import pytest
 
 from bcd_ray.learning.splits import Layout
 from bcd_ray.learning.thresholds import OF_A_SOURCE, source_limit
+from bcd_ray.ledger import schema
+from bcd_ray.ledger.sources import SOURCE_COLUMNS, Sources, source_of
 from bcd_ray.model.triage import Triage
-from bcd_ray.scoring import schema
-from bcd_ray.scoring.sources import SOURCE_COLUMNS, Sources, source_of
 
 LIMIT = {"certainty": 0.5, "images": 30}
 TYPES = {name: schema.PREDICTIONS.field(name).type for name in ("review_reasons",)}

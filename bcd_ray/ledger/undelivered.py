@@ -5,10 +5,10 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bcd_ray.scoring import schema
-from bcd_ray.scoring.plan import Plan
-from bcd_ray.scoring.reconciling import passing
-from bcd_ray.scoring.state import Rows
+from bcd_ray.ledger import schema
+from bcd_ray.ledger.plan import Plan
+from bcd_ray.ledger.reconciling import passing
+from bcd_ray.ledger.state import Rows
 
 
 class Undelivered:

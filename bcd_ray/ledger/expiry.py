@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 from bcd_ray import storage
 from bcd_ray.errors import NotFoundError, StorageError
+from bcd_ray.ledger.plan import facts_of, plan_of
 from bcd_ray.progress import say
-from bcd_ray.scoring.plan import facts_of, plan_of
 from bcd_ray.storage import parquet
 
 KEPT = timedelta(days=14)  # of a run that was not published, after it was begun

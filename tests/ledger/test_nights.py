@@ -8,17 +8,17 @@ from threading import Barrier
 import duckdb
 import pyarrow.parquet as pq
 import pytest
-from scoring.nights import FACTS, IDENTITY, night, shard, work, write
+from ledger.nights import FACTS, IDENTITY, night, shard, work, write
 
 from bcd_ray import read, storage
 from bcd_ray.errors import ConfigError, JobError
-from bcd_ray.scoring import ledger as ledger_module
+from bcd_ray.ledger import ledger as ledger_module
+from bcd_ray.ledger.expiry import KEPT, expire
+from bcd_ray.ledger.ledger import Ledger
+from bcd_ray.ledger.plan import Unit
+from bcd_ray.ledger.state import State, identity_digest
+from bcd_ray.ledger.verification import verify
 from bcd_ray.scoring.access import check_access, folders_of
-from bcd_ray.scoring.expiry import KEPT, expire
-from bcd_ray.scoring.ledger import Ledger
-from bcd_ray.scoring.plan import Unit
-from bcd_ray.scoring.state import State, identity_digest
-from bcd_ray.scoring.verification import verify
 from bcd_ray.storage import StoredObject, parquet
 
 IMAGES = [shard(f"/lab/{name}.jpg") for name in "abcdef"]

@@ -5,9 +5,9 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from bcd_ray import storage
-from bcd_ray.scoring.grouping import groups, split
-from bcd_ray.scoring.plan import Plan, Unit
-from bcd_ray.scoring.state import Standing, State, digest, identity_digest
+from bcd_ray.ledger.grouping import groups, split
+from bcd_ray.ledger.plan import Plan, Unit
+from bcd_ray.ledger.state import Standing, State, digest, identity_digest
 from bcd_ray.storage import StoredObject
 
 NEW, CONTENT, FAILED = "new", "other content", "failed for the moment before"

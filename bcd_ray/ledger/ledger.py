@@ -26,15 +26,15 @@ import pyarrow.compute as pc
 
 from bcd_ray import storage
 from bcd_ray.errors import JobError, NotFoundError
-from bcd_ray.scoring import roll, schema, unchanged
-from bcd_ray.scoring.features import EMBEDDING, FEATURES, FEATURES_OF, features_of
-from bcd_ray.scoring.plan import Plan, Unit, facts_of, plan_of, table_of
-from bcd_ray.scoring.planning import make_plan
-from bcd_ray.scoring.reconciling import INPUTS, KEPT, MADE_BY, RECONCILED, left_out_of, read_shards
-from bcd_ray.scoring.seen import Seen
-from bcd_ray.scoring.sources import Sources
-from bcd_ray.scoring.state import Manifest, State, ends_of_chain, is_of_a_run, manifest_of, read_manifests
-from bcd_ray.scoring.undelivered import Undelivered
+from bcd_ray.ledger import roll, schema, unchanged
+from bcd_ray.ledger.features import EMBEDDING, FEATURES, FEATURES_OF, features_of
+from bcd_ray.ledger.plan import Plan, Unit, facts_of, plan_of, table_of
+from bcd_ray.ledger.planning import make_plan
+from bcd_ray.ledger.reconciling import INPUTS, KEPT, MADE_BY, RECONCILED, left_out_of, read_shards
+from bcd_ray.ledger.seen import Seen
+from bcd_ray.ledger.sources import Sources
+from bcd_ray.ledger.state import Manifest, State, ends_of_chain, is_of_a_run, manifest_of, read_manifests
+from bcd_ray.ledger.undelivered import Undelivered
 from bcd_ray.storage import StoredObject, parquet
 from bcd_ray.threads import in_chunks, map_ahead
 

@@ -16,18 +16,18 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scoring.nights import IDENTITY, night, shard, work
+from ledger.nights import IDENTITY, night, shard, work
 
 from bcd_ray import read
 from bcd_ray.errors import JobError
-from bcd_ray.scoring import schema
-from bcd_ray.scoring.ledger import Ledger
-from bcd_ray.scoring.state import State, identity_digest
-from bcd_ray.scoring.verification import clear_leftovers, verify
+from bcd_ray.ledger import schema
+from bcd_ray.ledger.ledger import Ledger
+from bcd_ray.ledger.state import State, identity_digest
+from bcd_ray.ledger.verification import clear_leftovers, verify
 
 JOB = Path(__file__).parents[2] / "jobs" / "verify.py"
 OUTPUTS = Path(__file__).parent / "outputs"  # two nights each, written by the versions in the name
-KEEP = "keep one of the present versions: `python tests/scoring/keep_output.py`"
+KEEP = "keep one of the present versions: `python tests/ledger/keep_output.py`"
 NIGHTS = (("/lab/a.jpg", "/lab/b.jpg", "/lab/c.tar"), ("/lab/d.jpg",), ("/lab/e.tar",))
 
 

@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 from bcd_ray import storage
 from bcd_ray.archives.shards import is_loose
 from bcd_ray.errors import JobError
-from bcd_ray.scoring import schema
-from bcd_ray.scoring.plan import Unit
-from bcd_ray.scoring.seen import LEFT_OUT, Seen
-from bcd_ray.scoring.sources import SOURCE_COLUMNS
+from bcd_ray.ledger import schema
+from bcd_ray.ledger.plan import Unit
+from bcd_ray.ledger.seen import LEFT_OUT, Seen
+from bcd_ray.ledger.sources import SOURCE_COLUMNS
 
 MADE_BY, KEPT = b"made_by", b"features"  # in the metadata of a unit's rows; the latter where they have embeddings
 RECONCILED = ("image_id", "status", *SOURCE_COLUMNS)  # columns that this goes by

@@ -15,9 +15,9 @@ from bcd_ray import storage
 from bcd_ray.archives.images import Limits, Rejected
 from bcd_ray.archives.shards import Entry, digest, read_shards
 from bcd_ray.errors import NotFoundError
+from bcd_ray.ledger.schema import WITHDRAWN
+from bcd_ray.ledger.state import Equal, State
 from bcd_ray.progress import Progress
-from bcd_ray.scoring.schema import WITHDRAWN
-from bcd_ray.scoring.state import Equal, State
 from bcd_ray.storage import StoredObject, parquet
 from bcd_ray.threads import map_ahead
 
