@@ -18,6 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 from bcd_ray import own_ray
+from bcd_ray.causes import cause_of, raised_by_ray
 from bcd_ray.errors import BcdRayError, ConfigError, JobError
 from bcd_ray.progress import say
 from bcd_ray.uris import printable
@@ -95,7 +96,7 @@ def ray_session() -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if isinstance(error, BcdRayError) or not _raised_by_ray(error):
+            if not raised_by_ray(error):
                 raise
             raise _job_error(error) from error
 
@@ -196,24 +197,11 @@ def _last_words() -> Iterator[None]:
 
 
 def _job_error(error: BaseException) -> JobError:
-    """What went wrong on a worker in one line: the last of the first traceback, before Ray's own about it."""
+    """What went wrong on a worker, in one line."""
     import ray
 
     logs = ray._private.worker.global_worker.node.get_logs_dir_path() if ray.is_initialized() else "Ray's logs"
-    cause = str(error).partition("\nThe above exception was the direct cause")[0]
-    last_line = ([line.strip() for line in cause.splitlines() if line.strip()] or [type(error).__name__])[-1]
-    return JobError(f"{last_line[:300]} (more in {logs}); the same command goes on where it was")
-
-
-def _raised_by_ray(error: BaseException) -> bool:
-    """Whether an exception is of one of Ray's own types, or was raised in its code: it also raises built-in ones."""
-    import ray
-
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    own_type = any(each.__module__.partition(".")[0] == "ray" for each in type(error).__mro__)
-    return own_type or bool(trace and Path(ray.__file__).parent in Path(trace.tb_frame.f_code.co_filename).parents)
+    return JobError(f"{cause_of(error)} (more in {logs}); the same command goes on where it was")
 
 
 @contextmanager

@@ -142,18 +142,6 @@ def test_the_pool_grows_with_the_cluster(monkeypatch: pytest.MonkeyPatch) -> Non
     assert alone.options()["compute"].max_size == 1
 
 
-def test_what_ray_raises_is_told_from_what_this_package_does() -> None:
-    from ray._private.services import canonicalize_bootstrap_address
-    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
-
-    with pytest.raises(ValueError, match="Invalid address") as of_ray:
-        canonicalize_bootstrap_address("x")
-    assert runtime._raised_by_ray(of_ray.value)
-    assert runtime._raised_by_ray(WorkerGroupError("killed", {}))
-    assert runtime._raised_by_ray(ControllerError(RuntimeError("killed")))
-    assert not runtime._raised_by_ray(ValueError("ours"))
-
-
 def test_another_copy_of_the_package_in_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "bcd_ray"
     copy.mkdir()

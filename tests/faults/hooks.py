@@ -65,7 +65,8 @@ def install_in_driver() -> None:
 
     def counted(self: Progress, count: int) -> None:
         add(self, count)
-        _event("counted", "after", "")
+        if self._verb == "scoring":
+            _event("counted", "after", "")
 
     Progress.add = counted  # type: ignore[method-assign]
     ledger.datetime = _Clock  # type: ignore[misc,assignment]

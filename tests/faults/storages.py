@@ -188,8 +188,8 @@ def _change_after_listing(place: str, name: str, vanishes: bool, stage: Stage) -
     case.check(replaced=() if vanishes else (name,))
 
 
-def _other_content(name: str) -> bytes:
-    images = [jpeg(200 + number) for number in range(5)]
+def _other_content(name: str, night: int = 0) -> bytes:
+    images = [jpeg(200 + 10 * night + number) for number in range(5)]
     return {"tar": tar_of, "quet": parquet_of}.get(name.rpartition(".")[2][-4:], lambda images: images[0])(images)
 
 
@@ -210,7 +210,7 @@ def _grow(place: str, step: Fault | None, stage: Stage) -> None:
     for night in range(3):
         new = [f"shards/night-{night}.tar", f"zone/night-{night}.jpg"] if night else []
         for name in [*new, "shards/1.tar"]:
-            storage.write_bytes(f"{case.archive}/{name}", _other_content(name) + bytes(512 * night))
+            storage.write_bytes(f"{case.archive}/{name}", _other_content(name, night))
         if night == 2:
             storage.delete(f"{case.archive}/shards/0.tar")
         if step:
