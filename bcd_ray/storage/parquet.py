@@ -68,8 +68,12 @@ class Appender:
     def __init__(self, schema: pa.Schema, group_rows: int = _GROUP_ROWS) -> None:
         self._file: Any = tempfile.SpooledTemporaryFile(_SPOOLED_BYTES)  # noqa: SIM115 (closed in __exit__)
         self._schema, self._group_rows = schema, group_rows
-        with _told():
-            self._writer = pq.ParquetWriter(self._file, schema, compression="zstd", **_encoding(schema))
+        try:
+            with _told():
+                self._writer = pq.ParquetWriter(self._file, schema, compression="zstd", **_encoding(schema))
+        except StorageError:
+            self._close()
+            raise
         self._waiting, self._waiting_rows, self._waiting_bytes = list[pa.Table](), 0, 0
         self.rows = self.size = 0
 
@@ -79,7 +83,7 @@ class Appender:
     def __exit__(self, *error: object) -> None:
         with suppress(OSError):  # where it was not created, nobody needs it
             self._writer.close()
-        self._file.close()
+        self._close()
 
     def append(self, table: pa.Table) -> None:
         """Add rows of the schema's columns, in any order of them."""
@@ -102,6 +106,10 @@ class Appender:
     def create(self, uri: str) -> bool:
         """`storage.create` the finished file."""
         return storage.create_from_file(uri, self._file)
+
+    def _close(self) -> None:
+        with suppress(OSError):  # a full disk, of which more has been told
+            self._file.close()
 
     def _write(self) -> None:
         if self._waiting:
