@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections import defaultdict
@@ -9,6 +10,8 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import IO, NamedTuple
+
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)  # no library ends its process by these; the kernel does, without memory
 
 
 class Helper(NamedTuple):

@@ -21,7 +21,7 @@ import numpy as np
 
 from bcd_ray.archives import helpers, images
 from bcd_ray.archives.formats.base import failed
-from bcd_ray.archives.helpers import Helper
+from bcd_ray.archives.helpers import FROM_OUTSIDE, Helper
 from bcd_ray.archives.images import SIZE, Decoded, Limits, Pixels, Rejected
 from bcd_ray.threads import Turns
 
@@ -66,7 +66,8 @@ def decode_apart(data: bytes, limits: Limits) -> Decoded | Rejected:
 def _deserves_more(found: Rejected) -> bool:
     """Whether an image may do better alone, with all memory: some libraries call it damaged where they get none."""
     large = (found.width or 0) * (found.height or 0) >= _LARGE_PIXELS
-    return found.status in ("out_of_memory", "resource_error", "crashed") or (found.status == "corrupt_image" and large)
+    dead = found.status in ("out_of_memory", "resource_error", "interrupted", "crashed")
+    return dead or (found.status == "corrupt_image" and large)
 
 
 def serve() -> None:
@@ -151,6 +152,8 @@ def _death(number: int, limits: Limits) -> Rejected:
     if number in (signal.SIGPROF, signal.SIGALRM):
         seconds = f"more than {limits.max_seconds:g} s" + (" of processor time" if number == signal.SIGPROF else "")
         return Rejected("timed_out", f"decoding it takes {seconds}: see --max-decode-seconds")
+    if number in FROM_OUTSIDE:
+        return Rejected("interrupted", "the process that decoded it was killed from outside: look for full memory")
     return Rejected("crashed", "decoding it killed the process, twice, the second time alone: look with care")
 
 

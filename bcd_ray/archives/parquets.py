@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from bcd_ray import storage
 from bcd_ray.archives import helpers
-from bcd_ray.archives.helpers import Helper
+from bcd_ray.archives.helpers import FROM_OUTSIDE, Helper
 from bcd_ray.archives.images import Limits, Rejected, too_large
 from bcd_ray.archives.memory import UNITS_AT_A_TIME
 from bcd_ray.archives.streams import NAME_CHARS, UnreadableError, raise_if_of_the_disk
@@ -29,7 +29,6 @@ COMMAND = [sys.executable, "-P", "-c", "from bcd_ray.archives.parquets import se
 _MOST_ROWS, _BATCH_BYTES = 16, 4 << 20  # read at a time, of usual rows
 _ERRORS = {each.__name__: each for each in (UnreadableError, StorageError, NotFoundError, ChangedError, UnsafeError)}
 _ELSEWHERE = "is the path of a file, which the shard does not hold: write it with the images embedded"
-_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
 
 _places = Semaphore(UNITS_AT_A_TIME)
 _idle = helpers.Idle()
@@ -92,7 +91,7 @@ def _told(helper: Helper, limits: Limits) -> dict[str, Any]:
 
 def _death(helper: Helper, limits: Limits) -> Exception:
     number = -helper.process.wait()
-    if number in _FROM_OUTSIDE:
+    if number in FROM_OUTSIDE:
         return StorageError("the process that read it was killed from outside: look for full memory")
     if number == signal.SIGPROF:
         seconds = f"{limits.max_seconds:g} s of processor time"

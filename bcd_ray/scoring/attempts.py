@@ -6,11 +6,13 @@ and only what killed while it was alone is given up.
 """
 
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bcd_ray.archives.images import Limits, Rejected
@@ -117,6 +119,7 @@ class _Unit:
     worker: str = ""
     node: str = ""
     step: str = ""  # the one under way, where it is alone
+    kills: int = 0  # of its machine's kernel, for want of memory, when it was begun
     deaths: int = 0
     blamed: dict[str, Counter[str]] = field(default_factory=dict)  # kinds of death by step
 
@@ -132,17 +135,22 @@ class _StartCounter:
         """Whether no further unit is to be begun, by the clock of the driver's machine."""
         return time.time() >= self._deadline
 
-    def count(self, name: str, worker: str = "", node: str = "") -> Start:
-        """A start of a unit in a worker process of a node: the one before, if there was one, died."""
+    def count(self, name: str, worker: str = "", node: str = "", kills: int = 0) -> Start:
+        """A start of a unit in a worker process of a node: the one before, if there was one, died.
+
+        `kills` are the node's `memory_kills` by now: where there were more since, the kernel may have ended it.
+        """
         unit = self._units.get(name)
         if unit is None:
             unit = self._units[name] = _Unit()
         elif unit.worker != worker:  # else it is the same process, which failed and lives
             kind = death_of(unit.worker, unit.node)
+            if kind == "crashed" and unit.node == node and unit.kills < kills:
+                kind = "interrupted"
             unit.deaths += kind != "node"
             if unit.step and kind != "node":
                 unit.blamed.setdefault(unit.step, Counter())[kind] += 1
-        unit.worker, unit.node, unit.step = worker, node, ""
+        unit.worker, unit.node, unit.step, unit.kills = worker, node, "", kills
         proven = {step: kinds for step, kinds in unit.blamed.items() if kinds.total() >= _PROOFS}
         fatal = {step: "crashed" if kinds["crashed"] >= _PROOFS else "interrupted" for step, kinds in proven.items()}
         return Start(1 + unit.deaths, fatal, unit.deaths - _PROOFS * len(fatal) >= _MOST_DEATHS)
@@ -154,6 +162,15 @@ class _StartCounter:
     def known(self, name: str) -> bool:
         """Whether a unit was begun before."""
         return name in self._units
+
+
+def memory_kills() -> int:
+    """How many processes the kernel of this machine ended for want of memory since it was started; 0 if not known."""
+    try:
+        found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
 
 
 def death_of(worker: str, node: str) -> _Death:

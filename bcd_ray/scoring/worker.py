@@ -26,7 +26,7 @@ from bcd_ray.model.quality import MEASURES, measure
 from bcd_ray.model.triage import Counts
 from bcd_ray.runtime import library_versions
 from bcd_ray.scoring.access import check_access
-from bcd_ray.scoring.attempts import FIRST, Entries, Start, nobody
+from bcd_ray.scoring.attempts import FIRST, Entries, Start, memory_kills, nobody
 from bcd_ray.scoring.decided import decided
 from bcd_ray.storage import take_retries
 from bcd_ray.threads import EngineThreads, Turns, in_chunks, keep_blas_to_its_thread
@@ -88,7 +88,8 @@ class UnitScorer:
         with self._turns.turn(alone=ray.get(self._starts.known.remote(unit.unit_id))):
             if ray.get(self._starts.is_over.remote()):
                 return Scored(begun=False).as_batch()
-            start = ray.get(self._starts.count.remote(unit.unit_id, context.get_worker_id(), context.get_node_id()))
+            mine = context.get_worker_id(), context.get_node_id(), memory_kills()
+            start = ray.get(self._starts.count.remote(unit.unit_id, *mine))
             try:
                 if start.attempt > 1 and self._ledger.is_finished(unit):  # it died after this unit, in another
                     return Scored().as_batch()

@@ -68,7 +68,7 @@ def test_a_sound_image_is_the_same_decoded_apart(kind: str) -> None:
         (b"sleep", "timed_out"),
         (b"SIGSEGV", "crashed"),
         (b"SIGABRT", "crashed"),
-        (b"SIGKILL", "crashed"),
+        (b"SIGKILL", "interrupted"),
     ],
 )
 def test_what_hangs_or_kills_costs_itself_only(mark: bytes, status: str) -> None:

@@ -1,6 +1,9 @@
 """What becomes of a unit whose process dies: what killed alone is given up, and what died from outside is scored."""
 
 import io
+import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -133,3 +136,37 @@ def test_one_death_alone_is_no_proof(monkeypatch: pytest.MonkeyPatch, shards: tu
         return "crashed" if start.attempt < ONE_BY_ONE or first else ""
 
     assert play(monkeypatch, shards, kill)[0] == ["read"] * IMAGES
+
+
+def test_what_the_kernel_ended_for_want_of_memory_is_no_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "death_of", lambda worker, node: "crashed")
+    counter = attempts._StartCounter()
+    for process, kills in enumerate((5, 6, 7)):
+        start = counter.count("unit", f"worker {process}", "node", kills)
+        counter.at("unit", "scoring 0 of a.tar")
+    assert start.fatal == {"scoring 0 of a.tar": "interrupted"}
+    for process in (3, 4):
+        start = counter.count("unit", f"worker {process}", "node", 7)
+        counter.at("unit", "scoring 0 of a.tar")
+    assert start.fatal == {"scoring 0 of a.tar": "crashed"}
+
+
+_ENDED_BY_RAY = """
+import re, sys, time
+import ray
+from bcd_ray.runtime import ray_session
+from bcd_ray.scoring.attempts import death_of
+with ray_session():
+    try:
+        ray.get(ray.remote(max_retries=0)(lambda: time.sleep(600)).remote())
+    except ray.exceptions.OutOfMemoryError as error:
+        print(death_of(re.search(r"worker ID=(\\w+)", str(error))[1], ray.get_runtime_context().get_node_id()))
+"""
+
+
+def test_what_rays_monitor_ended_for_want_of_memory_is_no_images_fault() -> None:
+    low = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "50", "RAY_ADDRESS": "local"}
+    done = subprocess.run(
+        [sys.executable, "-c", _ENDED_BY_RAY], env=os.environ | low, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "interrupted\n", done.stderr
