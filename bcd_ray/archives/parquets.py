@@ -65,7 +65,8 @@ def _ask(helper: Helper, shard: StoredObject, limits: Limits) -> Iterator[tuple[
                 raise _death(helper, limits)
             yield told["name"], data
         sound = True
-        if told:
+        storage.count_retries(told["retries"])
+        if "error" in told:
             raise _ERRORS[told["error"]](told["text"])
     finally:
         if sound:
@@ -127,6 +128,7 @@ def serve() -> None:
         except (StorageError, UnreadableError) as error:
             told = {"error": type(error).__name__, "text": str(error)}
         signal.setitimer(signal.ITIMER_PROF, 0)
+        told["retries"] = storage.take_retries()
         answers.write(json.dumps(told).encode() + b"\n")
         answers.flush()
 

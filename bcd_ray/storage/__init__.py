@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from bcd_ray.errors import ConfigError, NotFoundError, StorageError
 from bcd_ray.storage import local, s3
 from bcd_ray.storage.objects import StoredObject, Unlisted, same_version
-from bcd_ray.storage.s3 import take_retries
+from bcd_ray.storage.patience import count_retries, take_retries
 from bcd_ray.uris import hidden_part, is_s3, join, normalize, printable
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "arrow_filesystem",
     "check_creates",
     "check_writable",
+    "count_retries",
     "create",
     "create_from_file",
     "delete",

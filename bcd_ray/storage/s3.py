@@ -8,27 +8,24 @@ were over 4 s after a store went down, before it could be up again.
 
 import io
 import os
-import random
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from itertools import count
-from threading import Lock
 from typing import Any, BinaryIO, TypeVar
 
 from bcd_ray.errors import ChangedError, ConfigError, NotFoundError, StorageError
+from bcd_ray.storage.patience import Patience
 
+_CONNECT_S = 10  # botocore's 60, twelve times, are a quarter of an hour
 _PART_BYTES = 16 << 20  # of memory, of each who writes; S3 takes 10,000 parts: 156 GiB
-_ATTEMPTS = 12  # with backoff of at most 20 s between them: one and a half minutes; AWS_MAX_ATTEMPTS says otherwise
 _PASSING_STATUSES = (429, 500, 502, 503, 504)
 _PASSING_CODES = ("ConditionalRequestConflict", "RequestTimeout", "SlowDown")
 # The answer to a HEAD has no body that could say why: 400 is all that is heard of credentials that expired.
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "400")
 _ENDPOINT = re.compile(r"https?://(\[[0-9a-f:]+\]|[^/\s:]+)(:\d+)?(/|$)", re.IGNORECASE)
 _Result = TypeVar("_Result")
-_retries, _counting = [0], Lock()
 
 
 def list_keys(uri: str) -> Iterator[dict[str, Any]]:
@@ -128,13 +125,6 @@ def delete(uri: str) -> None:
     _call(uri, lambda client: client.delete_object(Bucket=bucket, Key=key))
 
 
-def take_retries() -> int:
-    """How many requests of this process were tried again since this was asked last."""
-    with _counting:
-        found, _retries[0] = _retries[0], 0
-    return found
-
-
 def object_store_options() -> dict[str, str]:
     """What this process's client goes by, in the words of Rust's object_store, on which other readers of S3 rest."""
     credentials = client()._request_signer._credentials.get_frozen_credentials()
@@ -230,7 +220,7 @@ def _new_client() -> Any:
     import boto3
     from botocore.config import Config
 
-    config = Config(retries={"total_max_attempts": 1}, max_pool_connections=32)
+    config = Config(retries={"total_max_attempts": 1}, max_pool_connections=32, connect_timeout=_CONNECT_S)
     # AWS_REGION is what all SDKs but boto3 read; AWS_DEFAULT_REGION boto3 reads itself.
     region = os.environ.get("AWS_REGION")
     # A session of its own: boto3's shared one remembers credentials that were read when it was made.
@@ -260,13 +250,6 @@ def _works_without(name: str) -> bool:
     return True
 
 
-def _attempts() -> int:
-    given = os.environ.get("AWS_MAX_ATTEMPTS") or str(_ATTEMPTS)
-    if not given.isdecimal() or int(given) < 1:
-        raise ConfigError(f"AWS_MAX_ATTEMPTS={given}: give a number of at least 1, or unset it")
-    return int(given)
-
-
 def _upload_parts(uri: str, file: BinaryIO, upload: dict[str, str]) -> Iterator[dict[str, Any]]:
     for number in count(1):
         if not (data := file.read(_PART_BYTES)):
@@ -280,8 +263,8 @@ def _call(uri: str, operation: Callable[[Any], _Result]) -> _Result:
     """The result of an operation on the client; errors as StorageErrors that name the remedy."""
     from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, IncompleteReadError
 
-    attempts = _attempts()
-    for attempt in range(1, attempts + 1):
+    patience = Patience()
+    while True:
         try:
             return operation(client())
         except ClientError as error:
@@ -296,12 +279,9 @@ def _call(uri: str, operation: Callable[[Any], _Result]) -> _Result:
             failure = error
         except (BotoCoreError, OSError, ValueError) as error:
             raise StorageError(f"{uri}: {error}; check AWS_ENDPOINT_URL, region and credentials") from error
-        if attempt < attempts:
-            with _counting:
-                _retries[0] += 1
-            time.sleep(min(20, random.uniform(0.5, 1) * 0.2 * 2**attempt))
-    remedy = "check AWS_ENDPOINT_URL, credentials and network"
-    raise StorageError(f"{uri}: {failure}, {attempts} times; {remedy}") from failure
+        if patience.is_over(client().meta.endpoint_url, failure):
+            remedy = "check AWS_ENDPOINT_URL, credentials and network"
+            raise StorageError(f"{uri}: {failure}, {patience.failed} times; {remedy}") from failure
 
 
 def _translated(uri: str, code: str, status: int) -> StorageError:

@@ -105,7 +105,7 @@ def _kill_worker_and_driver(place: str, steps: tuple[Fault, ...], stage: Stage) 
 
 
 def _poison(place: str) -> Iterator[Scenario]:
-    for signal in ("SIGSEGV", "SIGABRT", "SIGKILL"):
+    for signal in ("SIGSEGV", "SIGABRT", "SIGBUS"):
         for name in ("shards/poison.tar", "poison.parquet", "loose/poison.jpg"):
             title = f"an image of {name} that ends its process with {signal}"
             yield Scenario("poison", place, title, partial(_poison_image, place, name, signal))

@@ -19,8 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bcd_ray import storage, uris
+from bcd_ray.archives.images import Limits
+from bcd_ray.archives.parquets import read_parquet
 from bcd_ray.errors import ChangedError, ConfigError, NotFoundError, StorageError, UnsafeError
-from bcd_ray.storage import local
+from bcd_ray.storage import local, patience
 from bcd_ray.storage import s3 as s3_side
 
 WRITERS = 16
@@ -606,6 +608,42 @@ def test_folders_that_may_not_be_listed_are_left_out_with_a_line(
     closed.add(str(tmp_path))
     with pytest.raises(StorageError, match="Permission denied"):
         list(storage.list_objects(str(tmp_path)))
+
+
+@pytest.fixture
+def nowhere(s3_environment: pytest.MonkeyPatch, free_ports: Callable[[int], list[int]]) -> str:
+    """An endpoint that nobody listens at, asked twice."""
+    endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
+    s3_environment.setenv("AWS_ENDPOINT_URL", endpoint)
+    s3_environment.setenv("AWS_MAX_ATTEMPTS", "2")
+    storage.take_retries()
+    return endpoint
+
+
+def test_a_store_that_is_waited_for_is_named_in_a_line(
+    nowhere: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(patience, "_SAID_AFTER_S", -1)
+    monkeypatch.setattr(patience, "_said", [-patience._SAID_EVERY_S])
+    for _ in range(2):
+        with pytest.raises(StorageError, match=r", 2 times; check AWS_ENDPOINT_URL"):
+            storage.exists("s3://archive/x")
+    said = f"waiting for the store at {nowhere} (EndpointConnectionError, attempt 1 of 2, 0 s): gives up within 100 s\n"
+    assert capsys.readouterr().err == said
+    assert storage.take_retries() == 2
+
+
+def test_a_store_that_takes_its_time_to_fail_is_given_up(nowhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "_MOST_S", -1)
+    with pytest.raises(StorageError, match=r", 1 times; check AWS_ENDPOINT_URL"):
+        storage.exists("s3://archive/x")
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_requests_that_a_helper_tried_again_are_counted() -> None:
+    with pytest.raises(StorageError, match=r", 2 times"):
+        list(read_parquet(storage.StoredObject("s3://archive/x.parquet", 10, "etag"), Limits()))
+    assert storage.take_retries() == 1
 
 
 @pytest.mark.parametrize(
