@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -14,7 +15,14 @@ from typing import Any, NoReturn, TypeVar, get_origin
 
 import tyro
 
-from bcd_ray.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, BcdRayError
+from bcd_ray.errors import (
+    EXIT_CONFIG,
+    EXIT_DEADLINE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    BcdRayError,
+)
 from bcd_ray.progress import configure, say
 
 _Config = TypeVar("_Config")
@@ -22,6 +30,7 @@ _TIDY_UP_S = 7.0  # after a signal; systemd and Kubernetes kill later, Ray after
 _SIGNALS = {
     signal.SIGTERM: ("terminated by SIGTERM", EXIT_TERMINATED),
     signal.SIGINT: ("interrupted", EXIT_INTERRUPTED),
+    signal.SIGALRM: ("given up after the deadline, with work under way", EXIT_DEADLINE),  # a job's own timer
 }
 
 
@@ -58,8 +67,7 @@ def run(
             at_end(EXIT_CONFIG, "the command line is not understood")
         raise
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _hear_no_more()
         gc.freeze()  # Python's last collection, through all that Ray and Matplotlib leave, takes a second
     sys.exit(code)
 
@@ -105,10 +113,10 @@ def _break_off(number: int, at_end: Callable[[int, str], None]) -> NoReturn:
 
 
 def _hear_signals(at_end: Callable[[int, str], None]) -> list[int]:
-    """A list that gets SIGTERM or SIGINT when it comes; it then ends the job with all that is tidied up.
+    """A list that gets the number of a signal of `_SIGNALS` when it comes; it then ends the job with all tidied up.
 
     By a KeyboardInterrupt, since Ray's core lets no other exception of a signal through. What does not hear it, such as
-    a thread that waits for a store that stalls, is not waited for.
+    a library in Rust that waits for a store that stalls, is not waited for: a thread hears the signal too.
     """
     received = list[int]()
 
@@ -116,14 +124,29 @@ def _hear_signals(at_end: Callable[[int, str], None]) -> list[int]:
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_IGN)  # it was heard: whoever asks again must wait or kill
         received.append(number)
-        last = threading.Timer(_TIDY_UP_S, _break_off, (number, at_end))
-        last.daemon = True
-        last.start()
         raise KeyboardInterrupt
 
+    def give_up() -> None:
+        while numbers := os.read(heard, 1):
+            if numbers[0] in _SIGNALS:
+                time.sleep(_TIDY_UP_S)
+                _break_off(numbers[0], at_end)
+        os.close(heard)
+
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    threading.Thread(target=give_up, daemon=True).start()
     for each in _SIGNALS:
         signal.signal(each, interrupt)
     return received
+
+
+def _hear_no_more() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)  # a timer that is left ends nothing
+    os.close(signal.set_wakeup_fd(-1))
 
 
 class _Lasting(io.FileIO):

@@ -94,7 +94,7 @@ def test_a_signal_ends_the_job_with_its_code_and_a_line(number: signal.Signals, 
 
 
 _STALLS = """
-import sys, threading
+import _thread, ctypes, sys, threading
 from dataclasses import dataclass
 import bcd_ray.cli
 
@@ -102,21 +102,36 @@ import bcd_ray.cli
 class Config:
     pass
 
-def main(config):
+def say():
     print("waiting", file=sys.stderr, flush=True)
+
+def while_it_tidies_up():
+    say()
     try:
         threading.Event().wait()
     finally:
         threading.Event().wait()  # as for threads that wait for a store
+
+def in_native_code():
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    libc.pthread_mutex_lock(mutex)
+    sys.setswitchinterval(1000)
+    _thread.start_new_thread(say, ())  # which it comes to once this one is in there
+    libc.pthread_mutex_lock(mutex)
+
+def main(config):
+    {where}()
 
 bcd_ray.cli._TIDY_UP_S = 0.1
 bcd_ray.cli.run(Config, main, at_end=lambda code, reason: print(code, reason))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_what_does_not_hear_a_signal_is_not_waited_for(number: signal.Signals) -> None:
-    command = [sys.executable, "-c", _STALLS]
+@pytest.mark.parametrize(
+    ("number", "where"), [(signal.SIGTERM, "while_it_tidies_up"), (signal.SIGINT, "in_native_code")]
+)
+def test_what_does_not_hear_a_signal_is_not_waited_for(number: signal.Signals, where: str) -> None:
+    command = [sys.executable, "-c", _STALLS.replace("{where}", where)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
         assert job.stderr
         assert job.stderr.readline() == "waiting\n"

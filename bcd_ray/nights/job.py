@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from bcd_ray import progress, storage
-from bcd_ray.errors import EXIT_ALARM, EXIT_OK, EXIT_UNSCORED, DeadlineError, JobError, MissedError, NoInputError
+from bcd_ray.errors import EXIT_ALARM, EXIT_OK, EXIT_UNSCORED, JobError, MissedError, NoInputError
 from bcd_ray.ledger.state import State
 from bcd_ray.nights import metrics
 from bcd_ray.nights.config import NightlyConfig, deadline_at
@@ -44,25 +44,28 @@ def night(config: NightlyConfig, record: Record) -> int:
     deadline = deadline_at(config.deadline, datetime.now())
     watch = Watch(deadline=deadline.timestamp()) if deadline else Watch()
     storage.check_creates(storage.join(config.output, "_work"))
+    record.fill = partial(_fill, watch)
     table = CurrentTable(config.output) if config.table == "delta" else None
-    try:
-        with Lease(config.output).held() as lease, _interrupted_at(watch.deadline + _UNDER_WAY_S) as calm:
+    with Lease(config.output).held() as lease, _given_up_at(watch.deadline + _UNDER_WAY_S) as calm:
 
-            def before_publish() -> None:
-                calm()
-                lease.check()
+        def before_publish() -> None:
+            calm()
+            lease.check()
 
-            watch.before_publish = before_publish
-            if table:
-                _mend(table)
-            code = _scored(config, watch, record)
-            if table:
-                table.update()
-            return code
-    finally:
-        for name in ("units", "units_done", "images", "read_bytes", "new_shards"):
-            setattr(record, name, getattr(watch, name))
-        record.run_id, record.retries = watch.run_id or None, watch.retries + storage.take_retries()
+        watch.before_publish = before_publish
+        if table:
+            _mend(table)
+        code = _scored(config, watch, record)
+        if table:
+            table.update()
+        return code
+
+
+def _fill(watch: Watch, record: Record) -> None:
+    """Put into the record how far the run came, whatever ends it."""
+    for name in ("units", "units_done", "images", "read_bytes", "new_shards"):
+        setattr(record, name, getattr(watch, name))
+    record.run_id, record.retries = watch.run_id or None, watch.retries + storage.take_retries()
 
 
 def _mend(table: CurrentTable) -> None:
@@ -144,29 +147,15 @@ def _alarms(manifest: dict[str, Any], review_share: float, config: NightlyConfig
 
 
 @contextmanager
-def _interrupted_at(when: float) -> Iterator[Callable[[], None]]:
-    """Interrupt this thread, the main one, at a time, unless what is yielded is called before: DeadlineError."""
-    if math.isinf(when):
-        yield lambda: None
-        return
-    overdue = list[int]()
-
-    def interrupt(number: int, _: object) -> None:
-        overdue.append(number)
-        raise KeyboardInterrupt  # Ray's core lets no other exception of a signal through
+def _given_up_at(when: float) -> Iterator[Callable[[], None]]:
+    """Let `cli.run` break the night off at a time, unless what is yielded is called before."""
 
     def calm() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
-    before = signal.signal(signal.SIGALRM, interrupt)
+    if not math.isinf(when):
+        signal.setitimer(signal.ITIMER_REAL, max(0.001, when - time.time()))
     try:
-        signal.setitimer(signal.ITIMER_REAL, max(0.001, when - time.time()))  # in here: it may come at once
         yield calm
-    except BaseException as error:  # whatever became of the interruption on its way through Ray
-        if overdue:
-            raise DeadlineError("given up after the deadline, with units under way: the next run goes on") from error
-        raise
     finally:
-        signal.signal(signal.SIGALRM, signal.SIG_IGN)
         calm()
-        signal.signal(signal.SIGALRM, before)

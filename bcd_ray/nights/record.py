@@ -85,10 +85,12 @@ class Record:
 
     def __post_init__(self) -> None:
         self._began = time.monotonic()
+        self.fill: Callable[[Record], None] = lambda record: None  # puts in what is known by now
         self.at_end: Callable[[Record], None] = lambda record: None  # called before the line is printed
 
     def tell(self, code: int, reason: str) -> None:
         """End the night with its exit code: print the line."""
+        self.fill(self)
         self.exit_code, self.reason = code, shown(reason or self.reason)
         self.seconds = round(time.monotonic() - self._began, 1)
         self.images_per_second = round(self.images / self.seconds, 1) if self.seconds else 0.0

@@ -6,6 +6,7 @@ which runs are still to be taken in. The table is partitioned by run: what a com
 rows.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from bcd_ray.storage import parquet, s3
 # Every night can be travelled to, however long ago.
 _AS_A_NEW_ONE: dict[str, Any] = {"mode": "error", "configuration": {"delta.enableExpiredLogCleanup": "false"}}
 _INTO_ONE: dict[str, Any] = {"mode": "overwrite", "schema_mode": "merge"}  # a release may have brought columns
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")  # for terminals, in errors of the library
 _COMPARED = ("image_id", "run_id", "status", "predicted_class", "review")
 
 
@@ -37,10 +39,8 @@ class CurrentTable:
         self._options = s3.object_store_options() if storage.is_s3(output) else {}
 
     def exists(self) -> bool:
-        """Whether there is one."""
-        from deltalake import DeltaTable
-
-        return DeltaTable.is_deltatable(self.uri, self._options)
+        """Whether there is one. The library's own way to ask stops all threads, for minutes where a store stalls."""
+        return bool(storage.list_names(storage.join(self.uri, "_delta_log")))
 
     def update(self) -> list[str]:
         """Take in each run that is published and not in the table yet, a commit each; returns their ids.
@@ -142,4 +142,4 @@ def _errors() -> tuple[type[Exception], ...]:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return " ".join(_COLOURS.sub("", str(error)).split())[:200]

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from bcd_ray.errors import (
     EXIT_DEADLINE,
     EXIT_FAILED,
     EXIT_HELD,
+    EXIT_INTERRUPTED,
     EXIT_MISSED,
     EXIT_OK,
     EXIT_TERMINATED,
@@ -100,6 +102,44 @@ def test_the_deadline_leaves_nothing_partial_and_the_next_night_goes_on(
     tomorrow = nightly("--config", lab / "nightly.toml", "--date", NIGHT + timedelta(1), "--deadline", "5h")
     assert (tomorrow.code, tomorrow.record["run_id"]) == (EXIT_OK, ended.record["run_id"])
     assert read.current(str(lab / "scores")).num_rows == 2
+
+
+_GIVEN_UP_AT_ONCE = """
+import runpy
+from bcd_ray.nights import job
+job._UNDER_WAY_S = 0
+runpy.run_path("jobs/nightly.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "words"),
+    [
+        ("deadline", EXIT_DEADLINE, "given up after the deadline, with work under way"),
+        ("SIGTERM", EXIT_TERMINATED, "terminated by SIGTERM"),
+        ("SIGINT", EXIT_INTERRUPTED, "interrupted"),
+    ],
+)
+def test_a_night_that_waits_for_a_store_can_be_ended(tmp_path: Path, ends: str, code: int, words: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        variables = {**os.environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        variables |= {"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+        command = [sys.executable, "-c", _GIVEN_UP_AT_ONCE, "--model", "s3://lab/model", "--input", "s3://lab/smears"]
+        command += ["--output", str(tmp_path / "scores"), *["--deadline=1s"] * (ends == "deadline")]
+        with subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            silent.accept()
+            if ends != "deadline":
+                process.send_signal(getattr(signal, ends))
+            out, err = process.communicate(timeout=120)
+    assert (process.returncode, last_line(out)["exit_code"], last_line(out)["reason"]) == (code, code, words)
+    assert err.splitlines() == [f"error: {words}; the same command goes on where it was"]
 
 
 def test_a_night_keeps_the_table_and_mends_it(
