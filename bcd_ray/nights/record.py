@@ -6,25 +6,27 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
-from bcd_ray.progress import shown
+from bcd_ray.progress import say, shown
 
 RECORD_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would do, and how long it would take at the rate of an earlier run; null where there was none."""
+    """What a run would do, and how long it would take at the rates of earlier runs; null where there was none."""
 
     shards: int
     """Shards, or loose images, that are to be scored."""
     current_shards: int
     """Those whose rows hold."""
+    kept_shards: int
+    """Of those that are to be scored, those whose embeddings are kept: they are not read."""
     bytes: int
-    """Size of the shards that are to be scored."""
+    """Size of the shards that are to be read."""
     images: int | None = None
-    """Images in them, if they are as large as those of that run."""
+    """Images to be scored, if those of the shards to be read are as large as those of that run."""
     seconds: float | None = None
-    """From the start of the run to its publication."""
+    """From the start of the run to its publication; where no run before was of kept embeddings, at most so long."""
     cost: float | None = None
     """By `--hourly-cost`."""
 
@@ -95,4 +97,6 @@ class Record:
         self.seconds = round(time.monotonic() - self._began, 1)
         self.images_per_second = round(self.images / self.seconds, 1) if self.seconds else 0.0
         self.at_end(self)
+        if not reason:  # of an error, which is said
+            say(f"{self.reason} (exit code {code})")
         print(json.dumps(asdict(self)), flush=True)
