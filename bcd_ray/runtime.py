@@ -159,7 +159,7 @@ def _connect(address: str) -> None:
 
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        with _stderr_silenced(), _sigterm_kept(), _any_arguments():
+        with _stderr_silenced(), _sigterm_kept(), _any_arguments(), _stdout_kept():
             if address:
                 _check_address(address)
                 ray.init(address, **quiet)
@@ -216,6 +216,13 @@ def _sigterm_kept() -> Iterator[None]:
             yield
         finally:
             signal.signal(signal.SIGTERM, kept)
+
+
+@contextmanager
+def _stdout_kept() -> Iterator[None]:
+    """Ray would print its raylet's words, of each actor that an interruption ends, among the job's own lines."""
+    with patch("ray._private.worker.listen_error_messages"):  # the target of a thread
+        yield
 
 
 @contextmanager
