@@ -1,6 +1,8 @@
 """The metrics of a night: what the node exporter reads after good and bad ones, and the alerts that rest on it."""
 
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,15 @@ def test_the_alerts_are_of_metrics_that_there_are(rule: dict[str, Any]) -> None:
     assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
     assert {"summary", "description"} == rule["annotations"].keys()
     assert re.fullmatch(r"\d+[smhd]", rule.get("for", "1m"))
+
+
+def test_the_alerts_fire_when_they_should() -> None:
+    promtool = shutil.which("promtool")
+    if not promtool:
+        pytest.skip("promtool is not installed")
+    for command in (["check", "rules", "docs/alerts.yaml"], ["test", "rules", "tests/nights/alerts_test.yaml"]):
+        done = subprocess.run([promtool, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_night_writes_them(nightly: Callable[..., Any], tmp_path: Path, bundle: Path) -> None:
