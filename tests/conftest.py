@@ -225,6 +225,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 
 
 @pytest.fixture
-def nightly(ray_cluster: None, in_process: Any) -> Any:
-    """Runs jobs/nightly.py, as `in_process` does."""
+def nightly(ray_cluster: None, in_process: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs jobs/nightly.py, as `in_process` does; what is too little to start Ray for, without it."""
+    monkeypatch.setattr("bcd_ray.scoring.executing.ray_runs", lambda: False)
     return partial(in_process, "nightly")

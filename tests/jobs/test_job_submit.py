@@ -8,17 +8,27 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bcd_ray.errors import EXIT_ALARM, EXIT_CONFIG, EXIT_MISSED
+from bcd_ray import storage
+from bcd_ray.errors import (
+    EXIT_ALARM,
+    EXIT_CONFIG,
+    EXIT_DEADLINE,
+    EXIT_FAILED,
+    EXIT_HELD,
+    EXIT_MISSED,
+    EXIT_UNSCORED,
+)
 from bcd_ray.learning.synthetic import write_synthetic_archive
 
 ROOT = Path(__file__).parents[2]
@@ -33,19 +43,23 @@ class Cluster:
     token: str
     environment: dict[str, str]
 
-    def submit(self, name: str, *command: object) -> subprocess.CompletedProcess[str]:
-        """`ray job submit` as docs/operate.md has it; waits for the end of the job."""
+    def begin(self, name: str, *command: object) -> subprocess.Popen[str]:
+        """`ray job submit` as docs/operate.md has it."""
         words = [BIN / "ray", "job", "submit", "--submission-id", name, "--working-dir", ".", "--", "python", *command]
-        return subprocess.run(
+        return subprocess.Popen(
             [str(word) for word in words],
             cwd=ROOT,
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
-            check=False,
         )
+
+    def submit(self, name: str, *command: object) -> tuple[int, str]:
+        """The same; waits for the end of the job, and gives the exit code of `ray job submit` and what it said."""
+        with self.begin(name, *command) as process:
+            said, _ = process.communicate(timeout=300)
+            return process.returncode, said
 
     def job(self, name: str) -> dict[str, Any]:
         """What the cluster knows of a submitted job (as `JobSubmissionClient.get_job_info` would say)."""
@@ -134,10 +148,10 @@ def model(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     write_synthetic_archive(folder / "smears", images_per_class=6)
     options = ("--data", folder / "smears", "--output", folder / "model", "--epochs", 1, "--augmented-views", 0)
     options += ("--representation", "field")
-    done = cluster.submit("train", "jobs/train.py", *options)
-    assert done.returncode == 0, done.stdout
-    assert f"model bundle written to {folder / 'model'}" in done.stdout
-    assert "fitting with Ray Train's TorchTrainer, 2 workers" in done.stdout
+    code, said = cluster.submit("train", "jobs/train.py", *options)
+    assert code == 0, said
+    assert f"model bundle written to {folder / 'model'}" in said
+    assert "fitting with Ray Train's TorchTrainer, 2 workers" in said
     return folder / "smears", folder / "model"
 
 
@@ -150,9 +164,9 @@ def test_a_submitted_training_writes_a_model(cluster: Cluster, model: tuple[Path
 def test_a_submitted_scoring_publishes(cluster: Cluster, model: tuple[Path, Path], tmp_path: Path) -> None:
     smears, bundle = model
     options = ("--model", bundle, "--input", smears, "--output", tmp_path / "scores")
-    done = cluster.submit("score", "jobs/score.py", *options)
-    assert done.returncode == 0, done.stdout
-    assert "24 images scored, 0 could not be scored" in done.stdout
+    code, said = cluster.submit("score", "jobs/score.py", *options)
+    assert code == 0, said
+    assert "24 images scored, 0 could not be scored" in said
     info = cluster.job("score")
     assert (info["status"], info["driver_exit_code"]) == ("SUCCEEDED", 0)
     assert len(list((tmp_path / "scores/predictions").iterdir())) == 1
@@ -162,22 +176,38 @@ def test_a_submitted_scoring_publishes(cluster: Cluster, model: tuple[Path, Path
 def test_a_submitted_night_ends_with_its_code_and_its_line(
     cluster: Cluster, model: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    smears, bundle = model
-    options = ("--model", bundle, "--output", tmp_path / "scores", "--max-review", 0, "--progress", "json", "--expect")
-    for name, folder, code in (("alarm", smears, EXIT_ALARM), ("missed", f"{tmp_path}/{{date}}", EXIT_MISSED)):
-        done = cluster.submit(name, "jobs/nightly.py", *options, "--input", folder)
-        assert cluster.job(name)["driver_exit_code"] == code, done.stdout
-        lines = {line for line in done.stdout.splitlines() if line.startswith('{"record_version"')}  # Ray may repeat it
+    smears, scores, damaged, held = (tmp_path / name for name in ("smears", "scores", "damaged", "held"))
+    smears.mkdir()
+    shutil.copy(next(model[0].rglob("*.jpg")), smears)
+    (smears / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 broken")
+    storage.write_bytes(f"{damaged}/manifests/0123456789abcdef.json", b"{")
+    lease = {"host": "elsewhere", "pids": "others", "pid": 1, "began": 0, "expires": time.time() + 3600}
+    storage.write_bytes(f"{held}/_work/lease/00000001.json", json.dumps(lease).encode())
+    nights = {
+        EXIT_ALARM: (scores, smears, "--max-review=0"),
+        EXIT_CONFIG: (damaged, smears, "--days=0"),
+        EXIT_FAILED: (damaged, smears),
+        EXIT_DEADLINE: (tmp_path / "late", smears, "--deadline=0s"),
+        EXIT_MISSED: (tmp_path / "missed", f"{tmp_path}/{{date}}", "--expect"),
+        EXIT_HELD: (held, smears),
+    }
+    with ExitStack() as stack:  # they wait for Ray most of the time
+        begun = {code: stack.enter_context(night_of(cluster, model[1], code, *how)) for code, how in nights.items()}
+        said = {code: process.communicate(timeout=300)[0] for code, process in begun.items()}
+    with night_of(cluster, model[1], EXIT_UNSCORED, scores, smears) as again:
+        said[EXIT_UNSCORED] = again.communicate(timeout=300)[0]
+    for code, text in said.items():
+        assert cluster.job(f"night-{code}")["driver_exit_code"] == code, text
+        assert cluster.job(f"night-{code}")["status"] == "FAILED"
+        lines = {line for line in text.splitlines() if line.startswith('{"record_version"')}  # Ray may repeat it
         assert [json.loads(line)["exit_code"] for line in lines] == [code]
 
 
-def test_a_mistake_fails_the_job_with_the_drivers_exit_code(cluster: Cluster, tmp_path: Path) -> None:
-    options = ("--model", tmp_path / "none", "--input", tmp_path, "--output", tmp_path / "scores")
-    done = cluster.submit("mistake", "jobs/score.py", *options)
-    assert done.returncode != 0
-    assert "is no model bundle" in done.stdout
-    info = cluster.job("mistake")
-    assert (info["status"], info["driver_exit_code"]) == ("FAILED", EXIT_CONFIG)
+def night_of(
+    cluster: Cluster, bundle: Path, code: int, output: Path, archive: object, *options: str
+) -> "subprocess.Popen[str]":
+    words = ("--model", bundle, "--output", output, "--input", archive, "--progress", "json", *options)
+    return cluster.begin(f"night-{code}", "jobs/nightly.py", *words)
 
 
 def test_without_the_token_nothing_is_run(cluster: Cluster) -> None:

@@ -28,6 +28,7 @@ from bcd_ray.errors import (
     EXIT_TERMINATED,
     EXIT_UNSCORED,
 )
+from bcd_ray.model.bundle import load_bundle, save_bundle
 from bcd_ray.nights import job
 from bcd_ray.scoring.job import Outcome, score
 from nights.running import ROOT, Job, last_line
@@ -106,6 +107,7 @@ def test_the_deadline_leaves_nothing_partial_and_the_next_night_goes_on(
 
 _GIVEN_UP_AT_ONCE = """
 import runpy
+from bcd_ray.model.bundle import load_bundle, save_bundle
 from bcd_ray.nights import job
 job._UNDER_WAY_S = 0
 runpy.run_path("jobs/nightly.py", run_name="__main__")
@@ -192,6 +194,28 @@ def test_a_dry_run_says_what_a_night_would_take(lab: Path, deliver: Callable[...
     assert found["cost"] == pytest.approx(found["seconds"] / 1000, abs=0.01)
 
 
+def test_a_dry_run_knows_what_is_of_kept_embeddings(
+    lab: Path, bundle: Path, deliver: Callable[..., None], nightly: Job
+) -> None:
+    other = load_bundle(str(bundle))
+    head = (2 * other.model.tensors["head.weight"], other.model.tensors["head.bias"])
+    save_bundle(str(lab / "other"), other.model.with_head(*head), other.triage, {}, {})
+    options = ("--config", lab / "nightly.toml")
+    deliver(NIGHT)
+    first = nightly(*options).record
+    kept = nightly(*options, "--model", lab / "other", "--dry-run").record["estimate"]
+    assert (kept["shards"], kept["kept_shards"], kept["bytes"], kept["images"]) == (2, 2, 0, 2), "as if they were read"
+    assert nightly(*options, "--model", lab / "other", "--supersede").record["statuses"] == first["statuses"]
+    back = nightly(*options, "--dry-run").record
+    assert "would score 2 shards, 2 of them from kept embeddings, and read 0.0 MB" in back["reason"]
+    assert back["estimate"]["images"] == 2
+    deliver(NIGHT, 2)
+    new = sum(path.stat().st_size for path in (lab / "smears").rglob("*.jpg")) - first["read_bytes"]
+    read = nightly(*options, "--model", lab / "other", "--dry-run").record["estimate"]
+    assert (read["shards"], read["kept_shards"], read["bytes"]) == (2, 0, new)
+    assert read["images"] == round(2 * new / first["read_bytes"]), "at the rate of the run that read"
+
+
 def test_one_run_at_a_time(
     lab: Path, deliver: Callable[..., None], nightly: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,10 +264,11 @@ def test_every_end_has_its_line(lab: Path, nightly: Job, monkeypatch: pytest.Mon
     )
 
 
-def test_a_night_that_is_terminated_says_so_and_goes_on(lab: Path, synthetic_archive: Path) -> None:
+def test_a_night_that_is_terminated_says_so_and_goes_on(lab: Path, synthetic_archive: Path, nightly: Job) -> None:
     for copy in range(2):
         shutil.copytree(synthetic_archive, lab / f"smears/2026/11/30/{copy}")
     command = [sys.executable, "jobs/nightly.py", "--config", str(lab / "nightly.toml"), "--engine", "openvino"]
+    command += ["--small-run-bytes", "0"]  # with Ray
     variables = {**os.environ, "RAY_ADDRESS": "local"}
     with subprocess.Popen(
         command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -253,8 +278,9 @@ def test_a_night_that_is_terminated_says_so_and_goes_on(lab: Path, synthetic_arc
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=120)
     assert process.returncode == EXIT_TERMINATED
+    assert len(out.splitlines()) == 1
     assert last_line(out)["exit_code"] == EXIT_TERMINATED
     assert last_line(out)["units_done"] < last_line(out)["units"]
     assert err.splitlines()[-1] == "error: terminated by SIGTERM; the same command goes on where it was"
-    again = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300, check=False)
-    assert last_line(again.stdout)["statuses"] == {"scored": 2 * 72}
+    again = nightly(*command[2:])
+    assert (again.code, again.record["statuses"]) == (EXIT_OK, {"scored": 2 * 72})
