@@ -85,7 +85,7 @@ class CurrentTable:
         return DeltaTable(self.uri, storage_options=self._options)
 
     def _missing(self, manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The runs that the table does not have, mostly the last. It says how many it has: a look at each takes 2 ms."""
+        """The runs that the table does not have, mostly the last. It says how many it has: to ask takes 2 ms a run."""
         if not self.exists():
             return manifests
         table = self._open()
