@@ -503,6 +503,20 @@ def simple_tiffs() -> Iterator[Case]:
         1,
         make=lambda: tiff(inks.transpose(2, 0, 1), "separated", planarconfig="separate"),
     )
+    dots = Image.fromarray(SMEAR).convert("1")
+    for name, compression, side in (
+        ("CCITT group 3", "group3", {}),
+        ("CCITT group 3, two-dimensional", "group3", {292: 1}),
+        ("CCITT group 4", "group4", {266: 2}),
+        ("CCITT, a line at a time", "tiff_ccitt", {262: 0}),
+    ):
+        yield case(
+            f"TIFF, {name}",
+            "scored",
+            "Pillow",
+            np.asarray(dots.convert("L")),
+            make=lambda c=compression, s=side: pil(dots, "TIFF", compression=c, tiffinfo=s),
+        )
     yield case(
         "TIFF with an ICC profile", "scored", "Pillow", SHOWN_BY_ICC, 4, make=lambda: tiff(SMEAR, iccprofile=ICC)
     )

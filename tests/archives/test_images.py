@@ -2,6 +2,7 @@
 
 import errno
 import io
+import random
 import struct
 import subprocess
 import sys
@@ -620,3 +621,16 @@ def test_what_a_jpeg_lost_stands_in_its_table(quality: int) -> None:
         == jpeg.coarseness(b"\x89PNG", 224, 224)
         == 0
     )
+
+
+@pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt"])
+def test_a_flipped_bit_of_a_fax_is_seen_by_a_second_decoder(compression: str) -> None:
+    sink = io.BytesIO()
+    Image.fromarray(draw_smear(1, seed=3)).convert("1").save(sink, "TIFF", compression=compression)
+    data, chance, seen = sink.getvalue(), random.Random(1), 0
+    for _ in range(40):
+        spoilt = bytearray(data)
+        spoilt[chance.randrange(len(data) // 4, len(data) // 2)] ^= 1 << chance.randrange(8)
+        found = decode(bytes(spoilt), Limits())
+        seen += isinstance(found, Rejected) or found.damage is not None
+    assert seen >= 30, seen  # libtiff skips what it cannot read; of a few both decoders make the same

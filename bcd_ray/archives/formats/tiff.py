@@ -27,8 +27,8 @@ _NAMES = {
 _COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3, _LAB: 3}
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # of a sample besides the colours: alpha that colours were multiplied with, or not
-_DEFLATED, _JPEGS = (8, 32946), (6, 7)
-_READ_BY_PILLOW = (1, 2, 3, 4, 5, *_JPEGS, *_DEFLATED, 32771, 32773)
+_DEFLATED, _JPEGS, _FAX = (8, 32946), (6, 7), (2, 3, 4)
+_READ_BY_PILLOW = (1, *_FAX, 5, *_JPEGS, *_DEFLATED, 32771, 32773)
 _LOSSLESS = (1, 5, *_DEFLATED, 32773, 34887, 34925, 50000)  # of bytes, whatever they mean
 _GIVEN_AS_RGB = (*_JPEGS, 50001, 50002, 52546)  # JPEG, WebP and JPEG XL, which tifffile gives in RGB
 _JPEG_XR = (22610, 34934)  # damaged, it kills the one library that reads it
@@ -69,6 +69,8 @@ def _decode_page(data: bytes, page: Directory, first: bool, damage: str | None) 
         except UnidentifiedImageError:  # a mode that Pillow has no name for
             pass
         else:
+            if page.number(tag.COMPRESSION, 1) in _FAX:
+                damage = damage or _fax_damage(data, page, np.asarray(opened))
             found = pillow.to_rgb_and_finish(opened, opened.info.get("icc_profile"), damage, alpha=_has_alpha(page))
             text = f"pixels of type {opened.mode}: save with 8 bits a channel"
             return found or Rejected("unsupported_mode", text, *opened.size)
@@ -152,6 +154,15 @@ def _damage(data: bytes, page: Directory) -> str | None:
     tables = bytes(page.tags.get(tag.JPEG_TABLES, b""))[:-2]  # without their end mark
     found = (jpeg.damage(tables + data[at + 2 * bool(tables) : at + length]) for at, length in page.segments)
     return next(filter(None, found), None)
+
+
+def _fax_damage(data: bytes, page: Directory, shown: npt.NDArray[np.bool_]) -> str | None:
+    """Whether two decoders differ, as they do from a damaged code on, which libtiff skips without a word."""
+    try:
+        white = _read(data, page)[..., 0] != (page.number(tag.PHOTOMETRIC, _BLACK_IS_ZERO) == _WHITE_IS_ZERO)
+    except Exception:  # imagecodecs raises many types on damaged files
+        white = ~shown
+    return None if np.array_equal(white, shown) else "two decoders read different pixels: a part of it is damaged"
 
 
 def _is_wrong(deflated: bytes, room: int) -> bool:
