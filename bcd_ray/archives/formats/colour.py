@@ -25,7 +25,11 @@ _PRIMARIES = {
 _GAMMAS = {4: 1 / 2.2, 8: 1.0}
 _SRGB_CURVES = (1, 6, 13, 14, 15)  # those of video are shown, by convention, on a screen of sRGB
 _SCREEN = 2.2  # what gAMA is about: 1/2.2 means as it is
-_GAMMA_RANGE, _LEAST_RANGE = (0.1, 2.0), 64  # levels from black to white
+_GAMMA_RANGE = (0.1, 2.0)
+_STEPS = 9  # of each channel, at which a profile is looked at
+# Levels. Sound profiles, of screens, cameras and scanners, were within 15 of grey and fell by none; of a mangled one
+# grey is seldom within 40.
+_LIGHT, _DARK, _MIDDLE, _MOST_CAST, _MOST_FALL = 200, 64, (64, 216), 32, 32
 _SENSELESS = "its colour profile cannot be used: the colours are taken as they are"
 
 
@@ -120,14 +124,32 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
     if mode == "CMYK":
         return transform
-    steps = np.linspace(0, 255, 9).astype(np.uint8)
-    grid = np.stack(np.meshgrid(*[steps] * 3), -1).reshape(1, -1, 3) if mode == "RGB" else steps[None]
+    steps = np.linspace(0, 255, _STEPS).astype(np.uint8)
+    grid = np.stack(np.meshgrid(*[steps] * 3, indexing="ij"), -1).reshape(1, -1, 3) if mode == "RGB" else steps[None]
     before = Image.fromarray(np.ascontiguousarray(grid))
-    after = ImageCms.applyTransform(before, transform)
-    if np.ptp(np.asarray(after)) < _LEAST_RANGE:
-        raise ValueError("it shows one colour alone")
-    change = np.abs(np.asarray(before.convert("RGB")).astype(int) - np.asarray(after))
+    after = np.asarray(ImageCms.applyTransform(before, transform)).astype(int)
+    _check_sense(after.reshape(*[_STEPS] * (3 if mode == "RGB" else 1), 3))
+    change = np.abs(np.asarray(before.convert("RGB")).astype(int) - after)
     return None if change.max() <= _SAME else transform
+
+
+def _check_sense(shown: npt.NDArray[np.int_]) -> None:
+    """ValueError for a profile that was damaged, by what it shows of (9,) grey or (9, 9, 9) red, green and blue.
+
+    White is light, black is dark, grey is about as grey and as light, and more of a colour never shows less of it.
+    """
+    greys = shown if shown.ndim == 2 else np.einsum("iiic->ic", shown)
+    low, high = _MIDDLE
+    falls = [np.diff(shown[..., channel], axis=channel).min() for channel in range(3)] if shown.ndim == 4 else [0]
+    if (
+        greys[-1].min() < _LIGHT
+        or greys[0].max() > _DARK
+        or not low <= greys[_STEPS // 2].mean() <= high
+        or np.ptp(greys, axis=1).max() > _MOST_CAST
+        or np.diff(greys.mean(axis=1)).min() < 0
+        or min(falls) < -_MOST_FALL
+    ):
+        raise ValueError("a profile that shows grey as a colour, or more light as less")
 
 
 def _to_xyz(primaries: tuple[float, ...]) -> npt.NDArray[np.float64]:
