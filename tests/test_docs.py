@@ -31,6 +31,7 @@ OTHER_PROGRAMS = {
     "docker",
     "exit",
     "kubectl",
+    "grep",
     "export",
     "chmod",
     "sha256sum",

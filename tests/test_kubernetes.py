@@ -84,12 +84,41 @@ def test_one_night_at_a_time_and_each_deadline_after_the_one_inside() -> None:
 
 
 def test_the_night_is_one_that_the_job_takes(tmp_path: Path) -> None:
-    words = shlex.split(RAY_JOB["spec"]["entrypoint"])
-    assert words[:2] == ["python", "jobs/nightly.py"]
-    options = ["--model", "m", "--output", "o", "--input", "i", *words[4:]]
+    entrypoint, script = RAY_JOB["spec"]["entrypoint"], (FOLDER / "night.sh").read_text()
+    assert re.fullmatch(r"[\w/. -]+", entrypoint), "KubeRay puts it unquoted into a line of a shell"
+    (command,) = re.findall(r"^python jobs/nightly\.py (.*?) \|\|", script, re.MULTILINE)
+    words = shlex.split(command)
+    options = ["--model", "m", "--output", "o", "--input", "i", *words[2:]]
     assert tyro.cli(NightlyConfig, args=options).progress == "json"
-    mounts = PODS["head"]["spec"]["containers"][0]["volumeMounts"]
-    assert Path(words[3]).parent.as_posix() in [mount["mountPath"] for mount in mounts]
+    mounts = [mount["mountPath"] for mount in PODS["head"]["spec"]["containers"][0]["volumeMounts"]]
+    assert {Path(words[1]).parent.as_posix(), Path(entrypoint.split()[1]).parent.as_posix()} <= set(mounts)
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 5, 6, 7, 130, 137, 143])
+def test_what_another_attempt_would_spoil_is_not_tried_again(code: int) -> None:
+    script = re.sub(r"python jobs/nightly\.py [^|]*", f"(exit {code}) ", (FOLDER / "night.sh").read_text())
+    ended = subprocess.run(["sh", "-c", script], check=False).returncode
+    assert ended == (0 if code in (0, 3, 4, 5, 6, 7) else 1)
+
+
+def test_the_pods_are_confined() -> None:
+    confined = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert CLUSTER["autoscalerOptions"]["securityContext"] == confined
+    for pod in [CRON["spec"]["jobTemplate"]["spec"]["template"], *PODS.values()]:
+        assert pod["spec"]["securityContext"]["runAsNonRoot"]
+        assert pod["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["spec"]["containers"] + pod["spec"].get("initContainers", []):
+            assert container["securityContext"] == CLUSTER["autoscalerOptions"]["securityContext"]
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+
+
+def test_ray_s_objects_have_room_in_shared_memory() -> None:
+    for group, name in ((CLUSTER["headGroupSpec"], "head"), (CLUSTER["workerGroupSpecs"][0], "cpu")):
+        (shm,) = (volume["emptyDir"] for volume in PODS[name]["spec"]["volumes"] if volume["name"] == "shm")
+        assert int(group["rayStartParams"]["object-store-memory"]) < int(shm["sizeLimit"].removesuffix("Gi")) << 30
 
 
 def test_every_container_has_its_resources_and_no_secret_stands_in_a_file() -> None:
