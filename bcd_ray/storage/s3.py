@@ -24,7 +24,9 @@ _PASSING_STATUSES = (429, 500, 502, 503, 504)
 _PASSING_CODES = ("ConditionalRequestConflict", "RequestTimeout", "SlowDown")
 # The answer to a HEAD has no body that could say why: 400 is all that is heard of credentials that expired.
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "400")
-_ENDPOINT = re.compile(r"https?://(\[[0-9a-f:]+\]|[^/\s:]+)(:\d+)?(/|$)", re.IGNORECASE)
+_ENDPOINT = re.compile(r"https?://(\[[0-9a-f:]+\]|[^/\s:?#]+)(:(\d{1,5}))?(/[^\s?#]*)?", re.IGNORECASE)
+_FILES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "AWS_WEB_IDENTITY_TOKEN_FILE")  # read once a request needs them
+_PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 _Result = TypeVar("_Result")
 
 
@@ -193,8 +195,12 @@ def client() -> Any:
     for name in [name for name, value in os.environ.items() if name.startswith("AWS_") and not value]:
         del os.environ[name]  # as a scheduler passes on what is not set; botocore would take it for a value
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
-        if name in os.environ and not _ENDPOINT.match(os.environ[name]):
+        endpoint = _ENDPOINT.fullmatch(os.environ.get(name, "http://unset"))
+        if not endpoint or int(endpoint[3] or 0) > 65535:
             raise ConfigError(f"{name}={os.environ[name]}: write it with its scheme, as in http://HOST:PORT")
+    for name in _FILES:
+        if name in os.environ and not os.path.exists(os.environ[name]):
+            raise ConfigError(f"{name}={os.environ[name]}: no such file: correct or unset it")
     _check_credentials()
     try:
         return _new_client()
@@ -280,7 +286,8 @@ def _call(uri: str, operation: Callable[[Any], _Result]) -> _Result:
         except (BotoCoreError, OSError, ValueError) as error:
             raise StorageError(f"{uri}: {error}; check AWS_ENDPOINT_URL, region and credentials") from error
         if patience.is_over(client().meta.endpoint_url, failure):
-            remedy = "check AWS_ENDPOINT_URL, credentials and network"
+            proxies = "".join(f"{name}, " for name in os.environ if name.upper() in _PROXIES)
+            remedy = f"check AWS_ENDPOINT_URL, {proxies}credentials and network"
             raise StorageError(f"{uri}: {failure}, {patience.failed} times; {remedy}") from failure
 
 

@@ -651,6 +651,10 @@ def test_requests_that_a_helper_tried_again_are_counted() -> None:
     [
         ("AWS_ENDPOINT_URL", "minio:9000", r"AWS_ENDPOINT_URL=minio:9000: write it with its scheme"),
         ("AWS_ENDPOINT_URL", "http://minio:port", r"AWS_ENDPOINT_URL=http://minio:port"),
+        ("AWS_ENDPOINT_URL", "http://minio:99999", r"AWS_ENDPOINT_URL=http://minio:99999"),
+        ("AWS_ENDPOINT_URL", "http://minio:9000/?x", r"AWS_ENDPOINT_URL=http://minio:9000/\?x"),
+        ("AWS_CA_BUNDLE", "/nowhere", r"^AWS_CA_BUNDLE=/nowhere: no such file: correct or unset it$"),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", "/nowhere", r"^AWS_WEB_IDENTITY_TOKEN_FILE=/nowhere: no such file"),
         ("AWS_MAX_ATTEMPTS", "x", r"AWS_MAX_ATTEMPTS=x: give a number"),
         ("AWS_MAX_ATTEMPTS", "0", r"AWS_MAX_ATTEMPTS=0: give a number"),
         ("AWS_PROFILE", "none", r"profile \(none\).*correct AWS_PROFILE$"),
