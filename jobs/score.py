@@ -35,8 +35,7 @@ def main(config: ScoreConfig) -> int:
 
 
 def _print_plan(plan: "Plan") -> None:
-    shards = sum(len(unit.shards) for unit in plan.units)
-    print(f"would score {shards:,} shards; the rows of {plan.current_shards:,} hold")
+    print(f"would score {plan.shards:,} shards; the rows of {plan.current_shards:,} hold")
     _print_counts(plan.reasons.items())
     if kept := sum(len(unit.features) for unit in plan.units):
         print(f"  {kept:>9,}  of these from kept embeddings, which reads no image")

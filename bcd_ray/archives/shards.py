@@ -18,7 +18,8 @@ from bcd_ray.archives.images import Limits, Rejected, too_large
 from bcd_ray.archives.magic import HEAD_BYTES, image_suffix
 from bcd_ray.archives.occurrences import Occurrences
 from bcd_ray.archives.parquets import read_parquet
-from bcd_ray.archives.streams import NAME_CHARS, Expansion, UnreadableError
+from bcd_ray.archives.parts import Part
+from bcd_ray.archives.streams import NAME_CHARS, ROW_BYTES, Expansion, UnreadableError
 from bcd_ray.archives.suffixes import IMAGE_SUFFIXES, count_left_out, left_out_words
 from bcd_ray.archives.tars import read_tar
 from bcd_ray.archives.zips import read_zip
@@ -30,7 +31,6 @@ TAR_SUFFIXES = (".tar", *(f".tar.{each}" for each in ("gz", "bz2", "xz", "zst"))
 
 Kind = Literal["tar", "zip", "parquet", "image"]
 _CONCURRENT_READS = 16  # of loose images: a GET takes some 30 ms, and the cores must not wait for it
-_ROW_BYTES = 512  # that count for an image beside its own: a tar has a header of so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +66,15 @@ def is_loose(uri: str) -> bool:
 
 
 def read_shards(
-    shards: Iterable[StoredObject], limits: Limits, left_out: Counter[str] | None = None
+    shards: Iterable[StoredObject], limits: Limits, left_out: Counter[str] | None = None, part: Part | None = None
 ) -> Iterator[Entry]:
-    """The entries of several shards in order; loose images are read many at a time.
+    """The entries of several shards in order, or of a part of one; loose images are read many at a time.
 
     Members that are no images are counted in `left_out`, by suffix.
     """
 
     def fetch(shard: StoredObject) -> Iterator[Entry]:
-        return iter([_read_loose(shard, limits)]) if is_loose(shard.uri) else read_shard(shard, limits, left_out)
+        return iter([_read_loose(shard, limits)]) if is_loose(shard.uri) else read_shard(shard, limits, left_out, part)
 
     def held(shard: StoredObject) -> int:
         return min(shard.size, limits.max_bytes) if is_loose(shard.uri) else 0
@@ -100,17 +100,19 @@ def given_up(shards: Iterable[StoredObject], why: Rejected) -> Iterator[Entry]:
         yield _entry(shard, "", why)
 
 
-def read_shard(shard: StoredObject, limits: Limits, left_out: Counter[str] | None = None) -> Iterator[Entry]:
-    """The entries of one tar, zip or Parquet shard, in memory bounded by one image, whatever is in it."""
-    others = Counter[str]()
+def read_shard(
+    shard: StoredObject, limits: Limits, left_out: Counter[str] | None = None, part: Part | None = None
+) -> Iterator[Entry]:
+    """The entries of one tar, zip or Parquet shard, or a part of it, in memory bounded by one image."""
+    others, before = Counter[str](), part.images_before if part else 0
     with Occurrences() as names:
         try:
-            expansion = Expansion(shard.size)
-            for name, content in _read(shard, limits):
+            expansion = Expansion(part.size if part else shard.size)
+            for name, content in _read(shard, limits, part):
                 if content is None:
                     count_left_out(others, name)
                     continue
-                expansion.add(_ROW_BYTES + (len(content) if isinstance(content, bytes) else 0))
+                expansion.add(ROW_BYTES + (len(content) if isinstance(content, bytes) else 0))
                 name, content = _short(name, content)
                 yield _entry(shard, name, content, names.add(name))
             if not names.total:
@@ -119,7 +121,7 @@ def read_shard(shard: StoredObject, limits: Limits, left_out: Counter[str] | Non
         except StorageError as error:
             yield _entry(shard, "", _not_delivered(error))
         except UnreadableError as error:
-            text = f"{error}; {names.total} images were read before that: write the shard again"
+            text = f"{error}; {before + names.total} images were read before that: write the shard again"
             yield _entry(shard, "", Rejected("unreadable_shard", _named_wrongly(shard) or text))
         finally:
             if left_out is not None:
@@ -136,14 +138,14 @@ def _named_wrongly(shard: StoredObject) -> str | None:
     return f"begins like an image, whatever its name says: name it .{suffix}" if suffix else None
 
 
-def _read(shard: StoredObject, limits: Limits) -> Iterator[tuple[str, bytes | Rejected | None]]:
+def _read(shard: StoredObject, limits: Limits, part: Part | None) -> Iterator[tuple[str, bytes | Rejected | None]]:
     """Names and contents of a shard's members; None for those that are no image."""
     kind = kind_of(shard.uri)
     if kind == "parquet":
-        yield from read_parquet(shard, limits)
+        yield from read_parquet(shard, limits, part)
         return
     with storage.open_stream(shard) as stream:
-        yield from (read_zip if kind == "zip" else read_tar)(stream, limits)
+        yield from (read_zip if kind == "zip" else read_tar)(stream, limits, part)
 
 
 def _short(name: str, content: bytes | Rejected) -> tuple[str, bytes | Rejected]:

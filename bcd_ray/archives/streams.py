@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import math
 from typing import Any, BinaryIO
 
 from bcd_ray.errors import StorageError
@@ -11,7 +12,8 @@ from bcd_ray.errors import StorageError
 NAME_CHARS = 4096  # of a member at most: a path of Linux has no more
 WINDOW_BYTES = 128 << 20  # of a decompressor: xz -9 takes 65 MB, a hostile header asks for 4 GB; zstd has this bound
 _COMPRESSED_BYTES = 1 << 18  # read at a time
-_ZSTD = b"\x28\xb5\x2f\xfd"
+_GZIP, _BZIP2, _XZ, _ZSTD = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"
+ROW_BYTES = 512  # that count for an image beside its own: a tar has a header of so many
 _MOST_TIMES, _FREE_BYTES = 100, 256 << 20  # its own size that a file may hold, and more: images do not compress
 
 
@@ -39,15 +41,20 @@ class Expansion:
 
 
 class Source:
-    """What is read of a file that may be compressed, from its beginning; UnreadableError beyond `until`."""
+    """What is read of a file that may be compressed, from its beginning; UnreadableError beyond `until`.
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._expansion = Expansion(stream.seek(0, io.SEEK_END))
-        stream.seek(0)
-        self._stream, self.position, self.until = _decompressed(stream), 0, 0
+    Where `begin` and `end` are given, it is these bytes of a file that is not compressed.
+    """
+
+    def __init__(self, stream: BinaryIO, begin: int = 0, end: int | None = None) -> None:
+        size = stream.seek(0, io.SEEK_END) if end is None else end - begin
+        self._expansion, self._left = Expansion(size), math.inf if end is None else size
+        stream.seek(begin)
+        self._stream, self.position, self.until = _decompressed(stream) if end is None else stream, 0, 0
 
     def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
+        data = self._stream.read(int(min(size, self._left)))
+        self._left -= len(data)
         self.position += len(data)
         self._expansion.add(len(data))
         if self.position > self.until:
@@ -55,15 +62,22 @@ class Source:
         return data
 
 
+def is_compressed(stream: BinaryIO) -> bool:
+    """Whether a stream at its beginning is a gzip, bzip2, xz or Zstandard file."""
+    found = stream.read(6).startswith((_GZIP, _BZIP2, _XZ, _ZSTD))
+    stream.seek(0)
+    return found
+
+
 def _decompressed(stream: BinaryIO) -> BinaryIO:
     """The stream itself, or of a gzip, bzip2, xz or Zstandard file what it holds."""
     head = stream.read(6)
     stream.seek(0)
-    if head.startswith(b"\x1f\x8b"):
+    if head.startswith(_GZIP):
         return gzip.GzipFile(fileobj=stream)  # type: ignore[return-value]
-    if head.startswith(b"BZh"):
+    if head.startswith(_BZIP2):
         return io.BufferedReader(_Decompressed(stream, bz2.BZ2Decompressor))
-    if head == b"\xfd7zXZ\0":
+    if head == _XZ:
         return io.BufferedReader(_Decompressed(stream, lambda: lzma.LZMADecompressor(memlimit=WINDOW_BYTES)))
     if head.startswith(_ZSTD):
         import pyarrow as pa

@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -27,6 +26,7 @@ import pyarrow.compute as pc
 from bcd_ray import storage
 from bcd_ray.errors import JobError, NotFoundError
 from bcd_ray.ledger import roll, schema, unchanged
+from bcd_ray.ledger.dividing import Joined
 from bcd_ray.ledger.features import EMBEDDING, FEATURES, FEATURES_OF, features_of
 from bcd_ray.ledger.plan import Plan, Unit, facts_of, plan_of, table_of
 from bcd_ray.ledger.planning import make_plan
@@ -127,17 +127,16 @@ class Ledger:
         told = planned.get("configuration", {})
         by = told.get("source_pattern", ""), told.get("small_sources", "review") == "review"
         sources, undelivered = Sources(planned.get("source_limit"), *by), Undelivered(plan)
-        made_by, members, incomplete = Counter[str](), Counter[str](), 0
+        joined, members, incomplete = Joined(), Counter[str](), 0
         with parquet.Appender(INPUTS) as file:
-            for read in self._reconciled(plan, sources, plan.run_id if planned.get("features") else None):
+            for read in self._reconciled(plan, sources, joined, plan.run_id if planned.get("features") else None):
                 read = undelivered.judged(read)
                 members += left_out_of(read)
-                for made, count in zip(read["made_by"].to_pylist(), read["rows"].to_pylist(), strict=True):
-                    made_by[made] += count
                 incomplete += pc.sum(read["incomplete"]).as_py() or 0
                 file.append(read)
-            self._refuse(undelivered, max_undelivered)
-            output, kept, counts = self._publish_rows(plan, planned, sources, undelivered)
+            self._refuse(plan, undelivered, max_undelivered)
+            output, kept, counts = self._publish_rows(plan, planned, sources, undelivered, joined)
+            made_by = counts.pop("made_by")
             read_uri = storage.join(self.output, "manifests", f"{plan.run_id}.inputs.parquet")
             read_file = self._create_file(read_uri, file)
         manifest = {
@@ -169,14 +168,17 @@ class Ledger:
         return manifest
 
     def _publish_rows(
-        self, plan: Plan, planned: dict[str, Any], sources: Sources, undelivered: Undelivered
+        self, plan: Plan, planned: dict[str, Any], sources: Sources, undelivered: Undelivered, joined: Joined
     ) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Counter[str]]]:
         """Publish the rows of all units as one object, and their embeddings as another; describe them, and the rows."""
-        statuses, classes, review = Counter[str](), Counter[str](), Counter[str](rows=0)
+        statuses, classes, review, made_by = Counter[str](), Counter[str](), Counter[str](rows=0), Counter[str]()
         identity, kept = planned.get("features"), 0
+        units = [unit for unit in plan.units if joined.publishes(unit)]
         with parquet.Appender(schema.PREDICTIONS, _ROWS_PER_GROUP) as file, parquet.Appender(FEATURES) as beside:
-            for chunk in chain.from_iterable(self._read_units(plan.units)):
+            read = zip(units, self._read_units(units), strict=True)
+            for chunk in (joined.published(unit, chunk) for unit, chunks in read for chunk in chunks):
                 rows = sources.judged(undelivered.without(chunk))
+                made_by[chunk.schema.metadata[MADE_BY].decode()] += len(rows)
                 features = features_of(rows)
                 kept += len(rows) - features[EMBEDDING.name].null_count
                 beside.append(features)
@@ -195,15 +197,17 @@ class Ledger:
                     **self._create_file(uri, beside, {FEATURES_OF: json.dumps(identity)}),
                     "identity": identity,
                 }
-        return output, described, {"statuses": statuses, "predicted_classes": classes, "review": review}
+        counts = {"statuses": statuses, "predicted_classes": classes, "review": review, "made_by": made_by}
+        return output, described, counts
 
-    def _refuse(self, undelivered: Undelivered, most: float) -> None:
+    def _refuse(self, plan: Plan, undelivered: Undelivered, most: float) -> None:
         """JobError where more failed for the moment than may; the units are done anew by the next attempt."""
         lost, images = undelivered.lost, undelivered.images
         if lost.total() <= most * images:
             return
-        for unit_id in undelivered.units:
-            storage.delete(self._unit_uri(unit_id))
+        for unit in plan.units:
+            if unit.known_as in undelivered.units:
+                storage.delete(self._unit_uri(unit.unit_id))
         statuses = ", ".join(f"{count:,} {status}" for status, count in lost.most_common())
         raise JobError(
             f"nothing is published: {lost.total():,} of {images:,} images could not be read ({statuses}), more than "
@@ -240,18 +244,19 @@ class Ledger:
         """What all published runs say."""
         return State(self.output, unchanged.known(self.output))
 
-    def _reconciled(self, plan: Plan, sources: Sources, keeper: str | None) -> Iterator[pa.Table]:
+    def _reconciled(self, plan: Plan, sources: Sources, joined: Joined, keeper: str | None) -> Iterator[pa.Table]:
         """The shards of the units in the plan's order, some thousand at a time, with what their rows say of each.
 
         Ids are unique within a unit, shards within a plan, and an id is made from its shard's URI: so none repeats.
         """
-        if len({shard.uri for unit in plan.units for shard in unit.shards}) != sum(len(u.shards) for u in plan.units):
+        if len({shard.uri for unit in plan.units for shard in unit.shards}) != plan.shards:
             raise JobError("the plan lists a shard twice: report this")
-        read = chain.from_iterable(
-            read_shards(unit, map(sources.added, rows), keeper)
-            for unit, rows in zip(plan.units, self._read_units(plan.units, RECONCILED), strict=True)
-        )
-        for some in in_chunks(read, _SHARDS_AT_A_TIME):
+
+        def read(unit: Unit, rows: Iterable[pa.Table]) -> list[dict[str, Any]]:
+            return read_shards(unit, map(sources.added, rows), keeper)
+
+        units = zip(plan.units, self._read_units(plan.units, RECONCILED), strict=True)
+        for some in in_chunks(joined.shards(units, read), _SHARDS_AT_A_TIME):
             yield pa.Table.from_pylist(some, INPUTS)
 
     def _read_units(self, units: Iterable[Unit], columns: Sequence[str] | None = None) -> Iterator[Iterable[pa.Table]]:

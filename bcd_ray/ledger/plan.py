@@ -9,27 +9,36 @@ from typing import Any
 import pyarrow as pa
 
 from bcd_ray import storage
+from bcd_ray.archives.parts import Part
 from bcd_ray.archives.shards import is_loose
 from bcd_ray.ledger.state import Rows, digest
 from bcd_ray.storage import StoredObject
 from bcd_ray.uris import from_printable
 
 _OF_A_PLAN = ("run_id", "run_number", "identity", "superseded_shards", "current_images", "reasons")
+_PART = pa.struct([*((name, pa.int64()) for name in ("begin", "end", "size", "images_before")), ("last", pa.bool_())])
 _EARLIER = pa.struct([("rows", pa.int64()), ("scored", pa.int64()), ("passing_failure", pa.bool_())])
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The smallest piece of work: one shard, or some loose images in a row."""
+    """The smallest piece of work: one shard or a part of it, or some loose images in a row."""
 
     unit_id: str
     shards: tuple[StoredObject, ...]
     features: tuple[str, ...] = ()  # of each shard the run that kept its embeddings; empty where all are to be read
+    part: Part | None = None
+    undivided: str = ""  # id of the unit that all parts of the shard would be
 
     @property
     def size(self) -> int:
-        """Bytes of its shards."""
-        return sum(shard.size for shard in self.shards)
+        """Bytes that are to be read."""
+        return self.part.size if self.part else sum(shard.size for shard in self.shards)
+
+    @property
+    def known_as(self) -> str:
+        """What the shards' record calls it: the parts of a shard have one."""
+        return self.undivided or self.unit_id
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,11 @@ class Plan:
     reasons: dict[str, int] = field(default_factory=dict)  # shards by why they are to be scored
     current_shards: int = 0
     rescored_shards: int = 0  # of the content that their rows are of: another model or other settings are the reason
+
+    @property
+    def shards(self) -> int:
+        """How many shards its units are of."""
+        return sum(len(unit.shards) for unit in self.units if not unit.part or unit.part.first)
 
     def numbered(self, number: int) -> "Plan":
         """The same under another number, and so another id."""
@@ -68,6 +82,8 @@ def table_of(plan: Plan, facts: dict[str, Any]) -> pa.Table:
             "images": pa.array([1 if is_loose(shard.uri) else None for _, shard in known], pa.int64()),
             "earlier": pa.array([one and one._asdict() for one in before], _EARLIER),
             "features": pa.array(chain.from_iterable(map(_features, plan.units)), pa.string()),
+            "part": pa.array([unit.part and unit.part._asdict() for unit, _ in known], _PART),
+            "undivided": pa.array([unit.undivided for unit, _ in known], pa.string()),
         },
         metadata={"bcd_ray": json.dumps(described | facts)},
     )
@@ -83,14 +99,19 @@ def plan_of(table: pa.Table) -> Plan:
     described = facts_of(table)
     units: dict[str, list[StoredObject]] = {}
     features: dict[str, list[str]] = {}
+    parts: dict[str, tuple[Part, str]] = {}
     earlier = {}
     for row in table.to_pylist():
         units.setdefault(row["unit_id"], []).append(StoredObject(from_printable(row["uri"]), row["size"], row["etag"]))
         if run_id := row.get("features"):
             features.setdefault(row["unit_id"], []).append(run_id)
+        if part := row.get("part"):
+            parts[row["unit_id"]] = Part(**part), row["undivided"]
         if row["earlier"]:
             earlier[row["uri"]] = Rows(**row["earlier"])
-    grouped = tuple(Unit(each, tuple(shards), tuple(features.get(each, ()))) for each, shards in units.items())
+    grouped = tuple(
+        Unit(each, tuple(shards), tuple(features.get(each, ())), *parts.get(each, ())) for each, shards in units.items()
+    )
     return Plan(units=grouped, earlier=earlier, **{name: described[name] for name in _OF_A_PLAN if name in described})
 
 

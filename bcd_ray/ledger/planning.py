@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from bcd_ray import storage
+from bcd_ray.ledger.dividing import divided
 from bcd_ray.ledger.grouping import groups, split
 from bcd_ray.ledger.plan import Plan, Unit
 from bcd_ray.ledger.state import Standing, State, digest, identity_digest
@@ -53,13 +54,14 @@ def make_plan(
     def keeper(shard: StoredObject) -> str:
         return state.keeper(shard, wanted) if wanted and shard.name not in changed else ""
 
-    units = tuple(
+    units = [
         _unit(part, runs, [state.of(shard) for shard in part], identified)
         for group in groups(waiting)
         for part, runs in split(group, [keeper(shard) for shard in group])
-    )
+    ]
     superseded = sum(not one.passing_failure for one in earlier.values())
-    plan = Plan("", 0, units, identity, superseded, current_images, earlier, dict(reasons), current_shards, rescored)
+    counted = superseded, current_images, earlier, dict(reasons), current_shards, rescored
+    plan = Plan("", 0, divided(units), identity, *counted)
     return plan.numbered(state.last_number + 1)
 
 

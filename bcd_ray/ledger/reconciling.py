@@ -62,7 +62,7 @@ def read_shards(unit: Unit, chunks: Iterable[pa.Table], keeper: str | None) -> l
             "uri": uri,
             "size": shard.size,
             "etag": shard.etag,
-            "unit_id": unit.unit_id,
+            "unit_id": unit.known_as,
             "rows": found[uri],
             "passing_failure": passing(failed.get(uri, {})) > 0,
             "holds": True,

@@ -28,7 +28,7 @@ def estimate(plan: Plan, output: str, hourly_cost: float) -> Estimate:
     """What a plan takes at the rate of the largest of the last runs of an output that read, or rescored, images."""
     kept = [shard for unit in plan.units if unit.features for shard in unit.shards]
     size = sum(unit.size for unit in plan.units if not unit.features)
-    known = Estimate(sum(len(unit.shards) for unit in plan.units), plan.current_shards, len(kept), size)
+    known = Estimate(plan.shards, plan.current_shards, len(kept), size)
     runs = [manifest.content for manifest in read_manifests(output)][-_RUNS:]
     reading, rescoring = (_largest(output, runs, rescored) for rescored in (False, True))
     images, seconds = 0.0, 0.0

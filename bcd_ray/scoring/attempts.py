@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bcd_ray.archives.images import Limits, Rejected
+from bcd_ray.archives.parts import Part
 from bcd_ray.archives.shards import Entry, given_up, read_shards
 from bcd_ray.ledger.seen import Seen
 from bcd_ray.storage import StoredObject
@@ -64,9 +65,10 @@ class Entries:
         limits: Limits,
         start: Start = FIRST,
         tell: Callable[[str], None] = nobody,
+        part: Part | None = None,
     ) -> None:
         """`tell` is called with the name of each step before it is taken, where images are read one by one."""
-        self._shards, self._limits, self._start, self._tell = shards, limits, start, tell
+        self._shards, self._limits, self._start, self._tell, self._part = shards, limits, start, tell, part
         self.one_by_one = start.attempt >= ONE_BY_ONE
         self.seen = Seen()
 
@@ -85,11 +87,11 @@ class Entries:
             error = "the process was killed time and again, by no image of its own: look for full memory"
             return given_up(self._shards, Rejected("interrupted", error))
         if not self.one_by_one:
-            return read_shards(self._shards, self._limits, self.seen.left_out)
+            return read_shards(self._shards, self._limits, self.seen.left_out, self._part)
         return (entry for shard in self._shards for entry in self._one_by_one(shard))
 
     def _one_by_one(self, shard: StoredObject) -> Iterator[Entry]:
-        entries = iter(read_shards((shard,), self._limits, self.seen.left_out))
+        entries = iter(read_shards((shard,), self._limits, self.seen.left_out, self._part))
         for number in count():
             reading, scoring = f"reading {number} of {shard.uri}", f"scoring {number} of {shard.uri}"
             if reading in self._start.fatal:  # nothing behind it can be reached

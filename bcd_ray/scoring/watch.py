@@ -32,4 +32,4 @@ class Watch:
     def begun(self, plan: Plan, units_done: int) -> None:
         """A run goes on with its plan, of which so many units were done before."""
         self.run_id, self.units, self.units_done = plan.run_id, len(plan.units), units_done
-        self.new_shards = sum(len(unit.shards) for unit in plan.units) - len(plan.earlier)
+        self.new_shards = plan.shards - len(plan.earlier)

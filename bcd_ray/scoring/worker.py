@@ -105,7 +105,7 @@ class UnitScorer:
         Ray starts a unit again, without end, when it killed its worker. So the second attempt decodes plain JPEGs apart
         too, and the next take one image after the other, and `tell` which.
         """
-        entries = Entries(unit.shards, self._limits, start, tell)
+        entries = Entries(unit.shards, self._limits, start, tell, unit.part)
         self._ledger.write_unit(unit, self.rows(entries, start), entries.seen, self._made_by, self._keep)
         return entries.seen.images
 

@@ -86,7 +86,7 @@ def open_stream(listed: StoredObject, read_ahead: int = READ_AHEAD_BYTES) -> Ite
     if is_s3(listed.uri):
         yield io.BufferedReader(s3.Reader(listed.uri, listed.size, listed.etag), read_ahead)
         return
-    with local.open_stream(listed) as stream:
+    with local.open_stream(listed, read_ahead) as stream:
         yield stream
 
 

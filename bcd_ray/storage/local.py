@@ -24,6 +24,7 @@ _UNSAFE = {
     NO_FILE: "is a pipe, a device or a socket, not a file: take it out of the folder",
 }
 PROBE = ".write-check-"
+_READ_AHEAD_BYTES = 1 << 20
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of Linux' renameat2
 _BROKEN_OFF = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|" + re.escape(PROBE) + "[0-9a-f]{32}")
 
@@ -85,10 +86,10 @@ def get(uri: str) -> bytes:
 
 
 @contextmanager
-def open_stream(listed: StoredObject) -> Iterator[BinaryIO]:
+def open_stream(listed: StoredObject, read_ahead: int = _READ_AHEAD_BYTES) -> Iterator[BinaryIO]:
     """A reader of a file; ChangedError if it is not the listed version."""
     refuse_unsafe(listed)
-    with _translated(listed.uri), _open_regular(listed.uri) as stream:
+    with _translated(listed.uri), _open_regular(listed.uri, read_ahead) as stream:
         if _etag(os.fstat(stream.fileno())) != listed.etag:
             raise ChangedError(f"{listed.uri} changed since it was listed: run the same command again")
         yield stream
@@ -100,7 +101,7 @@ def refuse_unsafe(listed: StoredObject) -> None:
         raise UnsafeError(f"{listed.uri} {_UNSAFE[listed.etag]}")
 
 
-def _open_regular(path: str) -> BinaryIO:
+def _open_regular(path: str, read_ahead: int = _READ_AHEAD_BYTES) -> BinaryIO:
     """A regular file to read; to open a pipe would wait for a writer."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
@@ -109,7 +110,7 @@ def _open_regular(path: str) -> BinaryIO:
         if stat.S_ISDIR(mode):  # of a name that was a file's when it was listed
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         raise UnsafeError(f"{path} {_UNSAFE[NO_FILE]}")
-    return open(descriptor, "rb", buffering=1 << 20)
+    return open(descriptor, "rb", buffering=min(read_ahead, _READ_AHEAD_BYTES))
 
 
 def put(uri: str, source: BinaryIO) -> None:

@@ -36,7 +36,7 @@ from bcd_ray.labels import CLASSES, class_of_path
 from bcd_ray.learning.dataset import list_labelled
 from bcd_ray.learning.embedding import Embedder
 from bcd_ray.learning.synthetic import draw_smear
-from bcd_ray.ledger import schema
+from bcd_ray.ledger import dividing, schema
 from bcd_ray.ledger.ledger import Ledger
 from bcd_ray.model.bundle import load_bundle
 from bcd_ray.model.network import softmax
@@ -44,7 +44,7 @@ from bcd_ray.model.quality import MEASURES
 from bcd_ray.model.triage import REASONS
 from bcd_ray.scoring.config import ScoreConfig
 from bcd_ray.scoring.executing import count_tasks
-from bcd_ray.scoring.job import Outcome, score
+from bcd_ray.scoring.job import Outcome, look, score
 
 MAX_IMAGE_BYTES, MAX_PIXELS = 300_000, 1_000_000
 Expected = Counter[tuple[str, str]]  # how often an image (its path below the archive) comes with a status
@@ -511,6 +511,31 @@ def test_many_small_shards_share_tasks_and_each_has_its_rows(nightly: ScoreConfi
     assert manifest["statuses"] == {"scored": shards - 1, "empty_file": 1}
     found = ds.dataset(Path(nightly.output) / "predictions").to_table()["image_uri"].to_pylist()
     assert found == [f"{archive}/{number:02d}.tar#1.jpg" for number in range(shards)]
+
+
+def test_a_large_shard_is_scored_in_parts_and_published_as_one(
+    nightly: ScoreConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = Path(nightly.input[0])
+    for path in archive.iterdir():
+        path.unlink()
+    images = [b"" if number == 20 else jpeg(number) for number in range(40)]
+    columns = {"image_id": [str(number) for number in range(40)], "image": images}
+    pq.write_table(pa.table(columns), archive / "a.parquet", row_group_size=4)
+    (archive / "b.tar").write_bytes(tar_of([(f"{number}.jpg", data) for number, data in enumerate(images)]))
+    found = []
+    for large in (1 << 30, 1 << 12):
+        monkeypatch.setattr(dividing, "LARGE_BYTES", large)
+        monkeypatch.setattr(dividing, "PART_BYTES", large)
+        config = replace(nightly, output=f"{nightly.output}-{large}")
+        assert look(config).shards == 2
+        assert (len(look(config).units) > 8) == (large == 1 << 12)
+        manifest = score(config).manifest
+        assert manifest is not None
+        rows = ds.dataset(manifest["outputs"][0]["uri"]).to_table()
+        found.append(rows.drop_columns(["run_id", "scored_at"]).to_pylist())
+    assert found[0] == found[1]
+    assert len(found[0]) == 80
 
 
 def test_what_storage_did_not_deliver_is_tried_again(nightly: ScoreConfig) -> None:
