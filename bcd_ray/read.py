@@ -10,9 +10,11 @@ from bcd_ray.errors import ConfigError
 from bcd_ray.ledger.features import FEATURES
 from bcd_ray.ledger.state import State
 from bcd_ray.storage import parquet
+from bcd_ray.storage.parquet_rows import ParquetRows
 from bcd_ray.uris import normalize
 
 _LOOKED_AT = ("shard_uri", "status", "image_sha256")
+_REMEDY = "restore it from a copy"
 _SHARD = pa.field("shard_uri", pa.string())
 
 
@@ -33,16 +35,14 @@ def current(output: str, columns: Sequence[str] | None = None) -> pa.Table:
     """
     output = normalize(output)
     state = _state(output)
-    shards: dict[str, list[str]] = {}
-    for uri, standing in state.shards.items():
-        shards.setdefault(standing.run_id, []).append(uri)
-    tables = []
+    shards, tables = state.shards_by("run_id"), []
+    wanted = None if columns is None else list(dict.fromkeys([*columns, *_LOOKED_AT]))
     for manifest in state.manifests:
         uri = storage.join(output, "predictions", f"{manifest['run_id']}.parquet")
-        wanted = None if columns is None else list(dict.fromkeys([*columns, *_LOOKED_AT]))
-        rows = parquet.read(uri, "restore it from a copy", wanted)
-        held = pc.is_in(rows["shard_uri"], pa.array(shards.get(manifest["run_id"], []), pa.string()))
-        tables.append(rows.filter(pc.and_not(held, state.is_withdrawn(rows))))
+        held = shards.get(manifest["run_id"], pa.array([], pa.string()))
+        for rows in parquet.chunks(next(storage.list_objects(uri)), _REMEDY, wanted):
+            holds = pc.and_not(pc.is_in(rows["shard_uri"], held), state.is_withdrawn(rows))
+            tables.append(rows.filter(holds))
     table = pa.concat_tables(tables, promote_options="default").sort_by("shard_uri")
     return table if columns is None else table.select(list(columns))
 
@@ -55,19 +55,19 @@ def embeddings(output: str) -> pa.Table:
     """
     output = normalize(output)
     state = _state(output)
-    shards: dict[str, list[str]] = {}
-    for uri, standing in state.shards.items():
-        shards.setdefault(standing.features, []).append(uri)
-    tables = [FEATURES.append(_SHARD).empty_table()]
-    for run_id in shards.keys() & state.features.keys():
-        rows, kept = (
-            parquet.read(storage.join(output, folder, f"{run_id}.parquet"), "restore it from a copy", columns)
-            for folder, columns in (("predictions", _LOOKED_AT), ("features", FEATURES.names))
-        )
-        held = pc.is_in(rows["shard_uri"], pa.array(shards[run_id], pa.string()))
-        forgotten = pc.or_(state.is_withdrawn(rows), pc.is_in(kept["image_id"], pa.array(state.withdrawn, pa.string())))
-        wanted = pc.and_(pc.and_not(held, forgotten), pc.is_valid(kept["embedding"]))
-        tables.append(kept.append_column(_SHARD, rows["shard_uri"]).filter(wanted))
+    shards, tables = state.shards_by("features", state.features), [FEATURES.append(_SHARD).empty_table()]
+    forgotten = pa.array(state.withdrawn, pa.string())
+    for run_id, held in shards.items():
+        names = [storage.join(output, folder, f"{run_id}.parquet") for folder in ("predictions", "features")]
+        with ParquetRows(names[0], _REMEDY, _LOOKED_AT) as published:
+            start = 0
+            for kept in parquet.chunks(next(storage.list_objects(names[1])), _REMEDY, FEATURES.names):
+                rows = published.slice(start, start + len(kept))
+                start += len(kept)
+                withdrawn = pc.or_(state.is_withdrawn(rows), pc.is_in(kept["image_id"], forgotten))
+                holds = pc.and_not(pc.is_in(rows["shard_uri"], held), withdrawn)
+                wanted = pc.and_(holds, pc.is_valid(kept["embedding"]))
+                tables.append(kept.append_column(_SHARD, rows["shard_uri"]).filter(wanted))
     return pa.concat_tables(tables).sort_by("shard_uri").select(FEATURES.names)
 
 

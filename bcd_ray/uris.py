@@ -97,6 +97,8 @@ def printable(uri: str) -> str:
 
     No two URIs give the same text: backslashes before such a byte, or before letters that look like one, are doubled.
     """
+    if "\\" not in uri and uri.isascii():
+        return uri
     doubled = _LIKE_ESCAPES.sub(lambda backslashes: 2 * backslashes[0], uri)
     return doubled.encode("utf-8", "backslashreplace").decode("utf-8")
 

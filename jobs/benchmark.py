@@ -10,6 +10,7 @@ from bcd_ray.errors import EXIT_OK
 def main(config: BenchmarkConfig) -> int:
     from bcd_ray.benchmarks.against import night
     from bcd_ray.benchmarks.growth import growth
+    from bcd_ray.benchmarks.history import history
     from bcd_ray.benchmarks.ledger import ledger_cost, plan_cost
     from bcd_ray.benchmarks.rescore import rescoring_speed
     from bcd_ray.benchmarks.speed import compare_speed
@@ -29,6 +30,8 @@ def main(config: BenchmarkConfig) -> int:
         found = training_cost(config)
     elif config.what == "night":
         found = night(config)
+    elif config.what == "history":
+        found = history(config)
     elif config.what == "rescore":
         found = rescoring_speed(config)
     else:

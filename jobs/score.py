@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def main(config: ScoreConfig) -> int:
-    from bcd_ray.ledger.state import unscored
+    from bcd_ray.ledger.manifests import unscored
     from bcd_ray.scoring.job import look, score
 
     if config.dry_run:

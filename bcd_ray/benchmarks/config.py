@@ -11,14 +11,15 @@ from bcd_ray.errors import ConfigError
 class BenchmarkConfig:
     """Measure speed, start-up, and what the scoring ledger costs."""
 
-    what: Literal["speed", "turns", "growth", "startup", "training", "ledger", "plan", "night", "rescore"]
+    what: Literal["speed", "turns", "growth", "startup", "training", "ledger", "plan", "night", "rescore", "history"]
     """`speed`: the job beside a PyTorch loop, Ray's pattern and the engine alone; `turns`: the job and the engine alone
     in turns of five seconds, for a ratio that a machine's ups and downs leave alone; `growth`: the job as archives,
     shards and nodes grow; `startup`: the time to the first row, itemised; `training`: a training run beside the bare
     forward passes of its images and views; `ledger`: scoring with and without it, in turn, on synthetic images; `plan`:
     plans of large archives; `night`: a night of 200 new images, beside the revision of `--against`;
     `rescore`: another head from kept embeddings beside scoring the images anew, and scoring with embeddings kept beside
-    scoring without, in turns."""
+    scoring without, in turns; `history`: the plan of a night of 200 new images where `--images` loose ones are
+    published."""
     output: str = "benchmarks"
     """Folder for the figures of `speed` and `growth` as JSON and as a plot."""
     data: str = ""
@@ -58,7 +59,7 @@ class BenchmarkConfig:
     """Rounds to count."""
     against: str = ""
     """Git revision of this project to compare with, both in turns on the same input; for `night`, and for
-    `rescore` if you like."""
+    `rescore` and `history` if you like."""
 
     def __post_init__(self) -> None:
         normalize(self, "output", *(name for name in ("data", "s3") if getattr(self, name)))
@@ -69,7 +70,7 @@ class BenchmarkConfig:
             raise ConfigError("--what turns is for CPUs, where the job has one ceiling: use --what speed")
         if self.representation != "field" and (self.what != "turns" or self.s3):
             raise ConfigError("--representation goes with --what turns, without --s3")
-        if self.what != "rescore" and (self.what == "night") != bool(self.against):
+        if self.what not in ("rescore", "history") and (self.what == "night") != bool(self.against):
             raise ConfigError("--what night compares with a git revision, which --against names: main, say")
         if self.s3 and not self.s3.startswith("s3://"):
             raise ConfigError(f"--s3 {self.s3} is no folder on S3: it starts with s3://")

@@ -13,8 +13,8 @@ import pyarrow as pa
 from bcd_ray.archives.looking import parts_of
 from bcd_ray.archives.shards import is_loose
 from bcd_ray.ledger.features import EMBEDDING
+from bcd_ray.ledger.manifests import digest
 from bcd_ray.ledger.plan import Unit
-from bcd_ray.ledger.state import digest
 
 # Smaller shards end soon enough: 64 MB are 1,600 usual images, some seconds of two cores.
 LARGE_BYTES, PART_BYTES = 64 << 20, 16 << 20

@@ -2,6 +2,7 @@
 
     OUTPUT/_work/numbers/NUMBER              the id of the run that has this number, written first
     OUTPUT/_work/plans/RUN_ID.parquet        what is to be done
+    OUTPUT/_work/standing/...                what stands of all shards after many runs, for the next (`compacted`)
     OUTPUT/_work/units/UNIT_ID.parquet       the rows of one unit, whole; named by everything that changes them
     OUTPUT/predictions/RUN_ID.parquet        the rows of all units, one object that appears at once
     OUTPUT/features/RUN_ID.parquet           the embeddings of these rows (`features`), where they are kept
@@ -25,15 +26,26 @@ import pyarrow.compute as pc
 
 from bcd_ray import storage
 from bcd_ray.errors import JobError, NotFoundError
-from bcd_ray.ledger import roll, schema, unchanged
+from bcd_ray.ledger import roll, schema
 from bcd_ray.ledger.dividing import Joined
+from bcd_ray.ledger.equal import Equals
 from bcd_ray.ledger.features import EMBEDDING, FEATURES, FEATURES_OF, features_of
+from bcd_ray.ledger.held import hold_against
+from bcd_ray.ledger.listed import Listed
+from bcd_ray.ledger.manifests import (
+    Manifest,
+    ends_of_chain,
+    identity_digest,
+    is_of_a_run,
+    manifest_of,
+    read_manifests,
+)
 from bcd_ray.ledger.plan import Plan, Unit, facts_of, plan_of, table_of
 from bcd_ray.ledger.planning import make_plan
 from bcd_ray.ledger.reconciling import INPUTS, KEPT, MADE_BY, RECONCILED, left_out_of, read_shards
 from bcd_ray.ledger.seen import Seen
 from bcd_ray.ledger.sources import Sources
-from bcd_ray.ledger.state import Manifest, State, ends_of_chain, is_of_a_run, manifest_of, read_manifests
+from bcd_ray.ledger.state import State
 from bcd_ray.ledger.undelivered import Undelivered
 from bcd_ray.storage import StoredObject, parquet
 from bcd_ray.threads import in_chunks, map_ahead
@@ -52,9 +64,13 @@ class Ledger:
     def __init__(self, output: str) -> None:
         self.output = output
 
-    def plan(self, shards: Iterable[StoredObject], identity: dict[str, Any]) -> Plan:
-        """`planning.make_plan`, by what is published."""
-        return make_plan(self.state(), shards, identity)
+    def plan(
+        self, shards: Iterable[StoredObject], identity: dict[str, Any], features: dict[str, Any] | None = None
+    ) -> Plan:
+        """`planning.make_plan` of some shards, by what is published."""
+        state = self.state()
+        held = hold_against(state, Listed.of(shards), identity_digest(identity))
+        return make_plan(state, held, identity, features)
 
     def begin(self, plan: Plan, facts: dict[str, Any]) -> Plan:
         """Write the plan, and facts for the manifest, unless an earlier attempt at the same run did.
@@ -242,7 +258,7 @@ class Ledger:
 
     def state(self) -> State:
         """What all published runs say."""
-        return State(self.output, unchanged.known(self.output))
+        return State(self.output, equal=Equals.known(self.output))
 
     def _reconciled(self, plan: Plan, sources: Sources, joined: Joined, keeper: str | None) -> Iterator[pa.Table]:
         """The shards of the units in the plan's order, some thousand at a time, with what their rows say of each.

@@ -11,7 +11,8 @@ import pyarrow as pa
 from bcd_ray import storage
 from bcd_ray.archives.parts import Part
 from bcd_ray.archives.shards import is_loose
-from bcd_ray.ledger.state import Rows, digest
+from bcd_ray.ledger.manifests import digest
+from bcd_ray.ledger.standing import Rows
 from bcd_ray.storage import StoredObject
 from bcd_ray.uris import from_printable
 

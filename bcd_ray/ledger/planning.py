@@ -1,66 +1,56 @@
 """What a run is to do, and why: the shards that are not published as they are now, dealt to units."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable
 from typing import Any
 
 from bcd_ray import storage
 from bcd_ray.ledger.dividing import divided
 from bcd_ray.ledger.grouping import groups, split
+from bcd_ray.ledger.held import Held
+from bcd_ray.ledger.manifests import digest, identity_digest
 from bcd_ray.ledger.plan import Plan, Unit
-from bcd_ray.ledger.state import Standing, State, digest, identity_digest
+from bcd_ray.ledger.standing import Standing
+from bcd_ray.ledger.state import State
 from bcd_ray.storage import StoredObject
 
 NEW, CONTENT, FAILED = "new", "other content", "failed for the moment before"
 _SHOWN = 12  # characters of a value: digests are long
 
 
-def make_plan(
-    state: State,
-    shards: Iterable[StoredObject],
-    identity: dict[str, Any],
-    changed: Collection[str] = (),
-    features: dict[str, Any] | None = None,
-) -> Plan:
-    """The units of the shards, sorted by name, that are not published as they are now.
+def make_plan(state: State, held: Held, identity: dict[str, Any], features: dict[str, Any] | None = None) -> Plan:
+    """The units of the shards that wait: that are not published as they are now.
 
     Args:
+        held: what is published of all shards of the run.
         identity: everything besides the shards that changes the rows: model, limits, schema. JSON-ready.
-        changed: names of shards whose content was found to be another one, though their tags are the same.
         features: what embeddings have to be of (`features.identity_of`); None where the network is to run in any case.
     """
-    identified = identity_digest(identity)
-    waiting, earlier, reasons = [], {}, Counter[str]()
-    current_images = current_shards = rescored = 0
-    for shard in shards:
-        last = state.of(shard)
-        if last and state.is_current(shard, identified) and shard.name not in changed:
-            current_images, current_shards = current_images + last.held.rows, current_shards + 1
-            continue
-        waiting.append(shard)
+    identified, wanted = identity_digest(identity), features and digest(features)
+    waiting = {each.shard.name: each for each in held.waiting}
+    reasons, rescored = Counter[str](), 0
+    for _, last, is_same in held.waiting:
         if last is None:
             reasons[NEW] += 1
-            continue
-        earlier[storage.printable(shard.name)] = last.held
-        if last.held.passing_failure:
+        elif last.held.passing_failure:
             reasons[FAILED] += 1
-        elif shard.name in changed or not state.is_same(shard, last):
+        elif not is_same:
             reasons[CONTENT] += 1
         else:
             rescored += 1
             reasons[_difference(state.identities[last.identity], state.identities.get(identified, identity))] += 1
-    wanted = features and digest(features)
 
     def keeper(shard: StoredObject) -> str:
-        return state.keeper(shard, wanted) if wanted and shard.name not in changed else ""
+        _, last, is_same = waiting[shard.name]
+        return state.keeper(last, wanted) if wanted and last and is_same else ""
 
     units = [
-        _unit(part, runs, [state.of(shard) for shard in part], identified)
-        for group in groups(waiting)
+        _unit(part, runs, [waiting[shard.name].last for shard in part], identified)
+        for group in groups(each.shard for each in held.waiting)
         for part, runs in split(group, [keeper(shard) for shard in group])
     ]
+    earlier = {storage.printable(shard.name): last.held for shard, last, _ in held.waiting if last}
     superseded = sum(not one.passing_failure for one in earlier.values())
-    counted = superseded, current_images, earlier, dict(reasons), current_shards, rescored
+    counted = superseded, held.current_images, earlier, dict(reasons), held.current_shards, rescored
     plan = Plan("", 0, divided(units), identity, *counted)
     return plan.numbered(state.last_number + 1)
 

@@ -7,7 +7,7 @@ import re
 from typing import NamedTuple
 
 from bcd_ray import storage
-from bcd_ray.ledger.state import Manifest
+from bcd_ray.ledger.manifests import Manifest
 
 _FOLDER = ("manifests", "published")
 _NAME = re.compile(r"(\d{8,})-([0-9a-f]{16})-([0-9a-f]{64})")

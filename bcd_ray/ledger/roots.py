@@ -44,27 +44,3 @@ def place_of(name: str, roots: Roots) -> str:
     """The URI of what rows call by a name."""
     root, colon, path = name.partition(":")
     return f"{roots[root]}{path}" if colon and root in roots else name
-
-
-def refuse_other_names(
-    shards: Iterable[StoredObject], roots: Roots, published: Iterable[str], published_roots: Roots
-) -> None:
-    """ConfigError where images of these shards are published under other names, and would all stand twice.
-
-    Args:
-        published: names of shards, printable.
-        published_roots: those of earlier runs.
-    """
-    for shard in shards if published_roots else ():
-        before = named(replace(shard, known_as=""), published_roots)
-        if before.known_as and before.name != shard.name:
-            name, place = before.known_as.partition(":")[0], published_roots[before.known_as.partition(":")[0]]
-            raise ConfigError(f"images of {place} are published below the root {name}: give --root {name}={place}")
-    below = {f"{uris.printable(place)}/": name for name, place in roots.items()}
-    for uri in published if below else ():
-        for place, name in below.items():
-            if uri.startswith(place):
-                raise ConfigError(
-                    f"--root {name}: {uri} is published under this URI, and all would stand twice: leave --root out, "
-                    f"begin another output, or withdraw these rows with jobs/forget.py --moved"
-                )

@@ -1,80 +1,73 @@
-"""What holds: of each shard that was ever published, the run whose rows stand for it now, and what was tried since."""
+"""What holds: of each shard that was ever published, the run whose rows stand for it now, and what was tried since.
 
-import hashlib
-import json
-import re
+It is what stands after the first runs (`compacted`) and what each run since then says (`said`), side by side and in
+order of their shards: nothing of it is in memory but what is looked at.
+"""
+
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from bcd_ray import storage
-from bcd_ray.errors import JobError
+from bcd_ray.ledger.compacted import Compacted, Writer, covered, newest
+from bcd_ray.ledger.equal import Equals
+from bcd_ray.ledger.listed import table_of
+from bcd_ray.ledger.manifests import FIRST_VERSIONS, Manifest, digest, identity_digest, read_manifests
+from bcd_ray.ledger.said import Said
 from bcd_ray.ledger.schema import WITHDRAWN
-from bcd_ray.storage import StoredObject, parquet
+from bcd_ray.ledger.standing import STANDING, Gaps, Mask, Standing, mask_of, standings
+from bcd_ray.storage import StoredObject
+from bcd_ray.storage.sorting import Part, in_order, side_by_side
+from bcd_ray.threads import in_chunks
 
-_READERS = 16  # of manifests, at a time
-RUN_ID = re.compile("[0-9a-f]{16}")
-# What came into identities later, as it was before: an upgrade alone scores nothing anew.
-_FIRST_VERSIONS = {"network_version": 1}
-NotScored = tuple[tuple[str, int], ...]  # rows by status
-
-
-class Rows(NamedTuple):
-    """How many rows a run has of a shard, and what they are worth."""
-
-    rows: int
-    scored: int
-    passing_failure: bool  # a failure of the moment is among them
-
-    def supersede(self, earlier: "Rows | None") -> bool:
-        """Whether they are taken in place of earlier ones: a failure of the moment takes nobody's place."""
-        return (
-            earlier is None or not self.passing_failure or (earlier.passing_failure and self.scored >= earlier.scored)
-        )
+MOST_RUNS = 128  # whose shards are looked up one run after the other
+_READERS = 16  # of their lists, at a time
+_AT_A_TIME = 8192  # shards
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """What is known of a shard: the rows that hold, and the last try where that changed nothing."""
-
-    run_id: str  # whose rows hold
-    run_number: int
-    etag: str  # of the content that they are of
-    identity: str
-    held: Rows
-    gaps: "Gaps"
-    tried: int  # the last run that read it
-    failed: "Gaps | None" = None  # of that run, where its rows were not taken
-    features: str = ""  # the run that keeps embeddings of that content
-
-
-class Equal(NamedTuple):
-    """Two tags of a shard, of one content."""
-
-    etag: str  # as it was listed
-    held: str  # when the rows that hold were made
-
-
-class Gaps(NamedTuple):
-    """What of a shard has no prediction, as a run found it."""
-
-    not_scored: NotScored
-    left_out: str = "{}"  # members that are no images by suffix, as JSON
-    incomplete: bool = False  # nobody knows how many images the shard holds
-
-
-@dataclass(frozen=True)
+@dataclass
 class Missed:
     """What of some shards has no prediction now, whichever run found it."""
 
     not_scored: Counter[str] = field(default_factory=Counter)  # images by status
     left_out: Counter[str] = field(default_factory=Counter)  # members of shards that are no images, by suffix
     incomplete: Counter[str] = field(default_factory=Counter)  # shards with an unknown number of images, by URI
+
+    def __add__(self, other: "Missed") -> "Missed":
+        return Missed(
+            self.not_scored + other.not_scored, self.left_out + other.left_out, self.incomplete + other.incomplete
+        )
+
+    def add(self, uris: pa.ChunkedArray, gaps: pa.ChunkedArray) -> None:
+        """Count the gaps of shards, as `Gaps.text`, null where nothing is known."""
+        some = pc.not_equal(gaps, "")
+        for uri, text in zip(uris.filter(some).to_pylist(), gaps.filter(some).to_pylist(), strict=True):
+            found = Gaps.of(text)
+            self.not_scored.update(found.not_scored)
+            self.left_out.update(found.left_out)
+            self.incomplete.update([uri] if found.incomplete else [])
+
+
+class Looked(NamedTuple):
+    """What is known of n listed shards."""
+
+    standing: pa.Table  # `STANDING`, (n,), null where nothing is
+    same: Mask  # (n,): has the content that rows are of, by its tag, or because somebody compared
+    current: Mask  # (n,): these rows are of the identity that is asked for, and no failure of the moment is among them
+
+    @property
+    def gaps(self) -> pa.ChunkedArray:
+        """What of the shards as they are now has no prediction, as `Gaps.text`."""
+        held, failed = self.standing["gaps"], self.standing["failed"]
+        return pc.if_else(pa.array(self.current), held, pc.coalesce(failed, held))
 
 
 class State:
@@ -83,216 +76,183 @@ class State:
     def __init__(
         self,
         output: str,
-        equal: Mapping[str, "Equal"] | None = None,
-        manifests: Iterable[dict[str, Any]] | None = None,
+        runs: Sequence[Manifest] | None = None,
+        equal: Equals | None = None,
+        like: "State | None" = None,
+        anew: bool = False,
     ) -> None:
         """Of all runs, or of some, in order of their numbers.
 
-        `equal` are shards, by printable URI, of which a later version was found to be equal to what rows are of.
+        Args:
+            equal: shards of which a later version was found to be equal to what rows are of.
+            like: a state of some of these runs, of which what is open is taken over.
+            anew: by the runs alone, whatever was kept of what stands.
         """
-        self.output, self.equal = output, dict(equal or {})
-        self.manifests: list[dict[str, Any]] = []  # in order of their numbers
-        self.shards: dict[str, Standing] = {}  # by printable URI
+        self.output, self.equal, self._like, self._anew = output, equal or Equals(), like, anew
+        self.runs = read_manifests(output) if runs is None else list(runs)  # in order of their numbers
         self.withdrawn: set[str] = set()  # contents by digest, and images of unknown content by id
         self.roots: dict[str, str] = {}  # where each lay when it was last read, by name
         self.identities: dict[str, dict[str, Any]] = {}  # of all runs, by digest
         self.features: dict[str, str] = {}  # digest of what the embeddings are of, by the run that keeps them
-        for manifest in (each.content for each in read_manifests(output)) if manifests is None else manifests:
-            self.add(manifest)
+        for manifest in self.manifests:
+            self._learn(manifest)
         there = set(storage.list_names(storage.join(output, "features"))) if self.features else set()
         self.features = {run: of for run, of in self.features.items() if f"{run}.parquet" in there}
+
+    def _learn(self, manifest: dict[str, Any]) -> None:
+        self.identities[identity_digest(manifest["identity"])] = {**FIRST_VERSIONS, **manifest["identity"]}
+        self.roots |= dict(root.split("=", 1) for root in manifest.get("configuration", {}).get("root", ()))
+        if withdrawn := manifest.get("withdrawn"):
+            self.withdrawn.update(withdrawn["contents"], withdrawn["images"])
+        if kept := manifest.get("features"):
+            self.features[manifest["run_id"]] = digest(kept["identity"])
+
+    @property
+    def manifests(self) -> list[dict[str, Any]]:
+        """What runs say of themselves, in order of their numbers."""
+        return [run.content for run in self.runs]
 
     @property
     def last_number(self) -> int:
         """The number of the last run, 0 if there is none."""
-        return self.manifests[-1]["run_number"] if self.manifests else 0
+        return self.runs[-1].content["run_number"] if self.runs else 0
 
-    def of(self, shard: StoredObject) -> Standing | None:
-        """What is known of a shard."""
-        return self.shards.get(storage.printable(shard.name))
+    def later(self) -> "State":
+        """What holds now, after whatever was published since."""
+        return State(self.output, equal=self.equal, like=self)
 
-    def is_current(self, shard: StoredObject, identity: str) -> bool:
-        """Whether the rows that hold are of this content and identity, and no failure of the moment is among them."""
-        last = self.of(shard)
-        return (
-            last is not None
-            and not last.held.passing_failure
-            and last.identity == identity
-            and self.is_same(shard, last)
-        )
+    def tables(self, since: str = "") -> Iterator[pa.Table]:
+        """What stands of all shards, as `STANDING`, in order of their URIs, some thousand at a time.
 
-    def is_same(self, shard: StoredObject, last: Standing) -> bool:
-        """Whether a shard has the content that rows are of, by its tag, or because somebody compared."""
-        known = self.equal.get(storage.printable(shard.name))
-        return storage.same_version(last.etag, shard.etag) or known == Equal(shard.etag, last.etag)
+        Those before `since` are left out, as far as whole tables can be.
+        """
+        return self._sources.tables(since)
+
+    def of(self, uris: pa.Array) -> pa.Table:
+        """What stands of some shards, by printable URI and in order, as `STANDING`; null where nothing is known."""
+        found = self._sources.of(uris)
+        return found.take(pc.index_in(uris, value_set=found["uri"].combine_chunks()))
+
+    def shards_by(self, column: str, runs: Collection[str] | None = None) -> dict[str, pa.Array]:
+        """The shards, by printable URI, of each run, or of some, that a column of `STANDING` names."""
+        found: dict[str, list[pa.ChunkedArray]] = {}
+        for table in self.tables():
+            for run_id in table[column].unique().to_pylist():
+                if runs is None or run_id in runs:
+                    found.setdefault(run_id, []).append(table["uri"].filter(pc.equal(table[column], run_id)))
+        return {
+            run_id: pa.chunked_array(chain.from_iterable(each.chunks for each in parts)).combine_chunks()
+            for run_id, parts in found.items()
+        }
+
+    def below(self, prefix: str) -> str | None:
+        """A shard, by printable URI, of those that begin with a text; None where there is none."""
+        for table in self.tables(since=prefix):
+            uris = table["uri"].filter(pc.greater_equal(table["uri"], prefix))
+            if len(uris):
+                found = str(uris[0].as_py())
+                return found if found.startswith(prefix) else None
+        return None
+
+    def look(self, listed: pa.Table, identity: str) -> Looked:
+        """Hold some shards, as `LISTED` and in order, against what is published."""
+        standing = self.of(listed["uri"].combine_chunks())
+        same = mask_of(pc.equal(listed["etag"], standing["etag"]).fill_null(False))
+        others = np.flatnonzero(mask_of(pc.is_valid(standing["uri"])) & ~same)
+        if len(others):
+            same[others] = self._are_same(listed.take(others), standing["etag"].take(others))
+        passing = mask_of(standing["passing_failure"].fill_null(False))
+        current = same & ~passing & mask_of(pc.equal(standing["identity"], identity).fill_null(False))
+        return Looked(standing, same, current)
+
+    def _are_same(self, listed: pa.Table, held: pa.ChunkedArray) -> Mask:
+        """Whether shards whose tags are others have the content that rows are of all the same."""
+        known = self.equal.of(listed["uri"].combine_chunks())
+        compared = pc.and_(pc.equal(known["etag"], listed["etag"]), pc.equal(known["held"], held)).fill_null(False)
+        tags = zip(held.to_pylist(), listed["etag"].to_pylist(), strict=True)
+        mask: Mask = mask_of(compared) | np.array([storage.same_version(*each) for each in tags])
+        return mask
+
+    def find(self, shards: Iterable[StoredObject]) -> list[Standing | None]:
+        """What is known of some shards."""
+        uris = pa.array([storage.printable(shard.name) for shard in shards], pa.string())
+        order = pc.sort_indices(uris)
+        found = self.of(uris.take(order))
+        return list(standings(found.take(pc.sort_indices(order))))
+
+    def missed(self, shards: Iterable[StoredObject], identity: str) -> Missed:
+        """What has no prediction of these shards as they are now."""
+        found = Missed()
+        for some in in_chunks(shards, _AT_A_TIME):
+            listed = in_order(table_of(some))
+            found.add(listed["uri"], self.look(listed, identity).gaps)
+        return found
 
     def is_withdrawn(self, rows: pa.Table) -> Any:
         """Which of some rows, by `status` and `image_sha256`, are of images that are to be forgotten."""
         contents = pa.array(self.withdrawn, pa.string())
         return pc.or_(pc.equal(rows["status"], WITHDRAWN), pc.is_in(rows["image_sha256"], contents))
 
-    def keeper(self, shard: StoredObject, wanted: str) -> str:
-        """The run that keeps embeddings of a shard as it is now, if they are of what is `wanted`, else empty.
+    def keeper(self, last: Standing, wanted: str) -> str:
+        """The run that keeps embeddings of a shard that is the same, if they are of what is `wanted`, else empty.
 
         Of images that failed for the moment, or whose numbers were not finite, the next try may say something else.
         """
-        last = self.of(shard)
-        if last is None or self.features.get(last.features) != wanted or not self.is_same(shard, last):
+        if self.features.get(last.features) != wanted:
             return ""
-        again = last.held.passing_failure or "not_finite" in dict(last.gaps.not_scored)
+        again = last.held.passing_failure or "not_finite" in Gaps.of(last.gaps).not_scored
         return "" if again else last.features
 
-    def missed(self, shards: Iterable[StoredObject], identity: str) -> Missed:
-        """What has no prediction of these shards as they are now."""
-        found = Missed()
-        for shard in shards:
-            if last := self.of(shard):
-                gaps = last.gaps if self.is_current(shard, identity) else last.failed or last.gaps
-                found.not_scored.update(dict(gaps.not_scored))
-                if gaps.left_out != "{}":
-                    found.left_out.update(json.loads(gaps.left_out))
-                if gaps.incomplete:
-                    found.incomplete[shard.name] += 1
-        return found
+    def keep(self) -> None:
+        """Keep what stands in one file, where it had to be made of many runs."""
+        self._sources.keep()
 
-    def add(self, manifest: dict[str, Any]) -> None:
-        """Take in a run that comes after those that are known."""
-        self.manifests.append(manifest)
-        run_id, number, identity = manifest["run_id"], manifest["run_number"], identity_digest(manifest["identity"])
-        self.identities[identity] = {**_FIRST_VERSIONS, **manifest["identity"]}
-        self.roots |= dict(root.split("=", 1) for root in manifest.get("configuration", {}).get("root", ()))
-        withdrawn = manifest.get("withdrawn")
-        if withdrawn:
-            self.withdrawn.update(withdrawn["contents"], withdrawn["images"])
-        if kept := manifest.get("features"):
-            self.features[run_id] = digest(kept["identity"])
-        for read in read_inputs(self.output, manifest):
-            failed = sum(count for _, count in read.gaps.not_scored)
-            rows = Rows(read.rows, read.rows - failed - read.withdrawn, read.passing_failure)
-            earlier = self.shards.get(read.uri)
-            if withdrawn and earlier:
-                self._withdraw(read, rows, earlier, manifest)
-            elif read.holds and rows.supersede(earlier.held if earlier else None):
-                self.shards[read.uri] = Standing(
-                    run_id, number, read.etag, identity, rows, read.gaps, number, features=read.features
-                )
-            elif earlier:
-                self.shards[read.uri] = replace(earlier, tried=number, failed=read.gaps)
-
-    def _withdraw(self, read: "Read", rows: Rows, earlier: Standing, manifest: dict[str, Any]) -> None:
-        """Take a shard's same rows, but for those withdrawn; one that moved, and lost all, is unknown from now on."""
-        if manifest["configuration"]["moved"] and read.withdrawn == read.rows:
-            del self.shards[read.uri]
-            return
-        gaps = earlier.gaps._replace(not_scored=read.gaps.not_scored)
-        run_id, number = manifest["run_id"], manifest["run_number"]
-        standing = replace(earlier, run_id=run_id, run_number=number, tried=number, held=rows, gaps=gaps)
-        self.shards[read.uri] = standing
+    @cached_property
+    def _sources(self) -> "_Sources":
+        like, self._like = self._like, None
+        return _Sources(self.output, self.runs, like._sources if like else None, self._anew)
 
 
-class Manifest(NamedTuple):
-    """What a run published, and the digest of the file that says so."""
+class _Sources:
+    """What stands after the first runs, and what each since then says."""
 
-    content: dict[str, Any]
-    sha256: str
+    def __init__(self, output: str, runs: Sequence[Manifest], like: "_Sources | None", anew: bool) -> None:
+        self._output, self.runs = output, runs
+        self.base: Compacted | None
+        self.said: list[Said]
+        self._writer: Writer | None = None
+        if like is not None and covered(like.runs) == covered(runs[: len(like.runs)]):
+            self.base, self.said = like.base, list(like.said)
+        else:
+            self.base, self.said = None if anew else newest(output, runs), []
+        for some in in_chunks(runs[self._count :], MOST_RUNS):
+            with ThreadPoolExecutor(_READERS) as pool:
+                self.said += pool.map(lambda run: Said(output, run.content), some)
+            if len(self.said) > MOST_RUNS:
+                self._writer = Writer(runs[: self._count], self.tables())
+                self.base, self.said = self._writer.made, []
 
+    @property
+    def _count(self) -> int:
+        return (self.base.runs if self.base else 0) + len(self.said)
 
-def read_manifests(output: str) -> list[Manifest]:
-    """The manifests of all published runs, in order of their numbers; what is not named as one is passed over."""
-    folder = storage.join(output, "manifests")
-    names = [name for name in storage.list_names(folder) if is_of_a_run(name, ".json")]
-    with ThreadPoolExecutor(_READERS) as pool:
-        found = list(pool.map(manifest_of, (storage.join(folder, name) for name in names)))
-    return sorted(found, key=lambda manifest: in_order(manifest.content))
+    def tables(self, since: str = "") -> Iterator[pa.Table]:
+        base: Iterable[Part] = self.base.file.parts(since) if self.base else []
+        for standing, *said in side_by_side([base, *(each.parts(since) for each in self.said)]):
+            if len(rows := self._after(standing, said)):
+                yield in_order(rows)
 
+    def of(self, uris: pa.Array) -> pa.Table:
+        standing = self.base.file.of(uris) if self.base else STANDING.empty_table()
+        return self._after(standing, (each.of(uris) for each in self.said)).combine_chunks()
 
-def in_order(manifest: Mapping[str, Any]) -> tuple[int, str]:
-    """What manifests are sorted by: of two of one number the later id holds, as for every reader."""
-    return manifest["run_number"], manifest["run_id"]
+    def _after(self, standing: pa.Table, said: Iterable[pa.Table]) -> pa.Table:
+        standing = standing if len(standing) else STANDING.empty_table()
+        for each, rows in zip(self.said, said, strict=True):
+            standing = each.change(standing, rows)
+        return standing
 
-
-def ends_of_chain(manifests: Sequence[Manifest]) -> list[dict[str, str]]:
-    """Run id and digest of each manifest that none names as the one before it: one, or of runs at the same time some.
-
-    A manifest names those that were the ends when it was written, so that none of them can change or go unseen.
-    """
-    named = {each["run_id"] for manifest in manifests for each in manifest.content.get("previous", [])}
-    ends = [manifest for manifest in manifests if manifest.content["run_id"] not in named]
-    return [{"run_id": manifest.content["run_id"], "sha256": manifest.sha256} for manifest in ends]
-
-
-def is_of_a_run(name: str, suffix: str) -> bool:
-    """Whether a name is RUN_ID and a suffix: whatever else lies in a published folder is somebody else's."""
-    return name.endswith(suffix) and bool(RUN_ID.fullmatch(name.removesuffix(suffix)))
-
-
-def manifest_of(uri: str) -> Manifest:
-    """A manifest; JobError where it is damaged."""
-    data = storage.read_bytes(uri)
-    try:
-        manifest = dict[str, Any](json.loads(data))
-        manifest["run_number"], manifest["run_id"], manifest["identity"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise JobError(f"{uri} is damaged or no manifest: restore it from a copy, or move away what is none") from error
-    return Manifest(manifest, hashlib.sha256(data).hexdigest())
-
-
-class Read(NamedTuple):
-    """What a run says of a shard that it read."""
-
-    uri: str  # printable
-    etag: str
-    rows: int  # published
-    passing_failure: bool
-    holds: bool  # whether its rows were taken, and not those of an earlier run kept
-    gaps: Gaps
-    withdrawn: int  # rows
-    features: str  # the run that keeps its embeddings, empty where none does
-
-
-def read_inputs(output: str, manifest: dict[str, Any]) -> Iterator[Read]:
-    """The shards that a run read, whatever version wrote them down."""
-    # By name, not by the recorded URI: an output may have been moved.
-    uri = storage.join(output, "manifests", f"{manifest['run_id']}.inputs.parquet")
-    table = parquet.read(uri, "restore it from a copy")
-    columns = [table[name].to_pylist() for name in ("uri", "etag", "rows", "passing_failure")]
-    if "holds" in table.schema.names:
-        names = ("not_scored", "left_out", "incomplete")
-        failed, *others = (table[name].to_pylist() for name in names)
-        forgotten = [dict(each).get(WITHDRAWN, 0) for each in failed]
-        failed = [tuple(each for each in some if each[0] != WITHDRAWN) for some in failed]
-        columns += [table["holds"].to_pylist(), list(map(Gaps, failed, *others)), forgotten]
-    else:  # manifest version 2: all rows were published
-        by_shard, nothing = _not_scored(output, manifest), [0] * len(table)
-        gaps = [Gaps(tuple(by_shard.get(uri, {}).items())) for uri in columns[0]]
-        columns += [[True] * len(table), gaps, nothing]
-    kept = table["features"].fill_null("").to_pylist() if "features" in table.schema.names else [""] * len(table)
-    return map(Read, *columns, kept)
-
-
-def _not_scored(output: str, manifest: dict[str, Any]) -> dict[str, Counter[str]]:
-    """By shard and status the rows of a run that are not scored."""
-    if not unscored(manifest["statuses"]):
-        return {}
-    uri = storage.join(output, "predictions", f"{manifest['run_id']}.parquet")
-    rows = parquet.read(uri, "restore it from a copy", ["shard_uri", "status"])
-    rows = rows.filter(pc.not_equal(rows["status"], "scored"))
-    found: dict[str, Counter[str]] = {}
-    for shard, status in zip(rows["shard_uri"].to_pylist(), rows["status"].to_pylist(), strict=True):
-        found.setdefault(shard, Counter())[status] += 1
-    return found
-
-
-def digest(value: Any) -> str:
-    """A name for a JSON-ready value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def identity_digest(identity: dict[str, Any]) -> str:
-    """A name for what changes the rows besides the shards."""
-    return digest({**_FIRST_VERSIONS, **identity})
-
-
-def unscored(statuses: dict[str, int]) -> int:
-    """How many images of a manifest's `statuses` could not be scored."""
-    return sum(count for status, count in statuses.items() if status not in ("scored", WITHDRAWN))
+    def keep(self) -> None:
+        if self._writer:
+            self._writer.keep(self._output)
+            self._writer = None

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from bcd_ray.ledger import schema
 from bcd_ray.ledger.plan import Plan
 from bcd_ray.ledger.reconciling import passing
-from bcd_ray.ledger.state import Rows
+from bcd_ray.ledger.standing import Rows
 
 
 class Undelivered:

@@ -15,7 +15,8 @@ from bcd_ray.errors import JobError, StorageError
 from bcd_ray.ledger import counts, roll, schema
 from bcd_ray.ledger.features_check import OF_FEATURES, features_problems
 from bcd_ray.ledger.ledger import Ledger
-from bcd_ray.ledger.state import Manifest, is_of_a_run, read_manifests
+from bcd_ray.ledger.manifests import Manifest, is_of_a_run, read_manifests
+from bcd_ray.ledger.standing_check import standing_problems
 from bcd_ray.storage import parquet
 from bcd_ray.uris import from_printable
 
@@ -28,7 +29,7 @@ def verify(output: str) -> list[str]:
 
     Checks of each run: files, sizes, digests, schema, counts, ids (none twice, those of loose images recomputed), the
     rows of every shard against the run's inputs, and embeddings against the rows; and that no rows stand without a
-    manifest and no run is missing.
+    manifest, no run is missing, and what stands in one file is what the runs say.
     """
     found = read_manifests(output)
     manifests = [manifest.content for manifest in found]
@@ -36,6 +37,7 @@ def verify(output: str) -> list[str]:
     for manifest in manifests:
         problems += _problems(output, manifest, _Later.of(manifests, manifest))
     problems += _breaks(found, roll.entries(output))
+    problems += standing_problems(output, found) if not problems else []
     known = {f"{manifest['run_id']}.parquet" for manifest in manifests}
     for name in storage.list_names(storage.join(output, "predictions")):
         if is_of_a_run(name, ".parquet") and name not in known:

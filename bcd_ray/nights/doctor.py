@@ -7,8 +7,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -52,7 +52,7 @@ class _Found:
     """What earlier checks learnt for later ones."""
 
     config: NightlyConfig
-    shards: list[StoredObject] = field(default_factory=list)
+    shards: Iterable[StoredObject] = ()
     bundle: Bundle | None = None
     choice: Choice | None = None
     gpus: int = 0
@@ -138,12 +138,14 @@ def _input(found: _Found) -> str:
     inputs = inputs_of(found.config)
     if inputs.uris or found.config.input_list:
         found.shards, _ = list_shards(as_scored(found.config, inputs))
-    if found.shards:
-        with storage.open_stream(found.shards[0], 1 << 10) as stream:
-            stream.read(1)
-    size = sum(shard.size for shard in found.shards)
+    count = size = 0
+    for shard in found.shards:
+        if not count:
+            with storage.open_stream(shard, 1 << 10) as stream:
+                stream.read(1)
+        count, size = count + 1, size + shard.size
     lacking = f"; nothing yet at {', '.join(inputs.without_tonight)}" if inputs.without_tonight else ""
-    return f"{len(found.shards):,} shards and loose images of {size / 1e6:,.1f} MB, listed and read{lacking}"
+    return f"{count:,} shards and loose images of {size / 1e6:,.1f} MB, listed and read{lacking}"
 
 
 def _output(found: _Found) -> str:
@@ -210,17 +212,20 @@ def _speed(found: _Found) -> str:
         scorer.score(Unit("measured", tuple(shards)))
         rate = len(shards) / (time.monotonic() - began)
     words = f"{rate:.0f} images a second by {name} on this machine, 224x224 JPEGs"
-    if not found.shards:
+    if not (images := _images(found.shards, limits)):
         return words
-    images = _images(found.shards, limits)
     return f"{words}; some {images:,} images of the input take {timedelta(seconds=round(images / rate))} at that rate"
 
 
-def _images(shards: list[StoredObject], limits: Limits) -> int:
+def _images(shards: Iterable[StoredObject], limits: Limits) -> int:
     """How many images there are; of packed shards by the first of them."""
-    packed = [shard for shard in shards if not is_loose(shard.uri)]
+    loose, packed, size = 0, list[StoredObject](), 0
+    for shard in shards:
+        if is_loose(shard.uri):
+            loose += 1
+        else:
+            packed, size = packed or [shard], size + shard.size
     if not packed:
-        return len(shards)
+        return loose
     members: Any = read_shard(packed[0], limits)
-    share = sum(shard.size for shard in packed) / max(1, packed[0].size)
-    return len(shards) - len(packed) + round(share * sum(1 for _ in members))
+    return loose + round(size / max(1, packed[0].size) * sum(1 for _ in members))

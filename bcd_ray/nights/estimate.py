@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import pyarrow.compute as pc
 
 from bcd_ray import storage
+from bcd_ray.ledger.manifests import read_manifests
 from bcd_ray.ledger.plan import Plan
-from bcd_ray.ledger.state import read_manifests
 from bcd_ray.nights.record import Estimate
 from bcd_ray.storage import parquet
 

@@ -1,11 +1,12 @@
 """Tonight's input: which folders the templates with a date stand for, and whether what is expected is there."""
 
 import os
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import date, timedelta
 
-from bcd_ray.archives.listing import list_archive
+from bcd_ray.archives.listing import walk_archive
 from bcd_ray.archives.shards import kind_of
 from bcd_ray.errors import BcdRayError, MissedError, NotFoundError
 from bcd_ray.ledger.roots import roots_of
@@ -69,6 +70,6 @@ def _folders(template: str, config: NightlyConfig) -> list[str]:
 
 def _holds_something(folder: str) -> bool:
     try:
-        return bool(list_archive(folder).shards)
+        return any(True for _ in walk_archive(folder, Counter()))
     except NotFoundError:
         return False

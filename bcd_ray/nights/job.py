@@ -11,7 +11,7 @@ from typing import Any
 
 from bcd_ray import progress, storage
 from bcd_ray.errors import EXIT_ALARM, EXIT_OK, EXIT_UNSCORED, JobError, MissedError, NoInputError
-from bcd_ray.ledger.state import State
+from bcd_ray.ledger.manifests import read_manifests
 from bcd_ray.nights import metrics
 from bcd_ray.nights.config import NightlyConfig, deadline_at
 from bcd_ray.nights.drift import drift
@@ -112,7 +112,7 @@ def _nothing_at(inputs: Inputs) -> str:
 
 def _published_on(config: NightlyConfig) -> bool:
     """Whether a run of this day is published: a second run of the same night finds nothing new, and misses nothing."""
-    days = (datetime.fromisoformat(each["published_at"]) for each in State(config.output).manifests)
+    days = (datetime.fromisoformat(run.content["published_at"]) for run in read_manifests(config.output))
     return any(day.astimezone().date().isoformat() == config.date for day in days)
 
 

@@ -15,8 +15,10 @@ import pyarrow.compute as pc
 
 from bcd_ray import read, storage
 from bcd_ray.errors import ConfigError, JobError
+from bcd_ray.ledger.manifests import Manifest, in_order, read_manifests
+from bcd_ray.ledger.said import inputs_uri
 from bcd_ray.ledger.schema import PREDICTIONS
-from bcd_ray.ledger.state import State, in_order, read_inputs, read_manifests
+from bcd_ray.ledger.state import State
 from bcd_ray.storage import parquet, s3
 
 # Every night can be travelled to, however long ago.
@@ -49,16 +51,15 @@ class CurrentTable:
         Raises:
             JobError: the table cannot be read or written.
         """
-        manifests = [manifest.content for manifest in read_manifests(self._output)]
+        runs = read_manifests(self._output)
         try:
-            missing = self._missing(manifests)
-            known = [manifest for manifest in manifests if manifest not in missing]
-            state = State(self._output, manifests=known if missing else [])
-            for manifest in missing:
-                state = self._take_in(manifest, state)
+            missing = self._missing(runs)
+            state = State(self._output, [run for run in runs if run not in missing])
+            for run in missing:
+                state = self._take_in(run, state)
         except _errors() as error:
             raise JobError(f"{self.uri}: {_line(error)}; the same command takes in what is published") from error
-        return [manifest["run_id"] for manifest in missing]
+        return [run.content["run_id"] for run in missing]
 
     def rebuild(self) -> list[str]:
         """Delete the table with all its versions, and make it anew from the manifests, a commit for each run."""
@@ -84,41 +85,38 @@ class CurrentTable:
 
         return DeltaTable(self.uri, storage_options=self._options)
 
-    def _missing(self, manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _missing(self, runs: list[Manifest]) -> list[Manifest]:
         """The runs that the table does not have, mostly the last. It says how many it has: to ask takes 2 ms a run."""
         if not self.exists():
-            return manifests
+            return runs
         table = self._open()
-        count, missing = table.transaction_version(_COUNT) or 0, list[dict[str, Any]]()
-        for manifest in reversed(manifests):
-            if count + len(missing) == len(manifests):
+        count, missing = table.transaction_version(_COUNT) or 0, list[Manifest]()
+        for run in reversed(runs):
+            if count + len(missing) == len(runs):
                 break
-            if table.transaction_version(manifest["run_id"]) is None:
-                missing.insert(0, manifest)
+            if table.transaction_version(run.content["run_id"]) is None:
+                missing.insert(0, run)
         return missing
 
-    def _take_in(self, manifest: dict[str, Any], state: State) -> State:
+    def _take_in(self, run: Manifest, before: State) -> State:
         """Commit a run to the table of the state's runs; returns the state with it."""
-        before = dict(state.shards)
-        if manifest["run_number"] > state.last_number:
-            state.add(manifest)
-        else:  # published after one that was planned at the same time: of the two, the one planned last holds
-            state = State(self._output, manifests=sorted([*state.manifests, manifest], key=in_order))
-        uris = {read.uri for read in read_inputs(self._output, manifest)}
-        now = {uri: state.shards[uri].run_id if uri in state.shards else "" for uri in uris}
-        lost = {before[uri].run_id for uri in uris & before.keys() if before[uri].run_id != now[uri]}
-        runs = [each for each in state.manifests if each["run_id"] in {*lost, manifest["run_id"]}]
-        self._commit(manifest, runs, state)
-        return state
+        # Of two that were planned at the same time, the one planned last holds, whichever was published first.
+        runs = sorted([*before.runs, run], key=lambda each: in_order(each.content))
+        after, lost = State(self._output, runs, like=before), set[str]()
+        uri = inputs_uri(self._output, run.content["run_id"])
+        for chunk in parquet.chunks(next(storage.list_objects(uri)), "restore it from a copy", ["uri"]):
+            uris = chunk["uri"].combine_chunks().sort()
+            held, holds = before.of(uris)["run_id"], after.of(uris)["run_id"]
+            lost |= set(held.filter(pc.not_equal(held, holds.fill_null(""))).drop_null().unique().to_pylist())
+        of_runs = [each.content for each in runs if each.content["run_id"] in {*lost, run.content["run_id"]}]
+        self._commit(run.content, of_runs, after)
+        return after
 
     def _commit(self, manifest: dict[str, Any], runs: list[dict[str, Any]], state: State) -> None:
         """Write the rows that hold of some runs in place of what the table has of them, in one commit."""
         from deltalake import CommitProperties, Transaction, write_deltalake
 
-        holding = {each["run_id"]: list[str]() for each in runs}
-        for uri, standing in state.shards.items():
-            if standing.run_id in holding:
-                holding[standing.run_id].append(uri)
+        holding = state.shards_by("run_id", [each["run_id"] for each in runs])
         batches = (batch for run_id, uris in holding.items() for batch in self._rows(run_id, uris, state))
         write_deltalake(
             self.uri,
@@ -129,16 +127,15 @@ class CurrentTable:
                 {"run_id": manifest["run_id"], "run_number": str(manifest["run_number"])},
                 app_transactions=[
                     Transaction(manifest["run_id"], manifest["run_number"]),
-                    Transaction(_COUNT, len(state.manifests)),
+                    Transaction(_COUNT, len(state.runs)),
                 ],
             ),
-            **_AS_A_NEW_ONE if len(state.manifests) == 1 else {**_INTO_ONE, "predicate": _of_runs(runs)},
+            **_AS_A_NEW_ONE if len(state.runs) == 1 else {**_INTO_ONE, "predicate": _of_runs(runs)},
         )
 
-    def _rows(self, run_id: str, shards: list[str], state: State) -> Iterator[pa.RecordBatch]:
+    def _rows(self, run_id: str, wanted: pa.Array, state: State) -> Iterator[pa.RecordBatch]:
         """The rows of some shards that a run published, in the columns of now; none of what is withdrawn."""
         uri = storage.join(self._output, "predictions", f"{run_id}.parquet")
-        wanted = pa.array(shards, pa.string())
         for chunk in parquet.chunks(next(storage.list_objects(uri)), "restore it from a copy"):
             rows = chunk.filter(pc.and_not(pc.is_in(chunk["shard_uri"], wanted), state.is_withdrawn(chunk)))
             lacking = {field.name: pa.nulls(len(rows), field.type) for field in PREDICTIONS}

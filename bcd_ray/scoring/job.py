@@ -12,11 +12,13 @@ from bcd_ray.errors import ConfigError
 from bcd_ray.ledger import schema, unchanged
 from bcd_ray.ledger.expiry import expire
 from bcd_ray.ledger.features import identity_of
+from bcd_ray.ledger.held import Held, hold_against
 from bcd_ray.ledger.ledger import Ledger
+from bcd_ray.ledger.listed import Listed, refuse_other_names
+from bcd_ray.ledger.manifests import identity_digest
 from bcd_ray.ledger.plan import Plan
 from bcd_ray.ledger.planning import make_plan
-from bcd_ray.ledger.roots import refuse_other_names, roots_of
-from bcd_ray.ledger.state import Missed, State, identity_digest
+from bcd_ray.ledger.state import Missed, State
 from bcd_ray.model.bundle import Bundle, load_bundle
 from bcd_ray.model.choice import Choice, choose_engine, precision
 from bcd_ray.model.network import NETWORK_VERSION
@@ -28,7 +30,6 @@ from bcd_ray.scoring.config import ScoreConfig
 from bcd_ray.scoring.executing import Work, from_features, here, needs_ray, on_ray, score_units
 from bcd_ray.scoring.inputs import list_shards
 from bcd_ray.scoring.watch import Watch
-from bcd_ray.storage import StoredObject
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,17 @@ def score(config: ScoreConfig, watch: Watch | None = None) -> Outcome:
     """
     watch = watch or Watch()
     bundle = load_bundle(config.model)
-    shards, left_out = list_shards(config)
+    listed, left_out = list_shards(config)
     storage.check_creates(storage.join(config.output, "_work"))
     ledger = Ledger(config.output)
     for run_id in ledger.recover():
         say(f"run {run_id}: its rows were there, its manifest was not; published now")
     identity, features = _identity(bundle, config), _features(bundle, config)
     state = ledger.state()
-    plan = _plan(state, shards, identity, features, config)
+    state.keep()
+    held, plan = _plan(state, listed, identity, features, config)
     if not plan.units:
-        return Outcome(None, len(shards), state.missed(shards, identity_digest(identity)), left_out)
+        return Outcome(None, held.shards, held.missed, left_out)
     _refuse_to_supersede(plan, config)
     unfinished = ledger.unfinished(plan)
     to_read, kept = ([unit for unit in unfinished if bool(unit.features) == each] for each in (False, True))
@@ -88,18 +90,19 @@ def score(config: ScoreConfig, watch: Watch | None = None) -> Outcome:
         if to_read:
             score_units(work, on_ray if with_ray else here)
     watch.before_publish()
-    manifest, after = ledger.publish(plan, config.max_undelivered), ledger.state()
+    manifest, after = ledger.publish(plan, config.max_undelivered), state.later()
     if after.withdrawn - state.withdrawn:
         say("images were withdrawn while this run was under way: run jobs/forget.py again, in case it took some up")
-    return Outcome(manifest, len(shards), after.missed(shards, identity_digest(identity)), left_out)
+    missed = after.missed((each.shard for each in held.waiting), identity_digest(identity))
+    return Outcome(manifest, held.shards, held.missed + missed, left_out)
 
 
 def look(config: ScoreConfig) -> Plan:
     """What a run would do; nothing is written, and no Ray is needed."""
-    shards, _ = list_shards(config)
+    listed, _ = list_shards(config)
     bundle = load_bundle(config.model)
     state = Ledger(config.output).state()
-    return _plan(state, shards, _identity(bundle, config), _features(bundle, config), config)
+    return _plan(state, listed, _identity(bundle, config), _features(bundle, config), config)[1]
 
 
 def _facts(
@@ -140,21 +143,20 @@ def _features(bundle: Bundle, config: ScoreConfig) -> dict[str, Any] | None:
 
 
 def _plan(
-    state: State,
-    shards: list[StoredObject],
-    identity: dict[str, Any],
-    features: dict[str, Any] | None,
-    config: ScoreConfig,
-) -> Plan:
+    state: State, listed: Listed, identity: dict[str, Any], features: dict[str, Any] | None, config: ScoreConfig
+) -> tuple[Held, Plan]:
     """What is to be done of the shards; those that only look changed are found out, and keep their rows."""
-    refuse_other_names(shards, roots_of(config.root), state.shards, state.roots)
-    found = unchanged.compare(state, shards, identity_digest(identity), config.limits, config.compare_digests)
+    refuse_other_names(listed, state.below, state.roots)
+    identified = identity_digest(identity)
+    held = hold_against(state, listed, identified, config.compare_digests)
+    found = unchanged.compare(state, held.waiting, identified, config.limits, config.compare_digests)
+    held.settle(found.equal, found.changed)
     if found.equal:
-        state.equal |= found.equal
+        state.equal.add(found.equal)
         say(f"{len(found.equal):,} shards were compared and are equal to what was scored: their rows hold")
         if not config.dry_run:
-            unchanged.remember(state)
-    return make_plan(state, shards, identity, found.changed, features)
+            state.equal.keep(state.output, state.of)
+    return held, make_plan(state, held, identity, features)
 
 
 def _refuse_to_supersede(plan: Plan, config: ScoreConfig) -> None:

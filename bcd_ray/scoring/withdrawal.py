@@ -21,10 +21,11 @@ from bcd_ray.errors import ConfigError
 from bcd_ray.ledger import counts, schema
 from bcd_ray.ledger.grouping import groups
 from bcd_ray.ledger.ledger import Ledger
+from bcd_ray.ledger.manifests import digest
 from bcd_ray.ledger.plan import Plan, Unit
 from bcd_ray.ledger.schema import WITHDRAWN
 from bcd_ray.ledger.seen import Seen
-from bcd_ray.ledger.state import State, digest
+from bcd_ray.ledger.state import State
 from bcd_ray.runtime import library_versions
 from bcd_ray.scoring.blanking import blanked
 from bcd_ray.scoring.config import ForgetConfig
@@ -69,7 +70,7 @@ def forget(config: ForgetConfig) -> Withdrawal:
     if not config.dry_run:
         ledger.recover()
     state = ledger.state()
-    if not state.manifests:
+    if not state.runs:
         raise ConfigError(f"{config.output}: no run is published here: give the --output of a scoring job that ended")
     found = _find(state, Targets.of(config, state.roots), copies=not config.moved)
     shards = _shards(state, found)
@@ -121,21 +122,24 @@ def _find(state: State, targets: Targets, copies: bool) -> _Found:
 
 def _shards(state: State, found: _Found) -> list[StoredObject]:
     """The shards of whose rows that hold some are to be withdrawn, in order."""
-    names = set[str]()
+    shards = dict[str, StoredObject]()
     for run_id, rows in _runs(state, _FOUND_BY):
-        of_found = rows.filter(found.among(rows))["shard_uri"].unique().to_pylist()
-        names |= {uri for uri in of_found if uri in state.shards and state.shards[uri].run_id == run_id}
-    return [StoredObject(from_printable(uri), 0, state.shards[uri].etag) for uri in sorted(names, key=from_printable)]
+        uris = rows.filter(found.among(rows))["shard_uri"].unique().sort()
+        held = state.of(uris)
+        for row in held.filter(pc.equal(held["run_id"], run_id)).select(["uri", "etag"]).to_pylist():
+            shards[row["uri"]] = StoredObject(from_printable(row["uri"]), 0, row["etag"])
+    return sorted(shards.values(), key=lambda shard: shard.name)
 
 
 def _without(state: State, shards: list[StoredObject], found: _Found) -> pa.Table:
     """All rows that hold of the shards, in order; those of forgotten images say nothing any more."""
-    names = {storage.printable(shard.name) for shard in shards}
+    of_runs: dict[str, list[str]] = {}
+    for shard, last in zip(shards, state.find(shards), strict=True):
+        of_runs.setdefault(last.run_id if last else "", []).append(storage.printable(shard.name))
     tables = [schema.PREDICTIONS.empty_table()]
-    for run_id in {state.shards[name].run_id for name in names}:
-        of_run = pa.array((name for name in names if state.shards[name].run_id == run_id), pa.string())
+    for run_id, names in of_runs.items():
         rows = parquet.read(_file(state, run_id), "restore it from a copy")
-        rows = rows.filter(pc.is_in(rows["shard_uri"], of_run))
+        rows = rows.filter(pc.is_in(rows["shard_uri"], pa.array(names, pa.string())))
         tables.append(blanked(rows, found.among(rows)))
     rows = pa.concat_tables(tables, promote_options="default").select(schema.PREDICTIONS.names)
     places = {storage.printable(shard.name): place for place, shard in enumerate(shards)}

@@ -32,6 +32,7 @@ __all__ = [
     "delete",
     "delete_broken_off",
     "exists",
+    "fetch",
     "is_s3",
     "join",
     "list_names",
@@ -45,6 +46,7 @@ __all__ = [
     "same_version",
     "sha256",
     "take_retries",
+    "walk_objects",
     "write_bytes",
     "write_from_file",
 ]
@@ -58,13 +60,18 @@ def list_objects(uri: str, unlisted: Unlisted | None = None) -> Iterator[StoredO
 
     What is hidden, and folders that may not be listed, go to `unlisted`, the latter with a line.
     """
-    unlisted = unlisted or Unlisted()
     # Not every store lists in byte order as Amazon's does: SeaweedFS gives a/x before a-b.
-    listing = _list_s3(uri, unlisted) if is_s3(uri) else local.list_objects(uri, unlisted)
-    found = sorted(listing, key=lambda listed: listed.uri)
-    if not found:
+    yield from sorted(walk_objects(uri, unlisted), key=lambda listed: listed.uri)
+
+
+def walk_objects(uri: str, unlisted: Unlisted | None = None) -> Iterator[StoredObject]:
+    """`list_objects` in any order and in bounded memory."""
+    unlisted, nothing = unlisted or Unlisted(), True
+    for listed in _list_s3(uri, unlisted) if is_s3(uri) else local.list_objects(uri, unlisted):
+        nothing = False
+        yield listed
+    if nothing:
         raise NotFoundError(f"nothing found at {uri}: check the path")
-    yield from found
 
 
 def read_bytes(uri: str) -> bytes:
@@ -72,6 +79,11 @@ def read_bytes(uri: str) -> bytes:
     if is_s3(uri):
         return s3.get(uri)
     return local.get(uri)
+
+
+def fetch(uri: str) -> BinaryIO:
+    """A seekable file with an object's bytes: a local one itself, one of S3 as a temporary copy, fetched in one go."""
+    return s3.fetch(uri) if is_s3(uri) else local.opened(uri)
 
 
 def refuse_unsafe(listed: StoredObject) -> None:

@@ -85,6 +85,12 @@ def get(uri: str) -> bytes:
         return stream.read()
 
 
+def opened(uri: str) -> BinaryIO:
+    """A file to read, as it is now."""
+    with _translated(uri):
+        return _open_regular(uri)
+
+
 @contextmanager
 def open_stream(listed: StoredObject, read_ahead: int = _READ_AHEAD_BYTES) -> Iterator[BinaryIO]:
     """A reader of a file; ChangedError if it is not the listed version."""

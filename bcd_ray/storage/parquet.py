@@ -5,7 +5,7 @@ import io
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,21 +30,25 @@ def table_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
 
 def read(uri: str, remedy: str, columns: Sequence[str] | None = None) -> pa.Table:
     """`table_of` an object; JobError, with the remedy, where it is damaged or no Parquet file."""
-    try:
+    with damage_told(uri, remedy):
         return table_of(storage.read_bytes(uri), columns)
-    except (pa.ArrowException, OSError) as error:
-        raise JobError(f"{uri} is damaged ({' '.join(str(error).split())[:100]}): {remedy}") from error
 
 
 def chunks(listed: StoredObject, remedy: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The table of an object by its row groups; raises as `read`."""
+    with damage_told(listed.uri, remedy), storage.open_stream(listed) as stream:
+        file = pq.ParquetFile(stream)
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns, use_threads=False)
+
+
+@contextmanager
+def damage_told(uri: str, remedy: str) -> Iterator[None]:
+    """JobError, with the remedy, where what is read of an object is no Parquet."""
     try:
-        with storage.open_stream(listed) as stream:
-            file = pq.ParquetFile(stream)
-            for group in range(file.num_row_groups):
-                yield file.read_row_group(group, columns, use_threads=False)
+        yield
     except (pa.ArrowException, OSError) as error:
-        raise JobError(f"{listed.uri} is damaged ({' '.join(str(error).split())[:100]}): {remedy}") from error
+        raise JobError(f"{uri} is damaged ({' '.join(str(error).split())[:100]}): {remedy}") from error
 
 
 def bytes_of(table: pa.Table, **options: Any) -> bytes:
@@ -65,12 +69,13 @@ class Appender:
         StorageError: no temporary file can be written.
     """
 
-    def __init__(self, schema: pa.Schema, group_rows: int = _GROUP_ROWS) -> None:
+    def __init__(self, schema: pa.Schema, group_rows: int = _GROUP_ROWS, plain: Sequence[str] = ()) -> None:
+        """`plain` are columns whose values seldom repeat: a dictionary of them costs, and saves nothing."""
         self._file: Any = tempfile.SpooledTemporaryFile(_SPOOLED_BYTES)  # noqa: SIM115 (closed in __exit__)
         self._schema, self._group_rows = schema, group_rows
         try:
             with _told():
-                self._writer = pq.ParquetWriter(self._file, schema, compression="zstd", **_encoding(schema))
+                self._writer = pq.ParquetWriter(self._file, schema, compression="zstd", **_encoding(schema, plain))
         except StorageError:
             self._close()
             raise
@@ -103,6 +108,12 @@ class Appender:
             self._file.seek(0)
             return hashlib.file_digest(self._file, "sha256").hexdigest()
 
+    @property
+    def finished(self) -> BinaryIO:
+        """The finished file, to be read while this lasts."""
+        file: BinaryIO = self._file
+        return file
+
     def create(self, uri: str) -> bool:
         """`storage.create` the finished file."""
         return storage.create_from_file(uri, self._file)
@@ -119,14 +130,16 @@ class Appender:
             self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
 
 
-def _encoding(schema: pa.Schema) -> dict[str, Any]:
+def _encoding(schema: pa.Schema, plain: Sequence[str]) -> dict[str, Any]:
     """Lists of floats are split by their bytes, of which the first are much alike; all else is as usual."""
     split, usual = list[str](), list[str]()
     for field in schema:
+        if field.name in plain:
+            continue
         nested = field.type.value_type if pa.types.is_list(field.type) else None
         path = field.name if nested is None else f"{field.name}.list.element"
         (split if nested and pa.types.is_floating(nested) else usual).append(path)
-    return {"use_dictionary": usual, "use_byte_stream_split": split} if split else {}
+    return {"use_dictionary": usual, "use_byte_stream_split": split} if split or plain else {}
 
 
 @contextmanager

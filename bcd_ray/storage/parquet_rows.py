@@ -1,8 +1,8 @@
 """Rows of large Parquet objects by their numbers, in bounded memory."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import lru_cache
 from itertools import accumulate
 from threading import Lock
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bcd_ray import storage
-from bcd_ray.errors import JobError
+from bcd_ray.storage import parquet
 
 _GROUPS_KEPT = 4
 
@@ -39,7 +39,7 @@ class ParquetRows:
         (listed,) = storage.list_objects(self._uri)
         with ExitStack() as stack:
             stream = stack.enter_context(storage.open_stream(listed))
-            with self._damage_told():
+            with parquet.damage_told(self._uri, self._remedy):
                 self._file = pq.ParquetFile(stream)
             self._stack = stack.pop_all()
         found = self._file.metadata
@@ -54,17 +54,9 @@ class ParquetRows:
     def slice(self, start: int, stop: int) -> pa.Table:
         """The rows from `start` to before `stop`: one or more."""
         first, last = bisect_right(self._starts, start) - 1, bisect_left(self._starts, stop)
-        with self._damage_told(), self._one_at_a_time:
+        with parquet.damage_told(self._uri, self._remedy), self._one_at_a_time:
             groups = [self._read(number) for number in range(first, last)]
         return pa.concat_tables(groups).slice(start - self._starts[first], stop - start)
 
     def _read_group(self, number: int) -> pa.Table:
         return self._file.read_row_group(number, self._columns, use_threads=False)
-
-    @contextmanager
-    def _damage_told(self) -> Iterator[None]:
-        try:
-            yield
-        except (pa.ArrowException, OSError) as error:
-            what = " ".join(str(error).split())[:100]
-            raise JobError(f"{self._uri} is damaged ({what}): {self._remedy}") from error

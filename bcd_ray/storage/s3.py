@@ -9,6 +9,8 @@ were over 4 s after a store went down, before it could be up again.
 import io
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import lru_cache
@@ -20,6 +22,7 @@ from bcd_ray.storage.patience import Patience
 
 _CONNECT_S = 10  # botocore's 60, twelve times, are a quarter of an hour
 _PART_BYTES = 16 << 20  # of memory, of each who writes; S3 takes 10,000 parts: 156 GiB
+_FETCHED_BYTES = 8 << 20  # at a time; smaller objects need no file
 _PASSING_STATUSES = (429, 500, 502, 503, 504)
 _PASSING_CODES = ("ConditionalRequestConflict", "RequestTimeout", "SlowDown")
 # The answer to a HEAD has no body that could say why: 400 is all that is heard of credentials that expired.
@@ -47,6 +50,22 @@ def get(uri: str, **conditions: str) -> bytes:
     bucket, key = _bucket_and_key(uri)
     data: bytes = _call(uri, lambda client: client.get_object(Bucket=bucket, Key=key, **conditions)["Body"].read())
     return data
+
+
+def fetch(uri: str) -> BinaryIO:
+    """The object's bytes, in bounded memory, in a temporary file that goes when it is closed."""
+    bucket, key = _bucket_and_key(uri)
+    file: Any = tempfile.SpooledTemporaryFile(_FETCHED_BYTES)  # noqa: SIM115 (the caller closes it)
+
+    def copy(client: Any) -> None:
+        file.seek(0)
+        file.truncate()
+        shutil.copyfileobj(client.get_object(Bucket=bucket, Key=key)["Body"], file, _FETCHED_BYTES)
+
+    _call(uri, copy)
+    file.seek(0)
+    found: BinaryIO = file
+    return found
 
 
 def put(uri: str, data: bytes, **conditions: str) -> None:

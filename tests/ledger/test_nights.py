@@ -15,8 +15,9 @@ from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.ledger import ledger as ledger_module
 from bcd_ray.ledger.expiry import KEPT, expire
 from bcd_ray.ledger.ledger import Ledger
+from bcd_ray.ledger.manifests import identity_digest
 from bcd_ray.ledger.plan import Unit
-from bcd_ray.ledger.state import State, identity_digest
+from bcd_ray.ledger.state import State
 from bcd_ray.ledger.verification import verify
 from bcd_ray.scoring.access import check_access, folders_of
 from bcd_ray.storage import StoredObject, parquet

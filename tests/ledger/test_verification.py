@@ -22,7 +22,8 @@ from bcd_ray import read
 from bcd_ray.errors import JobError
 from bcd_ray.ledger import schema
 from bcd_ray.ledger.ledger import Ledger
-from bcd_ray.ledger.state import State, identity_digest
+from bcd_ray.ledger.manifests import identity_digest
+from bcd_ray.ledger.state import State
 from bcd_ray.ledger.verification import clear_leftovers, verify
 
 JOB = Path(__file__).parents[2] / "jobs" / "verify.py"

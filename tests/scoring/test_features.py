@@ -19,7 +19,6 @@ from bcd_ray.ledger.features import EMBEDDING, FEATURES_OF, column_of, embedding
 from bcd_ray.ledger.grouping import split
 from bcd_ray.ledger.ledger import Ledger
 from bcd_ray.ledger.plan import Plan
-from bcd_ray.ledger.planning import make_plan
 from bcd_ray.ledger.seen import Seen
 from bcd_ray.ledger.verification import clear_leftovers, verify
 from bcd_ray.model.bundle import Bundle, Model, load_bundle, save_bundle
@@ -61,7 +60,7 @@ def begun(
     identity = IDENTITY | {"model_version": bundle.version}
     features = identity_of(identity, bundle.model)
     state = ledger.state()
-    plan = make_plan(state, shards, identity, features=features)
+    plan = ledger.plan(shards, identity, features)
     if not plan.units:
         return None
     plan = ledger.begin(plan, FACTS | {"features": features if keep else None})

@@ -37,7 +37,6 @@ from bcd_ray.model.engines.base import Outputs
 from bcd_ray.model.triage import Triage
 from bcd_ray.scoring import worker
 from bcd_ray.ledger.ledger import Ledger
-from bcd_ray.ledger.planning import make_plan
 
 class Engine:
     chunk = 16
@@ -57,7 +56,7 @@ worker.open_engine = lambda *_: Engine()
 bundle = Bundle(None, Triage.without_limits(8), {}, "test")
 ledger = Ledger(output)
 scorer = worker.UnitScorer(bundle, "openvino", ledger, limits, 2, None)
-plan = make_plan(ledger.state(), list_archive(folder).shards, {})
+plan = ledger.plan(list_archive(folder).shards, {})
 plan = ledger.begin(plan, {"engine": {}, "versions": {}, "configuration": {}})
 resource.setrlimit(resource.RLIMIT_DATA, (taken() + more, taken() + more))
 before = peak(resource.RUSAGE_SELF)

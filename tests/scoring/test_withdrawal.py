@@ -21,7 +21,8 @@ import jobs.forget as forget_job
 from bcd_ray import read, storage
 from bcd_ray.errors import ConfigError
 from bcd_ray.ledger.ledger import Ledger
-from bcd_ray.ledger.state import State, identity_digest
+from bcd_ray.ledger.manifests import identity_digest
+from bcd_ray.ledger.state import State
 from bcd_ray.ledger.verification import verify
 from bcd_ray.nights.table import CurrentTable
 from bcd_ray.scoring.config import ForgetConfig, ScoreConfig
