@@ -23,6 +23,7 @@ from bcd_ray.progress import say
 
 _RUNS = 365
 _NEW = 200
+_FACTOR = 0x9E3779B97F4A7C15F39CC0605CEDC835  # makes tags that are as hard to compress as digests
 _IDENTITY = {"model_version": "0" * 64}
 # The listing is simulated, the rest is what scoring does, in this revision and in those before it.
 _PROGRAM = """
@@ -30,13 +31,13 @@ import json, resource, sys, time
 from bcd_ray.ledger.ledger import Ledger
 from bcd_ray.storage import StoredObject
 
-output, images, new, runs, identity = sys.argv[1], *map(int, sys.argv[2:5]), json.loads(sys.argv[5])
+output, images, new, runs, factor, identity = sys.argv[1], *map(int, sys.argv[2:6]), json.loads(sys.argv[6])
 of_run = -(-images // runs)
 
 def shards():
     for number in range(images + new):
         uri = f"s3://lab-archive/smears/{number // of_run:05d}/slide-{number:08d}.jpg"
-        yield StoredObject(uri, 40000, f"{number:032x}")
+        yield StoredObject(uri, 40000, f"{number * factor % (1 << 128):032x}")
 
 began = time.perf_counter()
 try:
@@ -87,7 +88,7 @@ def history(config: BenchmarkConfig) -> dict[str, Any]:
 
 
 def _plan(root: Path, output: str, images: int) -> dict[str, float]:
-    arguments = (output, str(images), str(_NEW), str(_RUNS), json.dumps(_IDENTITY))
+    arguments = (output, str(images), str(_NEW), str(_RUNS), str(_FACTOR), json.dumps(_IDENTITY))
     told, _ = run_program([sys.executable, "-c", _PROGRAM, *arguments], {"PYTHONPATH": str(root)}, root)
     return dict(json.loads(told))
 
@@ -115,7 +116,7 @@ def _inputs(run: int, numbers: Any, run_id: str) -> pa.Table:
     same |= {"left_out": "{}", "made_by": "{}", "incomplete": False}
     columns = {name: pa.repeat(pa.scalar(value, INPUTS.field(name).type), count) for name, value in same.items()}
     columns["uri"] = pa.array([f"s3://lab-archive/smears/{run:05d}/slide-{number:08d}.jpg" for number in numbers])
-    columns["etag"] = pa.array([f"{number:032x}" for number in numbers])
+    columns["etag"] = pa.array([f"{int(number) * _FACTOR % (1 << 128):032x}" for number in numbers])
     columns["not_scored"] = pa.array([[]] * count, INPUTS.field("not_scored").type)
     columns["features"] = pa.nulls(count, pa.string())
     return pa.table([columns[name] for name in INPUTS.names], schema=INPUTS)

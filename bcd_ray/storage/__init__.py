@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from bcd_ray.errors import ConfigError, NotFoundError, StorageError
-from bcd_ray.storage import local, s3
+from bcd_ray.storage import local, s3, s3_walk
 from bcd_ray.storage.objects import StoredObject, Unlisted, same_version
 from bcd_ray.storage.patience import count_retries, take_retries
 from bcd_ray.uris import hidden_part, is_s3, join, normalize, printable
@@ -213,7 +213,9 @@ def check_creates(uri: str) -> None:
 def _list_s3(uri: str, unlisted: Unlisted) -> Iterator[StoredObject]:
     bucket, prefix = "/".join(uri.split("/", 3)[:3]), f"{uri}/".split("/", 3)[3]
     nothing = True
-    for item in s3.list_keys(f"{uri}/"):  # with the slash, or all of archive-old/ would be paged through for archive
+    for item in s3_walk.walk_keys(
+        f"{uri}/"
+    ):  # with the slash, or all of archive-old/ would be paged through for archive
         nothing = False
         name: str = item["Key"]
         if name.endswith("/"):

@@ -35,14 +35,20 @@ _Result = TypeVar("_Result")
 
 def list_keys(uri: str) -> Iterator[dict[str, Any]]:
     """The listed objects whose keys begin with the URI's, page by page: `Key`, `Size`, `ETag`."""
-    bucket, key = _bucket_and_key(uri)
     token: dict[str, str] = {}
     while True:
-        page = _call(uri, lambda client: client.list_objects_v2(Bucket=bucket, Prefix=key, **token))
+        page = list_page(uri, **token)
         yield from page.get("Contents", [])
         if not page.get("IsTruncated"):
             return
         token["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def list_page(uri: str, **options: str) -> dict[str, Any]:
+    """A page of the objects whose keys begin with the URI's, with options of S3's ListObjectsV2."""
+    bucket, key = _bucket_and_key(uri)
+    page: dict[str, Any] = _call(uri, lambda client: client.list_objects_v2(Bucket=bucket, Prefix=key, **options))
+    return page
 
 
 def get(uri: str, **conditions: str) -> bytes:

@@ -22,7 +22,7 @@ from bcd_ray import storage, uris
 from bcd_ray.archives.images import Limits
 from bcd_ray.archives.parquets import read_parquet
 from bcd_ray.errors import ChangedError, ConfigError, NotFoundError, StorageError, UnsafeError
-from bcd_ray.storage import local, patience
+from bcd_ray.storage import local, patience, s3_walk
 from bcd_ray.storage import s3 as s3_side
 
 WRITERS = 16
@@ -526,19 +526,42 @@ def test_a_folder_of_s3_is_listed_without_its_neighbours(s3: str, monkeypatch: p
     home = storage.join(s3, uuid4().hex)
     for name in ("archive/a.jpg", "archive-old/b.jpg", "archive.tar"):
         storage.write_bytes(storage.join(home, name), b"x")
-    asked, list_keys = list[str](), s3_side.list_keys
+    asked, list_page = list[str](), s3_side.list_page
 
-    def noted(uri: str) -> Iterator[dict[str, Any]]:
+    def noted(uri: str, **options: Any) -> dict[str, Any]:
         asked.append(uri)
-        return list_keys(uri)
+        return list_page(uri, **options)
 
-    monkeypatch.setattr(s3_side, "list_keys", noted)
+    monkeypatch.setattr(s3_side, "list_page", noted)
     assert storage.list_names(storage.join(home, "archive")) == ["a.jpg"]
     assert asked == [storage.join(home, "archive/")]
     (found,) = storage.list_objects(storage.join(home, "archive.tar"))
     assert (found.uri, found.size) == (storage.join(home, "archive.tar"), 1)
     with storage.open_stream(found) as stream:
         assert stream.read() == b"x"
+
+
+def test_folders_of_s3_are_listed_beside_each_other(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = storage.join(s3, uuid4().hex)
+    names = {f"{day}/{number:02d}.jpg" for day in ("1", "2", "2-b") for number in range(12)}  # in few folders
+    names |= {f"1/scanner/{number}.jpg" for number in range(9)} | {"1.jpg", "1/scanner.jpg", "3/a.jpg"}
+    names |= {f"2-b/{number}/a.jpg" for number in range(9)}  # and in many
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: storage.write_bytes(storage.join(home, name), b"x"), names))
+    asked, list_page = list[str](), s3_side.list_page
+
+    def small(uri: str, **options: Any) -> dict[str, Any]:
+        asked.append(uri[len(home) :])
+        return list_page(uri, MaxKeys=5, **options)
+
+    monkeypatch.setattr(s3_side, "list_page", small)
+    serial = [item["Key"] for item in s3_side.list_keys(f"{home}/")]
+    assert {f"{home}/{name}" for name in names} == {f"{s3}/{key}" for key in serial}
+    asked.clear()
+    beside = [item["Key"] for item in s3_walk.walk_keys(f"{home}/")]
+    assert sorted(beside) == sorted(serial)
+    assert {"/", "/1/", "/2/", "/2-b/", "/3/"} == set(asked)
+    assert [each.uri for each in storage.list_objects(home)] == sorted(f"{home}/{name}" for name in names)
 
 
 @given(st.lists(st.sampled_from(["\\", "u", "udcff", "\udcff", "\udc80", "a", "ud", "é"]), max_size=8))
