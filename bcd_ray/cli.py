@@ -1,6 +1,7 @@
 """From a command line to a configuration, and from an outcome to an exit code."""
 
 import atexit
+import errno
 import gc
 import io
 import os
@@ -32,6 +33,20 @@ _SIGNALS = {
     signal.SIGINT: ("interrupted", EXIT_INTERRUPTED),
     signal.SIGALRM: ("given up after the deadline, with work under way", EXIT_DEADLINE),  # a job's own timer
 }
+_ROOM, _FILES = (
+    "make room on that disk, or set TMPDIR to a folder on another",
+    "raise the limit of open files (ulimit -n)",
+)
+_REMEDIES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EROFS: _ROOM,
+    errno.EIO: "look at that disk",
+    errno.EMFILE: _FILES,
+    errno.ENFILE: _FILES,
+    errno.ENOMEM: "end other programs, or take a larger machine",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u)",
+}
 
 
 def run(
@@ -58,6 +73,9 @@ def run(
         if isinstance(error, BcdRayError):
             at_end(error.exit_code, str(error))
             _end(str(error), error.exit_code)
+        if words := _of_the_machine(error):
+            at_end(EXIT_FAILED, words)
+            _end(words, EXIT_FAILED)
         if not isinstance(error, SystemExit):
             at_end(EXIT_FAILED, f"a fault of the program: {type(error).__name__}")
             for line in traceback.format_exc().splitlines():
@@ -93,6 +111,17 @@ def add_up(config_type: type[Any], arguments: Sequence[str]) -> list[str]:
                 argument = value
         target.append(argument)
     return joined + [word for name, of_option in values.items() for word in (name, *of_option)]
+
+
+def _of_the_machine(error: BaseException) -> str:
+    """In one line what the machine lacks, where that is what an error is about; else empty."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory: end other programs, or take a larger machine"
+    if not isinstance(error, OSError):
+        return ""
+    lacking = "No usable temporary directory" in str(error)
+    remedy = "set TMPDIR to a folder that can be written" if lacking else _REMEDIES.get(error.errno or 0, "")
+    return f"{' '.join(str(error).split())}: {remedy}" if remedy else ""
 
 
 def _end(words: str, code: int) -> NoReturn:

@@ -22,8 +22,11 @@ from bcd_ray.cli import run
 class Config:
     words: tuple[str, ...] = ()
     wait: bool = False
+    fail: str = ""
 
 def main(config):
+    if config.fail:
+        raise eval(config.fail)
     import signal
     print(*config.words)
     if config.wait:
@@ -65,6 +68,29 @@ def test_a_reader_that_went_changes_no_exit_code() -> None:
         os.close(write)
         _, said = job.communicate(timeout=60)
     assert (job.returncode, said) == (3, b"")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            "OSError(28, 'No space left on device', '/x')",
+            "No space left on device: '/x': make room on that disk, or set",
+        ),
+        ("OSError(24, 'Too many open files')", "Too many open files: raise the limit of open files (ulimit -n)"),
+        (
+            "FileNotFoundError(2, 'No usable temporary directory found in [...]')",
+            "found in [...]: set TMPDIR to a folder",
+        ),
+        ("MemoryError()", "there is not enough memory: end other programs"),
+    ],
+)
+def test_what_the_machine_lacks_is_told_in_a_line(error: str, said: str) -> None:
+    with start("--fail", error, stderr=subprocess.PIPE) as job:
+        _, lines = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert len(lines.splitlines()) == 1
+    assert said in lines.decode()
 
 
 def test_closed_streams_are_no_failure(tmp_path: Path) -> None:
