@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from traceback import walk_tb
 
 _DIRECT = "The above exception was the direct cause of the following exception:"
 _LINK = re.compile(rf"\n\s*({_DIRECT}|During handling of the above exception, another exception occurred:)\s*\n")
@@ -12,14 +13,18 @@ _MOST_CHARS = 300
 
 
 def raised_by_ray(error: BaseException) -> bool:
-    """Whether an exception is of one of Ray's own types, or was raised in its code: it also raises built-in ones."""
+    """Whether an exception is of one of Ray's own types, or came up in what Ray called: that is of any type."""
     import ray
 
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    own_type = any(each.__module__.partition(".")[0] == "ray" for each in type(error).__mro__)
-    return own_type or bool(trace and Path(ray.__file__).parent in Path(trace.tb_frame.f_code.co_filename).parents)
+    if any(each.__module__.partition(".")[0] == "ray" for each in type(error).__mro__):
+        return True
+    for frame, _ in reversed(list(walk_tb(error.__traceback__))):
+        parents = Path(frame.f_code.co_filename).parents
+        if Path(ray.__file__).parent in parents:
+            return True
+        if Path(__file__).parent in parents:
+            return False
+    return False
 
 
 def cause_of(error: BaseException) -> str:

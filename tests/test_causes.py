@@ -1,8 +1,13 @@
 """The line that a person sees of an error of Ray's names what went wrong, and neither Ray's wrapping nor its advice."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from bcd_ray import causes, runtime
+from bcd_ray.archives.formats.colour import Space
 from bcd_ray.errors import ConfigError, JobError, StorageError
 
 _RAY = "\x1b[36mray::MapBatches(Scorer)()\x1b[39m (pid=7, ip=192.0.2.1)\n"
@@ -46,6 +51,7 @@ def test_the_cause_of_a_failed_training_is_that_of_its_worker() -> None:
 
 
 def test_what_ray_raises_is_told_from_what_this_package_does() -> None:
+    import ray
     from ray._private.services import canonicalize_bootstrap_address
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
@@ -55,6 +61,16 @@ def test_what_ray_raises_is_told_from_what_this_package_does() -> None:
     assert causes.raised_by_ray(WorkerGroupError("killed", {}))
     assert causes.raised_by_ray(ControllerError(RuntimeError("killed")))
     assert not causes.raised_by_ray(ValueError("ours"))
+    within = dict[str, Any]()
+    exec(
+        compile("def call(function, *what): function(*what)", str(Path(ray.__file__).with_name("x.py")), "exec"), within
+    )
+    with pytest.raises(ValueError, match="Expecting") as of_a_library:
+        within["call"](json.loads, "{")
+    assert causes.raised_by_ray(of_a_library.value)
+    with pytest.raises(ValueError, match="a gamma of 9") as ours:
+        within["call"](Space, 9)
+    assert not causes.raised_by_ray(ours.value)
 
 
 @pytest.mark.usefixtures("ray_cluster")
