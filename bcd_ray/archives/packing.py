@@ -19,6 +19,7 @@ from bcd_ray.labels import CLASSES, class_of_path, classes_of_path
 from bcd_ray.progress import Progress, say
 from bcd_ray.runtime import ray_session, say_if_taken
 from bcd_ray.storage import StoredObject
+from bcd_ray.storage.parquet import temporary_files_told
 from bcd_ray.threads import in_chunks
 
 _MOST_BYTES = 1 << 30  # of an image, which is held in memory
@@ -109,7 +110,7 @@ def _unique_keys(names: Sequence[str]) -> Iterator[str]:
 def _write_shard(group: dict[str, Any]) -> dict[str, Any]:
     """Write a shard by way of a file, with one image or one row group in memory."""
     failures = list[str]()
-    with tempfile.TemporaryFile() as file:
+    with temporary_files_told(), tempfile.TemporaryFile() as file:
         write = _write_tar if group["uri"].endswith(".tar") else _write_parquet
         write(file, _contents(group["sources"], failures))
         storage.write_from_file(group["uri"], file)

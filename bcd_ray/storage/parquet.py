@@ -74,7 +74,7 @@ class Appender:
         self._file: Any = tempfile.SpooledTemporaryFile(_SPOOLED_BYTES)  # noqa: SIM115 (closed in __exit__)
         self._schema, self._group_rows = schema, group_rows
         try:
-            with _told():
+            with temporary_files_told():
                 self._writer = pq.ParquetWriter(self._file, schema, compression="zstd", **_encoding(schema, plain))
         except StorageError:
             self._close()
@@ -101,7 +101,7 @@ class Appender:
     def finish(self, metadata: Mapping[bytes, str] | None = None) -> str:
         """End the file, with metadata, and return its sha256; then nothing can be added."""
         self._write()
-        with _told():
+        with temporary_files_told():
             self._writer.add_key_value_metadata(metadata or {})
             self._writer.close()
             self.size = self._file.tell()
@@ -124,7 +124,7 @@ class Appender:
 
     def _write(self) -> None:
         if self._waiting:
-            with _told():
+            with temporary_files_told():
                 self._writer.write_table(pa.concat_tables(self._waiting))
             self.rows += self._waiting_rows
             self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
@@ -143,7 +143,8 @@ def _encoding(schema: pa.Schema, plain: Sequence[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def temporary_files_told() -> Iterator[None]:
+    """StorageError that names the remedy, where a temporary file cannot be written."""
     try:
         yield
     except OSError as error:
