@@ -16,7 +16,7 @@ def main(config: ForgetConfig) -> int:
         return EXIT_OK
     if storage.list_names(f"{config.output}/table"):  # its earlier versions hold the rows, too
         table = CurrentTable(config.output)
-        runs = table.rebuild() if config.erase and done.manifest else table.update()
+        runs = table.rebuild() if config.erase else table.update()
         print(f"{len(runs):,} runs taken into {table.uri}")
     if done.manifest is None:
         print(f"nothing to do: all that is named is withdrawn from {config.output}")
