@@ -47,14 +47,17 @@ class ActorPool:
     gpus: float = 0.0
     grows: bool = False
 
-    def options(self, calls: int = 1) -> dict[str, Any]:
-        """Arguments for `Dataset.map_batches`, where an actor runs `calls` batches at a time."""
+    def options(self, calls: int = 1, ahead: bool = True) -> dict[str, Any]:
+        """Arguments for `Dataset.map_batches`, where an actor runs `calls` batches at a time.
+
+        With `ahead` as many more wait for it: of few batches the first actor would take those of actors yet to start.
+        """
         from ray.data import ActorPoolStrategy
 
         compute = ActorPoolStrategy(
             min_size=self.least,
             max_size=None if self.grows else self.most,
-            max_tasks_in_flight_per_actor=2 * calls,
+            max_tasks_in_flight_per_actor=2 * calls if ahead else calls,
             max_concurrent_calls_per_actor=calls,
             enable_true_multi_threading=calls > 1,
         )

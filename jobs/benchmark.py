@@ -8,7 +8,7 @@ from bcd_ray.errors import EXIT_OK
 
 
 def main(config: BenchmarkConfig) -> int:
-    from bcd_ray.benchmarks.against import night
+    from bcd_ray.benchmarks.against import beside
     from bcd_ray.benchmarks.growth import growth
     from bcd_ray.benchmarks.history import history
     from bcd_ray.benchmarks.ledger import ledger_cost, plan_cost
@@ -28,8 +28,8 @@ def main(config: BenchmarkConfig) -> int:
         found = startup_times(config)
     elif config.what == "training":
         found = training_cost(config)
-    elif config.what == "night":
-        found = night(config)
+    elif config.what in ("night", "memory", "shard"):
+        found = beside(config)
     elif config.what == "history":
         found = history(config)
     elif config.what == "rescore":

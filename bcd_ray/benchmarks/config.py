@@ -11,22 +11,35 @@ from bcd_ray.errors import ConfigError
 class BenchmarkConfig:
     """Measure speed, start-up, and what the scoring ledger costs."""
 
-    what: Literal["speed", "turns", "growth", "startup", "training", "ledger", "plan", "night", "rescore", "history"]
+    what: Literal[
+        "speed",
+        "turns",
+        "growth",
+        "startup",
+        "training",
+        "ledger",
+        "plan",
+        "night",
+        "memory",
+        "shard",
+        "rescore",
+        "history",
+    ]
     """`speed`: the job beside a PyTorch loop, Ray's pattern and the engine alone; `turns`: the job and the engine alone
     in turns of five seconds, for a ratio that a machine's ups and downs leave alone; `growth`: the job as archives,
     shards and nodes grow; `startup`: the time to the first row, itemised; `training`: a training run beside the bare
     forward passes of its images and views; `ledger`: scoring with and without it, in turn, on synthetic images; `plan`:
-    plans of large archives; `night`: a night of 200 new images, beside the revision of `--against`;
-    `rescore`: another head from kept embeddings beside scoring the images anew, and scoring with embeddings kept beside
-    scoring without, in turns; `history`: the plan of a night of 200 new images where `--images` loose ones are
-    published."""
+    plans of large archives; `night`: a night of 200 new images, `memory`: images in tars, and `shard`: images in one
+    Parquet file on simulated nodes, each beside the revision of `--against`; `rescore`: another head from kept
+    embeddings beside scoring the images anew, and scoring with embeddings kept beside scoring without, in turns;
+    `history`: the plan of a night of 200 new images where `--images` loose ones are published."""
     output: str = "benchmarks"
     """Folder for the figures of `speed` and `growth` as JSON and as a plot."""
     data: str = ""
     """Folder of images to measure with, one folder per class; drawn ones where none is named."""
     images: int = 1280
-    """Images for `speed`, `turns`, `training` and the nodes of `growth`; those of `--data` are repeated where they are
-    fewer."""
+    """Images for `speed`, `turns`, `training`, `memory`, `shard` and the nodes of `growth`; those of `--data` are
+    repeated where they are fewer."""
     peer_images: int = 0
     """How many of them the programs of others get for `speed`, which take up to ten times as long; 0 for all."""
     peers: bool = True
@@ -50,7 +63,7 @@ class BenchmarkConfig:
     shard_sizes: tuple[int, ...] = (32, 128, 512, 2_048, 4_096)
     """Images in each shard for `growth`, over at least twelve shards."""
     nodes: tuple[int, ...] = (1, 2, 4)
-    """Simulated nodes for `growth`, all on this machine."""
+    """Simulated nodes for `growth`, all on this machine; `shard` takes the most."""
     price: float = 0.0
     """Of an hour of this machine, in any currency: `growth` then says what a million images cost."""
     units: int = 4
@@ -58,8 +71,8 @@ class BenchmarkConfig:
     rounds: int = 3
     """Rounds to count."""
     against: str = ""
-    """Git revision of this project to compare with, both in turns on the same input; for `night`, and for
-    `rescore` and `history` if you like."""
+    """Git revision of this project to compare with, both in turns on the same input; for `night`, `memory` and `shard`,
+    and for `rescore` and `history` if you like."""
 
     def __post_init__(self) -> None:
         normalize(self, "output", *(name for name in ("data", "s3") if getattr(self, name)))
@@ -70,8 +83,10 @@ class BenchmarkConfig:
             raise ConfigError("--what turns is for CPUs, where the job has one ceiling: use --what speed")
         if self.representation != "field" and (self.what != "turns" or self.s3):
             raise ConfigError("--representation goes with --what turns, without --s3")
-        if self.what not in ("rescore", "history") and (self.what == "night") != bool(self.against):
-            raise ConfigError("--what night compares with a git revision, which --against names: main, say")
+        if self.what not in ("rescore", "history") and (self.what in ("night", "memory", "shard")) != bool(
+            self.against
+        ):
+            raise ConfigError("--what night, memory and shard compare with a git revision, which --against names")
         if self.s3 and not self.s3.startswith("s3://"):
             raise ConfigError(f"--s3 {self.s3} is no folder on S3: it starts with s3://")
         if min((1, *self.archive_sizes, *self.shard_sizes, *self.nodes)) < 1:

@@ -39,7 +39,7 @@ def cost_of_a_million(price: float, images_a_second: float) -> float:
 def _measure(config: BenchmarkConfig, images: int, images_per_shard: int, nodes: int = 0) -> dict[str, float]:
     """The figures of one run of the job, on `nodes` simulated nodes if any are named."""
     config = replace(config, images=images, images_per_shard=images_per_shard, archive_sizes=(images,))
-    with bench(config) as made, _cluster(nodes) as environment:
+    with bench(config) as made, cluster(nodes) as environment:
         figures = run_job(made, made.shards, environment)
     if nodes:
         del figures["peak_gb"], figures["cpu_s_per_1000"]  # of the driver alone: the nodes are no part of it
@@ -50,7 +50,7 @@ def _measure(config: BenchmarkConfig, images: int, images_per_shard: int, nodes:
 
 
 @contextmanager
-def _cluster(nodes: int) -> Iterator[dict[str, str]]:
+def cluster(nodes: int) -> Iterator[dict[str, str]]:
     """So many nodes on this machine, which share its cores as far as they go; how a program joins them."""
     if not nodes:
         yield {}

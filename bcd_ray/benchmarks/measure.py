@@ -14,7 +14,7 @@ from bcd_ray.errors import JobError
 
 Marks = Sequence[tuple[float, int]]  # the clock in seconds, and the images done by then, both growing
 _SAMPLE_S = 0.5
-_PAUSE = 100  # times as long as measuring memory took, 55 ms of the job: twice a second took 5 % of two cores
+_PAUSE = 100  # to measure memory took 55 ms of the job: twice a second took 5 % of two cores
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -33,9 +33,12 @@ class Usage:
 
 
 def run_program(
-    command: Sequence[str], environment: Mapping[str, str], folder: Path | None = None
+    command: Sequence[str], environment: Mapping[str, str], folder: Path | None = None, pause: int = _PAUSE
 ) -> tuple[str, Usage]:
-    """Run a program to its end: what it wrote to standard output, and what it used. JobError if it fails."""
+    """Run a program to its end: what it wrote to standard output, and what it used. JobError if it fails.
+
+    Between two looks at its memory so many times as long passes as a look takes.
+    """
     usage, known, memory_due = Usage(started=time.time()), set[int](), 0.0
     process = subprocess.Popen(
         command,
@@ -53,7 +56,7 @@ def run_program(
             _sample(process.pid, known, usage)
             if (began := time.time()) >= memory_due:
                 usage.peak_gb = max(usage.peak_gb, sum(map(_pss_gb, known)))
-                memory_due = time.time() + _PAUSE * (time.time() - began)
+                memory_due = time.time() + pause * (time.time() - began)
     usage.wall_s = time.time() - usage.started
     check_ended(command, process.returncode, errors)
     return output, usage

@@ -30,6 +30,7 @@ from bcd_ray.threads import keep_blas_to_its_thread, map_ahead
 _TASK_BYTES, _TASK_BYTES_ON_GPU = 16 << 20, 64 << 20
 # For each unit that an actor has under way: with fewer, some have nothing left to do at the end.
 _LEAST_TASKS, _LEAST_TASKS_ON_GPU = 8, 4
+_FEW_TASKS = 4  # for each unit that an actor has under way: none waits for an actor that is busy
 _MOST_TASKS = 4000  # its driver keeps state for every task
 
 
@@ -99,13 +100,12 @@ def on_ray(work: Work) -> Done:
     pool, starts = actor_pool(config.max_actors, choice.on_gpu), start_counter(watch.deadline)
     how = (choice.name, ledger, config.limits, pool.threads, starts, withdrawn, keep)
     arguments = (ray.put(bundle), folders_of(units), *how)
-    counts = ray.data.from_items(
-        [{"unit": unit} for unit in units], override_num_blocks=count_tasks(units, pool.most, choice.on_gpu)
-    ).map_batches(
+    tasks = count_tasks(units, pool.most, choice.on_gpu)
+    counts = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=tasks).map_batches(
         ScoringActor,
         batch_size=1,
         fn_constructor_args=arguments,
-        **pool.options(calls=UNITS_AT_A_TIME),
+        **pool.options(calls=UNITS_AT_A_TIME, ahead=tasks > _FEW_TASKS * UNITS_AT_A_TIME * pool.most),
     )
     counts.set_name(watch.run_id)  # which Ray's own metrics then carry
     for batch in counts.iter_batches(batch_size=1):

@@ -11,7 +11,7 @@ import ray
 from bcd_ray.benchmarks import against, rescore
 from bcd_ray.benchmarks.config import BenchmarkConfig
 from bcd_ray.benchmarks.growth import cost_of_a_million, growth
-from bcd_ray.benchmarks.measure import Usage, run_program, steady_rate
+from bcd_ray.benchmarks.measure import run_program, steady_rate
 from bcd_ray.benchmarks.speed import bench, stages
 from bcd_ray.benchmarks.training import training_cost
 from bcd_ray.benchmarks.turns import Program, compare_in_turns, ratios, take_turns
@@ -210,7 +210,8 @@ def test_a_night_names_what_it_is_measured_against() -> None:
         BenchmarkConfig("night")
     with pytest.raises(ConfigError, match="which --against names"):
         BenchmarkConfig("speed", against="main")
-    assert BenchmarkConfig("night", against="main").what == "night"
+    for what in ("night", "memory", "shard"):
+        assert BenchmarkConfig(what, against="main").what == what
 
 
 def test_rescoring_is_compared_with_scoring_and_with_another_revision_if_one_is_named() -> None:
@@ -223,10 +224,7 @@ def test_rescoring_is_compared_with_scoring_and_with_another_revision_if_one_is_
 
 
 def test_figures_of_two_revisions_are_compared_round_by_round() -> None:
-    def took(seconds: float) -> Usage:
-        return Usage(wall_s=seconds, peak_gb=1, cpu_of={"1": 1})
-
-    runs = {"this": [took(2), took(3)], "main": [took(4), took(4)]}
+    runs = {"this": [{"wall_s": 2.0}, {"wall_s": 3.0}], "main": [{"wall_s": 4.0}, {"wall_s": 4.0}]}
     found = against.compared(runs, "main")
     assert found["medians"]["this"]["wall_s"] == 2.5
     assert found["this_over_other"]["wall_s"] == [0.625, 0.5, 0.75]
