@@ -128,7 +128,7 @@ def entries_of(path: str) -> list[str]:
         elif lower.endswith(".csv"):
             found = [row[_COLUMN] for row in csv.DictReader(io.StringIO(data.decode("utf-8-sig")))]
         else:
-            found = data.decode("utf-8-sig", errors="surrogateescape").splitlines()
+            found = list(io.StringIO(data.decode("utf-8-sig", errors="surrogateescape"), newline=None))
     except (KeyError, ValueError, OSError, pa.ArrowException, csv.Error) as error:
         what = " ".join(str(error).split())[:100]
         raise ConfigError(

@@ -1,5 +1,6 @@
 """What is to be forgotten, as a person names it: images by id, by content or by URI, folders and shards whole."""
 
+import io
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bcd_ray import storage
-from bcd_ray.errors import ConfigError
+from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.ledger.roots import Roots, named
 from bcd_ray.scoring.config import ForgetConfig
 from bcd_ray.storage import StoredObject
@@ -32,20 +33,19 @@ class Targets:
         """Those that a configuration names itself or in its list.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is none, or no list.
         """
         given = [*config.images]
         if config.list:
-            text = storage.read_bytes(config.list).decode(errors="surrogateescape")
-            given += [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+            given += _lines_of(config.list)
         if not given:
             raise ConfigError("nothing is named to be forgotten: give --images, or a --list with a name in each line")
         targets = cls()
         for each in given:
-            if _CONTENT.fullmatch(each):
-                targets.contents.add(each)
-            elif _IMAGE.fullmatch(each):
-                targets.images.add(each)
+            if _CONTENT.fullmatch(each.lower()):
+                targets.contents.add(each.lower())
+            elif _IMAGE.fullmatch(each.lower()):
+                targets.images.add(each.lower())
             else:
                 targets.places.add(_place(each, roots))
         return targets
@@ -67,6 +67,15 @@ class Targets:
         unmatched = [name for name in sorted(self.images | self.places) if not self._found[name]]
         if unmatched:
             raise ConfigError(f"no row is of {unmatched[0]}, and nothing was withdrawn: correct --images or --list")
+
+
+def _lines_of(path: str) -> list[str]:
+    try:
+        text = storage.read_bytes(path).decode("utf-8-sig", errors="surrogateescape")
+    except NotFoundError as error:
+        raise ConfigError(f"--list: {error}") from error
+    lines = (line.strip() for line in io.StringIO(text, newline=None))  # a name may hold what str.splitlines breaks at
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _place(given: str, roots: Roots) -> str:

@@ -208,5 +208,7 @@ def _translated(uri: str) -> Iterator[None]:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFoundError(f"nothing found at {uri}: check the path") from error
+    except IsADirectoryError as error:
+        raise NotFoundError(f"no file at {uri}, but a folder: check the path") from error
     except OSError as error:
         raise StorageError(f"{uri}: {error.strerror or error}") from error

@@ -27,6 +27,7 @@ from bcd_ray.ledger.verification import verify
 from bcd_ray.nights.table import CurrentTable
 from bcd_ray.scoring.config import ForgetConfig, ScoreConfig
 from bcd_ray.scoring.job import score
+from bcd_ray.scoring.targets import Targets
 from bcd_ray.scoring.withdrawal import Withdrawal, forget
 
 SHARDS = [shard(uri) for uri in ("/lab/pat-1/a.jpg", "/lab/pat-1/b.jpg", "/lab/pat-2/a.jpg", "/lab/t.tar")]
@@ -80,7 +81,7 @@ def rows_of_first(output: str, uri: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("image", ["/lab/pat-3", "/lab/pat", "0" * 32])
-def test_a_name_without_rows_is_told_and_nothing_is_withdrawn(output: str, image: str) -> None:
+def test_a_name_without_rows_is_told_and_nothing_is_withdrawn(output: str, image: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"no row is of {image}, and nothing was withdrawn"):
         forgotten(output, "/lab/pat-1", image)
     assert len(State(output).manifests) == 2
@@ -88,11 +89,19 @@ def test_a_name_without_rows_is_told_and_nothing_is_withdrawn(output: str, image
         forgotten(output)
     with pytest.raises(ConfigError, match="no run is published here"):
         forgotten(f"{output}-other", "/lab/pat-1")
+    for path, wrong in ((tmp_path / "none", "nothing found at"), (tmp_path, "no file at .*, but a folder")):
+        with pytest.raises(ConfigError, match=f"^--list: {wrong}"):
+            forget(ForgetConfig(output=output, list=str(path)))
+
+
+def test_digests_are_known_in_capitals_too() -> None:
+    config = ForgetConfig(output="o", images=("AB" * 32, "ab" * 16))
+    assert Targets.of(config, {}) == Targets({"ab" * 32}, {"ab" * 16})
 
 
 def test_erasing_leaves_nothing_in_any_file_and_what_was_broken_off_is_told(output: str, tmp_path: Path) -> None:
     names = tmp_path / "list.txt"
-    names.write_text("# by request of 2026-11-30\n/lab/pat-1\n\n/lab/t.tar#1.jpg\n")
+    names.write_bytes(b"\xef\xbb\xbf# by request of 2026-11-30\r\n/lab/pat-1\r\n\r\n/lab/t.tar#1.jpg\r\n")  # of Windows
     before = {path: path.read_bytes() for path in Path(output, "predictions").iterdir()}
     done = forget(ForgetConfig(output=output, list=str(names), erase=True))
     assert (done.images, done.erased) == (3, 2)
