@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
-from itertools import chain
+from itertools import chain, islice
 from queue import SimpleQueue
 from threading import Semaphore
 from typing import IO, Any, BinaryIO
@@ -51,8 +51,14 @@ def read_parquet(
         UnreadableError: it is no Parquet file with the columns, it is damaged, or reading it takes too much.
         StorageError: the storage did not deliver it.
     """
+    given = 0
     with _places:
-        yield from _ask(_helper(limits), shard, limits, part)
+        try:
+            for each in _ask(_helper(limits), shard, limits, part):
+                given += 1
+                yield each
+        except _KilledError:  # Ray does so a moment before it ends its worker: who lives on tries again
+            yield from islice(_ask(_helper(limits), shard, limits, part), given, None)
 
 
 def look_into_parquet(shard: StoredObject, limits: Limits) -> list[Piece]:
@@ -71,9 +77,14 @@ def look_into_parquet(shard: StoredObject, limits: Limits) -> list[Piece]:
             _idle.put(_started_with(limits), helper)
         else:
             helper.end()
+    storage.count_retries(told["retries"])
     if "error" in told:
         raise _ERRORS[told["error"]](told["text"])
     return [Piece(number, size, "", rows) for number, (rows, size) in enumerate(told["groups"])]
+
+
+class _KilledError(StorageError):
+    """The helper was ended from outside, which says nothing about the shard."""
 
 
 def _question(helper: Helper, shard: StoredObject, limits: Limits, **others: Any) -> None:
@@ -129,7 +140,7 @@ def _told(helper: Helper, limits: Limits) -> dict[str, Any]:
 def _death(helper: Helper, limits: Limits) -> Exception:
     number = -helper.process.wait()
     if number in FROM_OUTSIDE:
-        return StorageError("the process that read it was killed from outside: look for full memory")
+        return _KilledError("the process that read it was killed from outside: look for full memory")
     if number == signal.SIGPROF:
         seconds = f"{limits.max_seconds:g} s of processor time"
         return UnreadableError(f"a step of reading it takes more than {seconds}: see --max-decode-seconds")

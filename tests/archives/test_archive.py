@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bcd_ray import storage
+from bcd_ray.archives import helpers, parquets
 from bcd_ray.archives.images import Limits, Rejected
 from bcd_ray.archives.shards import Entry, kind_of, read_shard, read_shards
+from bcd_ray.errors import StorageError
 from bcd_ray.learning.synthetic import draw_smear
 from bcd_ray.ledger.schema import STATUSES
 from bcd_ray.storage import StoredObject
@@ -392,6 +394,30 @@ def test_parquet_of_more_rows_than_a_batch_gives_each_once(tmp_path: Path) -> No
     assert contents(read(tmp_path / "a.parquet", data)) == images
 
 
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_reader_of_parquet_that_is_killed_from_outside_says_nothing_of_the_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
+) -> None:
+    images = {f"{number}": bytes([number]) * (1 << 20) for number in range(8)}  # more than a pipe holds
+    path = tmp_path / "a.parquet"
+    path.write_bytes(parquet({"image_id": list(images), "image": list(images.values())}))
+    begun, real = list[helpers.Helper](), parquets._helper
+    monkeypatch.setattr(parquets, "_helper", lambda limits: begun.append(real(limits)) or begun[-1])
+    found = dict[str, Any]()
+    for number, (name, data) in enumerate(reading := parquets.read_parquet(listed(path), LIMITS)):
+        found[name] = data
+        if number < kills:
+            begun[-1].process.kill()
+        if number + 1 == kills == 2:
+            break
+    if kills == 2:
+        with pytest.raises(StorageError, match="killed from outside"):
+            list(reading)
+    else:
+        assert found == images
+    assert len(begun) == 2
+
+
 @pytest.mark.parametrize(
     ("id_type", "image_type"),
     [
@@ -496,7 +522,7 @@ def test_what_is_wrong_with_loose_images_is_told(tmp_path: Path) -> None:
         "gone.jpg": "missing",
         "link.jpg": "missing",
         "rewritten.jpg": "changed",
-        "folder.jpg": "read_error",
+        "folder.jpg": "missing",
         "huge.jpg": "too_large",
     }
 
