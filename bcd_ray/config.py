@@ -4,6 +4,7 @@ Configurations check themselves when made, before anything is imported, read or 
 command line's help.
 """
 
+import math
 import re
 
 from bcd_ray import uris
@@ -17,8 +18,8 @@ def normalize(config: object, *names: str) -> None:
 
 def at_least(config: object, least: int, *names: str) -> None:
     for name in names:
-        if getattr(config, name) < least:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}")
+        if not least <= getattr(config, name) < math.inf:  # of no number nothing is true
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, and finite")
 
 
 def shares(config: object, *names: str) -> None:

@@ -35,8 +35,10 @@ def normalize(uri: str) -> str:
     """The one spelling of a URI: no trailing slash, local paths absolute, `~` the home folder.
 
     Raises:
-        ConfigError: another scheme, or none that can be told from a path.
+        ConfigError: another scheme, or none that can be told from a path, or no name at all.
     """
+    if "\0" in uri:  # of a list in UTF-16
+        raise ConfigError(f"{uri[:100]!r} holds bytes that are 0, as no name does: write lists in UTF-8")
     if is_s3(uri):
         if not uri[5:].split("/")[0]:
             raise ConfigError(f"{uri!r} names no bucket: write s3://BUCKET/PREFIX")

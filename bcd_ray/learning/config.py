@@ -1,5 +1,6 @@
 """What training can be told; how heads are fitted and images split is told alike in cross-validation."""
 
+import math
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -72,8 +73,8 @@ class FitOptions:
         normalize(self, *(name for name in ("cache", "group_table") if getattr(self, name)))
         at_least(self, 1, "epochs", "batch_size", "block")
         at_least(self, 0, "augmented_views", "embargo", "max_left_out", "max_cache_bytes")
-        if not self.learning_rate > 0:
-            raise ConfigError("--learning-rate must be above 0")
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError("--learning-rate must be above 0, and finite")
         if self.weights != "keras" and self.representation != "field":
             raise ConfigError(f"--weights {self.weights} goes with --representation field")
         if self.white and self.representation != "field":

@@ -463,6 +463,7 @@ def test_normalize(given: str, expected: str) -> None:
         ("s3:lab", "write s3://BUCKET/PREFIX"),
         ("S3:/lab/x", "write s3://BUCKET/PREFIX"),
         ("s3://lab/\udce4", "no UTF-8"),
+        ("/\0l\0a\0b", "write lists in UTF-8"),
     ],
 )
 def test_normalize_refuses_with_the_remedy(given: str, remedy: str) -> None:
