@@ -58,7 +58,8 @@ class CurrentTable:
             for run in missing:
                 state = self._take_in(run, state)
         except _errors() as error:
-            raise JobError(f"{self.uri}: {_line(error)}; the same command takes in what is published") from error
+            remedy = "the same command takes in what is published, jobs/verify.py --rebuild-table makes it anew"
+            raise JobError(f"{self.uri}: {_line(error)}; {remedy}") from error
         return [run.content["run_id"] for run in missing]
 
     def rebuild(self) -> list[str]:

@@ -14,7 +14,7 @@ from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.ledger.roots import Roots, named
 from bcd_ray.scoring.config import ForgetConfig
 from bcd_ray.storage import StoredObject
-from bcd_ray.uris import normalize, printable
+from bcd_ray.uris import normalize, printable, real
 
 _IMAGE, _CONTENT = re.compile("[0-9a-f]{32}"), re.compile("[0-9a-f]{64}")
 
@@ -82,4 +82,5 @@ def _place(given: str, roots: Roots) -> str:
     name, colon, _ = given.partition(":")
     if colon and name in roots:
         return printable(given.rstrip("/"))
-    return printable(named(StoredObject(normalize(given), 0, ""), roots).name)
+    place = real(normalize(given))  # as rows have it, whatever links lead there
+    return printable(named(StoredObject(place, 0, ""), roots).name)

@@ -94,6 +94,14 @@ def test_a_name_without_rows_is_told_and_nothing_is_withdrawn(output: str, image
             forget(ForgetConfig(output=output, list=str(path)))
 
 
+def test_a_place_goes_by_its_own_name_whatever_links_lead_there(tmp_path: Path) -> None:
+    (tmp_path / "2026-11-30").mkdir()
+    (tmp_path / "latest").symlink_to("2026-11-30")
+    given = tuple(f"{tmp_path}/latest{rest}" for rest in ("", "/a.jpg", "/t.tar#x/1.jpg"))
+    found = Targets.of(ForgetConfig(output="o", images=given), {}).places
+    assert found == {each.replace("latest", "2026-11-30") for each in given}
+
+
 def test_digests_are_known_in_capitals_too() -> None:
     config = ForgetConfig(output="o", images=("AB" * 32, "ab" * 16))
     assert Targets.of(config, {}) == Targets({"ab" * 32}, {"ab" * 16})
