@@ -38,6 +38,8 @@ def list_shards(config: ScoreConfig) -> tuple[Listed, Counter[str]]:
     for uri in places:
         if f"{output}/".startswith(f"{uri}/"):
             raise ConfigError(f"--output {config.output} lies inside --input {uri}: choose another folder")
+        if f"{uri}/".startswith(f"{output}/"):
+            raise ConfigError(f"--input {uri} lies inside --output {config.output}: choose another folder for one")
 
     left_out = Counter[str]()
 

@@ -459,6 +459,10 @@ def inside(places: Places) -> Path:
     return places.smears / "scores"
 
 
+def around(places: Places) -> Path:
+    return places.smears.parent
+
+
 def below_a_file(places: Places) -> Path:
     return a_file(places) / "below"
 
@@ -481,6 +485,7 @@ MISTAKES: list[tuple[str, dict[str, Option], str]] = [
     ("score", {"--output": below_a_file}, r"cannot write to the output: .*/file/below"),
     ("score", {"--output": "s3://no-such-bucket/a"}, r"cannot write to the output: .*no-such-bucket.*check bucket"),
     ("score", {"--output": inside}, r"--output .*/scores lies inside --input .*choose another folder"),
+    ("score", {"--output": around}, r"--input .* lies inside --output .*choose another folder"),
     ("score", {"--max-unscored": "-1"}, r"--max-unscored must be at least 0"),
     ("score", {"--max-pixels": "0"}, r"--max-pixels must be at least 1"),
     ("train", {"--data": "/no/such/folder"}, r"--data: nothing found at /no/such/folder: check the path"),
