@@ -15,6 +15,7 @@ from bcd_ray.progress import Style
 from bcd_ray.scoring.config import ScoreConfig
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_BEFORE = {"tonight": timedelta(hours=12), "today": timedelta(0), "yesterday": timedelta(1)}
 _TIME_OF_DAY = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::00)?")
 
 
@@ -27,8 +28,9 @@ class NightlyConfig(ScoreConfig):
     input: tuple[str, ...] = ()
     """Archives: folders or single shards (tar, zip, Parquet, loose images), paths or s3://. `{date:%Y/%m/%d}` stands
     for the day of the night, in the letters of strftime; every other input is kept up with as it grows."""
-    date: str = "today"
-    """Day of the night, for inputs with a date: `today` or `yesterday` by this machine's clock, or 2026-11-30."""
+    date: str = "tonight"
+    """Day of the night, for inputs with a date: by this machine's clock `tonight`, which until noon is the day before,
+    so that the same command after midnight is of the same night; `today`; `yesterday`; or 2026-11-30."""
     days: int = 7
     """Of inputs with a date also the days before, so many in all: what came late, or a night left undone, is scored.
     Days without a folder are passed over."""
@@ -57,7 +59,7 @@ class NightlyConfig(ScoreConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "date", day_of(self.date).isoformat())
+        object.__setattr__(self, "date", day_of(self.date, datetime.now()).isoformat())
         deadline_at(self.deadline, datetime.now())
         at_least(self, 1, "days")
         at_least(self, 0, "hourly_cost")
@@ -95,14 +97,14 @@ def of_day(template: str, day: date) -> str:
     return uris.normalize(template.format(date=day))
 
 
-def day_of(text: str) -> date:
-    """`today`, `yesterday`, or a day as 2026-11-30; ConfigError for others."""
-    if text in ("today", "yesterday"):
-        return date.today() - timedelta(text == "yesterday")
+def day_of(text: str, now: datetime) -> date:
+    """`tonight`, `today`, `yesterday`, or a day as 2026-11-30; ConfigError for others."""
+    if text in _BEFORE:
+        return (now - _BEFORE[text]).date()
     try:
         return date.fromisoformat(text)
     except ValueError as error:
-        raise ConfigError(f"--date {text} is no day: write it as 2026-11-30, or today, or yesterday") from error
+        raise ConfigError(f"--date {text} is no day: write tonight, today, yesterday, or as 2026-11-30") from error
 
 
 def deadline_at(text: str, now: datetime) -> datetime | None:

@@ -13,7 +13,7 @@ from bcd_ray import progress, storage
 from bcd_ray.errors import EXIT_ALARM, EXIT_OK, EXIT_UNSCORED, JobError, MissedError, NoInputError
 from bcd_ray.ledger.manifests import read_manifests
 from bcd_ray.nights import metrics
-from bcd_ray.nights.config import NightlyConfig, deadline_at
+from bcd_ray.nights.config import NightlyConfig, day_of, deadline_at
 from bcd_ray.nights.drift import drift
 from bcd_ray.nights.estimate import estimate, words_of
 from bcd_ray.nights.inputs import Inputs, as_scored, inputs_of, places
@@ -99,7 +99,8 @@ def _scored(config: NightlyConfig, watch: Watch, record: Record) -> int:
         if config.expect:
             raise MissedError(f"--expect: {error}") from error
         raise
-    if config.expect and not any("{" in uri for uri in config.input) and not _published_on(config):
+    dated = any("{" in uri for uri in config.input)
+    if config.expect and not dated and not outcome.manifest and not _published_on(config):
         raise MissedError(
             f"--expect: nothing is new in {', '.join(config.input) or config.input_list} on {config.date}"
         )
@@ -112,8 +113,9 @@ def _nothing_at(inputs: Inputs) -> str:
 
 def _published_on(config: NightlyConfig) -> bool:
     """Whether a run of this day is published: a second run of the same night finds nothing new, and misses nothing."""
-    days = (datetime.fromisoformat(run.content["published_at"]) for run in read_manifests(config.output))
-    return any(day.astimezone().date().isoformat() == config.date for day in days)
+    times = [datetime.fromisoformat(run.content["published_at"]) for run in read_manifests(config.output)]
+    ends = [each.astimezone().replace(tzinfo=None) for each in times]
+    return config.date in {day_of(name, end).isoformat() for end in ends for name in ("tonight", "today")}
 
 
 def _judged(outcome: Outcome, config: NightlyConfig, scoring: ScoreConfig, record: Record) -> int:

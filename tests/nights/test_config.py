@@ -9,7 +9,7 @@ import tyro
 
 from bcd_ray.cli import add_up
 from bcd_ray.errors import ConfigError, MissedError
-from bcd_ray.nights.config import NightlyConfig, deadline_at, with_file
+from bcd_ray.nights.config import NightlyConfig, day_of, deadline_at, with_file
 from bcd_ray.nights.inputs import inputs_of
 
 BASE = {"model": "/m", "output": "/o"}
@@ -112,6 +112,17 @@ def test_the_home_folder_is_one_in_metrics_too(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_a_deadline_is_the_next_one(text: str, expected: datetime | None) -> None:
     assert deadline_at(text, datetime(2026, 11, 30, 23, 0)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "evening", "morning", "afternoon"),
+    [("tonight", 30, 30, 1), ("today", 30, 1, 1), ("yesterday", 29, 30, 30), ("2026-11-28", 28, 28, 28)],
+)
+def test_the_same_command_after_midnight_is_of_the_same_night(
+    text: str, evening: int, morning: int, afternoon: int
+) -> None:
+    times = [datetime(2026, 11, 30, 22), datetime(2026, 12, 1, 3), datetime(2026, 12, 1, 12)]
+    assert [day_of(text, now).day for now in times] == [evening, morning, afternoon]
 
 
 def deliver(root: Path, day: date) -> str:

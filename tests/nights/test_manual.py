@@ -46,7 +46,7 @@ def lab(bundle: Path, synthetic_archive: Path, tmp_path: Path, monkeypatch: pyte
             shutil.copy(smear, tmp_path / "archive" / folder)
     (tmp_path / "nightly.toml").write_text(
         "model = 'models/first'\noutput = 'scores'\ninput = ['archive/smears/{date}', 'archive/loose']\n"
-        "expect = true\ntable = 'delta'\n"
+        "date = 'today'\nexpect = true\ntable = 'delta'\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(doctor, "_PROBE_IMAGES_PER_CLASS", 2)
@@ -73,8 +73,13 @@ def test_every_command_does_what_the_manual_says(lab: Path, nightly: Job, in_pro
     assert len(versions()) == 1
     assert versions() != first
     (lab / "nightly.toml").write_text((lab / "nightly.toml").read_text().replace("models/first", "models/second"))
-    for section in ("Recover", "Upgrade", "Delete a patient's rows"):
-        follow(section)
+    follow("Recover")
+    for folder in ("_work", "table"):  # of which no copy is needed
+        shutil.rmtree(lab / "scores" / folder)
+    follow("Upgrade")
+    assert nightly("--config", "nightly.toml").record["reason"] == "nothing new"
+    assert in_process("verify", "--output", "scores").code == EXIT_OK
+    follow("Delete a patient's rows")
     assert not any("patient-17" in uri for uri in read.current("scores")["image_uri"].to_pylist())
     assert read.current("scores").num_rows == 3
     assert in_process("verify", "--output", "scores").code == EXIT_OK

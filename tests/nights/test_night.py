@@ -82,8 +82,10 @@ def test_a_delivery_that_is_missed(lab: Path, deliver: Callable[..., None], nigh
     assert ended.code == EXIT_MISSED
     assert ended.err.splitlines()[-1] == f"error: {ended.record['reason']}"
     grows = ("--config", lab / "nightly.toml", "--input", lab / "smears", "--date", "today", "--expect")
-    assert [nightly(*grows).code for _ in range(2)] == [EXIT_OK, EXIT_OK]
-    tomorrow = nightly(*grows[:-2], date.today() + timedelta(1), "--expect")
+    another_day = (*grows[:-2], date.today() + timedelta(2), "--expect")
+    assert nightly(*another_day).record["reason"] == "published", "whenever that is"
+    assert nightly(*grows).record["reason"] == "nothing new"
+    tomorrow = nightly(*another_day)
     assert (tomorrow.code, tomorrow.record["reason"][:22]) == (EXIT_MISSED, "--expect: nothing is n")
     assert nightly(*grows[:3], lab / "none", "--expect").code == EXIT_MISSED
     assert nightly(*grows[:3], lab / "none").code == EXIT_CONFIG
