@@ -27,7 +27,7 @@ from bcd_ray.errors import (
 from bcd_ray.progress import configure, say
 
 _Config = TypeVar("_Config")
-_TIDY_UP_S = 7.0  # after a signal; systemd and Kubernetes kill later, Ray after 10 s
+_TIDY_UP_S, _LAST_WORDS_S = 7.0, 2.0  # after a signal; systemd and Kubernetes kill later, Ray after 10 s
 _SIGNALS = {
     signal.SIGTERM: ("terminated by SIGTERM", EXIT_TERMINATED),
     signal.SIGINT: ("interrupted", EXIT_INTERRUPTED),
@@ -132,11 +132,14 @@ def _end(words: str, code: int) -> NoReturn:
 def _break_off(number: int, at_end: Callable[[int, str], None]) -> NoReturn:
     """End at once: a Ray that was interrupted in its start can abort where the interpreter tidies up, with code -6."""
     words, code = _SIGNALS[signal.Signals(number)]
+    whole = isinstance(getattr(getattr(sys.stderr, "buffer", None), "raw", None), _Lasting)  # no test's
+    if whole:
+        threading.Timer(_LAST_WORDS_S, os._exit, (code,)).start()  # whoever reads them, or their disk, may hang
     at_end(code, words)
     try:
         _end(f"{words}; the same command goes on where it was", code)
     finally:
-        if isinstance(getattr(getattr(sys.stderr, "buffer", None), "raw", None), _Lasting):  # no test's
+        if whole:
             sys.stdout.flush()
             os._exit(code)
 

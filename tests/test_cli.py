@@ -166,3 +166,13 @@ def test_what_does_not_hear_a_signal_is_not_waited_for(number: signal.Signals, w
     assert job.returncode == 128 + number
     assert said.endswith("the same command goes on where it was\n")
     assert told.startswith(f"{128 + number} ")
+
+
+def test_who_does_not_read_the_last_words_is_not_waited_for() -> None:
+    script = _STALLS.replace("{where}", "while_it_tidies_up").replace("(code, reason)", "(reason * 100_000)")
+    script = script.replace("_TIDY_UP_S = 0.1", "_TIDY_UP_S = bcd_ray.cli._LAST_WORDS_S = 0.1")
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, stdout=subprocess.PIPE) as job:
+        assert job.stderr
+        assert job.stderr.readline() == b"waiting\n"
+        job.terminate()
+        assert job.wait(60) == EXIT_TERMINATED

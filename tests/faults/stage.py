@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -134,11 +135,16 @@ class Stage:
             first.start()
             first.join()
         self.nodes = self.new_nodes()
-        self.archives = {place: f"{self.home(place)}/archive" for place in ("local", "s3")}
-        for archive in self.archives.values():
+        self.references: dict[str, pa.Table] = {}  # predictions of undisturbed runs over the archives
+
+    @cached_property
+    def archives(self) -> dict[str, str]:
+        """The base archive on disk and in the store; only to be read."""
+        archives = {place: f"{self.home(place)}/archive" for place in ("local", "s3")}
+        for archive in archives.values():
             for name, data in base_archive().items():
                 storage.write_bytes(f"{archive}/{name}", data)
-        self.references: dict[str, pa.Table] = {}  # predictions of undisturbed runs over the archives
+        return archives
 
     def close(self) -> None:
         """End all that was started."""
