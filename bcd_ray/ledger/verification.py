@@ -3,25 +3,22 @@
 import hashlib
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bcd_ray import storage
-from bcd_ray.archives.shards import image_id, is_loose
 from bcd_ray.errors import JobError, StorageError
-from bcd_ray.ledger import counts, roll, schema
+from bcd_ray.ledger import roll, schema
 from bcd_ray.ledger.features_check import OF_FEATURES, features_problems
 from bcd_ray.ledger.ledger import Ledger
 from bcd_ray.ledger.manifests import Manifest, is_of_a_run, read_manifests
+from bcd_ray.ledger.rows_check import rows_problems
 from bcd_ray.ledger.standing_check import standing_problems
-from bcd_ray.storage import parquet
-from bcd_ray.uris import from_printable
+from bcd_ray.storage.sorting import SortedFile
 
 _OF_A_FILE = ("uri", "rows", "bytes", "sha256")
-_CHECKED = ("image_id", "shard_uri", "image_sha256", "status", "predicted_class", "review", "review_reasons", "run_id")
 
 
 def verify(output: str) -> list[str]:
@@ -138,52 +135,31 @@ def _problems(output: str, manifest: dict[str, Any], later: _Later) -> Iterator[
     if later.erased:
         described[0][1:] = [later.erased[name] for name in _OF_A_FILE[1:]]
         manifest = manifest | {name: later.erased[name] for name in ("statuses", "predicted_classes", "review")}
-    files = []
+    files = list[BinaryIO]()
     for folder, (recorded, _, *digest) in zip(("predictions", "manifests"), described, strict=True):
         # By name, not by the recorded URI: an output may be copied elsewhere and verified there.
         uri = storage.join(output, folder, recorded.rpartition("/")[2])
         try:
-            data = storage.read_bytes(uri)
+            file: Any = storage.fetch(uri)
         except StorageError as error:
             yield f"{run}: {error}"
             return
-        found = [len(data), hashlib.sha256(data).hexdigest()]
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        found = [file.tell(), sha256]
         if later.erased and found == [manifest["outputs"][0][name] for name in ("bytes", "sha256")]:
             yield f"{run}: images were to be erased from {uri}, and were not: run jobs/forget.py --erase again"
             return
         if found != digest:
             yield f"{run}: {uri} is not the file that was published: restore it from a copy"
             return
-        files.append(data)
-    columns = pq.read_schema(pa.BufferReader(files[0]))
-    columns_version = (columns.metadata or {}).get(b"bcd_ray.schema_version", b"").decode()
-    if not columns_version.isdigit() or columns != schema.columns_of(int(columns_version)):
+        files.append(file)
+    rows, inputs = pq.ParquetFile(files[0]), SortedFile(files[1], "the list of its shards", "restore it from a copy")
+    columns_version = (rows.schema_arrow.metadata or {}).get(b"bcd_ray.schema_version", b"").decode()
+    if not columns_version.isdigit() or rows.schema_arrow != schema.columns_of(int(columns_version)):
         yield f"{run}: the columns are not those of schema version {columns_version or schema.SCHEMA_VERSION}"
         return
-    rows, inputs = parquet.table_of(files[0], _CHECKED), parquet.table_of(files[1])
-    if [len(rows), len(inputs)] != [count for _, count, *_ in described]:
+    if [rows.metadata.num_rows, inputs.rows] != [count for _, count, *_ in described]:
         yield f"{run}: the numbers of rows are not those of the manifest"
-    for name, counted in counts.of_rows(rows).items():
-        if counted != manifest[name]:
-            yield f"{run}: the counts of {name} are not those of the manifest"
-    if again := pc.sum(pc.is_in(rows["image_sha256"], later.withdrawn)).as_py():
-        yield f"{run}: {again} images stand in it that were withdrawn before: run jobs/forget.py again"
-    if twice := len(rows) - len(rows["image_id"].unique()):
-        yield f"{run}: {twice} image ids stand twice"
-    if rows["run_id"].unique().to_pylist() not in ([], [manifest["run_id"]]):
-        yield f"{run}: rows of another run stand in it"
-    yield from (f"{run}: {problem}" for problem in _against_inputs(rows, inputs.select(["uri", "rows"])))
+    yield from (f"{run}: {problem}" for problem in rows_problems(rows, inputs, manifest, later.withdrawn))
     if manifest.get("features"):
         yield from (f"{run}: {problem}" for problem in features_problems(output, manifest, rows, inputs, later.erased))
-
-
-def _against_inputs(rows: pa.Table, inputs: pa.Table) -> Iterator[str]:
-    """Rows per shard, and the ids of loose images, which follow from their URIs alone."""
-    inputs = inputs.filter(pc.greater(inputs["rows"], 0))  # of the others earlier rows hold
-    found = pa.Table.from_struct_array(rows["shard_uri"].value_counts()).rename_columns(["uri", "rows"])
-    if found.sort_by("uri") != inputs.sort_by("uri"):
-        yield "the rows per shard are not those of its inputs"
-    loose = (from_printable(uri) for uri in inputs["uri"].to_pylist() if is_loose(uri))
-    expected = pa.array((image_id(uri, "", 1) for uri in loose), pa.string())
-    if missing := len(expected) - (pc.sum(pc.is_in(expected, rows["image_id"])).as_py() or 0):
-        yield f"{missing} planned images have no row"

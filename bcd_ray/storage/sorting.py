@@ -39,6 +39,10 @@ def part_of(rows: pa.Table) -> Part:
 class SortedFile:
     """The rows of a Parquet file in order of its first column; what is not in order in the file is sorted.
 
+    Attributes:
+        rows: how many there are.
+        metadata: what the file says of itself.
+
     Raises:
         JobError: the file is damaged; with its name and the remedy.
     """
@@ -52,6 +56,7 @@ class SortedFile:
             self._columns = there if columns is None else [name for name in columns if name in there]
             self._nothing = self._file.schema_arrow.remove_metadata().empty_table().select(self._columns)
             self.metadata: dict[bytes, bytes] = dict(self._file.metadata.metadata or {})
+            self.rows: int = self._file.metadata.num_rows
             groups = range(self._file.num_row_groups)
             self._numbers = [number for number in groups if self._file.metadata.row_group(number).num_rows]
             ends = [self._ends(number) for number in self._numbers]
@@ -80,7 +85,7 @@ class SortedFile:
             return self._nothing
         if self._whole is not None:
             return _of(self._whole, keys)
-        found = []
+        found, kept = [], _NO_GROUP
         begin, end = bisect_left(self._lasts, keys[0].as_py()), bisect_right(self._firsts, keys[-1].as_py())
         for place in range(begin, end):
             start, stop = _place(keys, self._firsts[place]), _place(keys, self._lasts[place], after=True)
@@ -88,7 +93,8 @@ class SortedFile:
                 rows = self._read(self._numbers[place])
                 found.append(_of(rows, keys[start:stop]))
                 # Who goes on in order begins in the group where it ended.
-                self._last = (self._numbers[place], rows) if stop == len(keys) else _NO_GROUP
+                kept = (self._numbers[place], rows) if stop == len(keys) else _NO_GROUP
+        self._last = kept
         return pa.concat_tables(found).combine_chunks() if found else self._nothing
 
     def _ends(self, number: int) -> tuple[str, str]:
@@ -140,6 +146,10 @@ class Sorter:
             self._waiting = [in_order(pa.concat_tables(self._waiting))]
         return in_order(self._waiting[0]) if self._waiting else self._schema.empty_table()
 
+    def parts(self) -> Iterator[Part]:
+        """The same, for `side_by_side`."""
+        return map(part_of, self.tables())
+
     def _spill(self) -> None:
         file = parquet.Appender(self._schema, GROUP_ROWS, plain=self._schema.names)
         for rows in _slices(self._sorted()):
@@ -184,7 +194,7 @@ class _Cursor:
             else:
                 self._head = rows.slice(count)
                 self._part = self._part._replace(first=self._head[0][0].as_py())
-            self._nothing = rows.slice(0, 0)
+            self._nothing = rows.schema.empty_table()  # a slice would hold all of them
         return pa.concat_tables(taken) if taken else self._nothing
 
 
