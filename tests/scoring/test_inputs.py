@@ -1,14 +1,20 @@
 """Lists of what to score: texts, CSV and Parquet; what they promise has a row, there or not."""
 
+from contextlib import nullcontext
+from itertools import permutations, product
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bcd_ray.archives.suffixes import HIDDEN
 from bcd_ray.errors import ConfigError, NoInputError
+from bcd_ray.ledger.listed import Listed, refuse_other_names
+from bcd_ray.ledger.roots import named
 from bcd_ray.scoring.config import ScoreConfig
 from bcd_ray.scoring.inputs import entries_of, list_shards
+from bcd_ray.storage import StoredObject
 
 
 @pytest.fixture
@@ -67,3 +73,37 @@ def test_a_list_that_is_not_there_is_no_input(tmp_path: Path) -> None:
         entries_of(str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="give --input or --input-list"):
         ScoreConfig(model="m", output="o")
+
+
+def test_what_is_left_out_of_folders_that_overlap_is_counted_once(tmp_path: Path, archive: Path) -> None:
+    (archive / ".trash").mkdir()
+    for name in ("notes.doc", "day/a.jpg", "day/more.doc", ".trash/b.jpg", ".trash/old.doc"):
+        (archive / name).parent.mkdir(exist_ok=True)
+        (archive / name).write_bytes(b"jpeg")
+    (tmp_path / "l.txt").write_text(f"{archive}/day\n{archive}/day\n")
+    inputs = (str(archive), f"{archive}/day", f"{archive}/.trash")  # what is hidden is not listed with the first
+    config = ScoreConfig(model="m", output="/o", input=inputs, input_list=str(tmp_path / "l.txt"))
+    found, left_out = list_shards(config)
+    assert [shard.uri[len(str(archive)) + 1 :] for shard in found] == [
+        ".trash/b.jpg",
+        *("a.jpg", "b, c.jpg", "d.jpg", "day/a.jpg"),
+    ]
+    assert left_out == {".doc": 3, HIDDEN: 1}
+
+
+def test_images_published_under_other_names_are_refused_whatever_the_roots() -> None:
+    """Held against `named`, shard by shard."""
+    places = ["/lab", "/lab/a", "/lab/a/b", "/else"]
+    uris = [f"{place}/{name}" for place in places for name in ("x.jpg", "\udcff.jpg", "a-b/y.jpg")]
+    chosen = [each for count in range(3) for each in permutations(places, count)]
+    some = [dict(zip(("one", "two"), each, strict=False)) for each in chosen]
+    for now, before in product(some, some):
+        for uri in uris:
+            listed = Listed(now)
+            listed.add([StoredObject(uri, 1, "tag")])
+            (shard,) = listed
+            assert shard == named(StoredObject(uri, 1, "tag"), now)
+            earlier = named(StoredObject(uri, 1, "tag"), before)
+            is_other = earlier.name not in (uri, shard.name)
+            with pytest.raises(ConfigError, match="give --root") if is_other else nullcontext():
+                refuse_other_names(listed, lambda prefix: None, before)
