@@ -83,9 +83,8 @@ class BenchmarkConfig:
             raise ConfigError("--what turns is for CPUs, where the job has one ceiling: use --what speed")
         if self.representation != "field" and (self.what != "turns" or self.s3):
             raise ConfigError("--representation goes with --what turns, without --s3")
-        if self.what not in ("rescore", "history") and (self.what in ("night", "memory", "shard")) != bool(
-            self.against
-        ):
+        beside = self.what in ("night", "memory", "shard")
+        if self.what not in ("rescore", "history") and beside != bool(self.against):
             raise ConfigError("--what night, memory and shard compare with a git revision, which --against names")
         if self.s3 and not self.s3.startswith("s3://"):
             raise ConfigError(f"--s3 {self.s3} is no folder on S3: it starts with s3://")

@@ -11,6 +11,7 @@ import ray
 from bcd_ray.benchmarks import against, rescore
 from bcd_ray.benchmarks.config import BenchmarkConfig
 from bcd_ray.benchmarks.growth import cost_of_a_million, growth
+from bcd_ray.benchmarks.history import history
 from bcd_ray.benchmarks.measure import run_program, steady_rate
 from bcd_ray.benchmarks.speed import bench, stages
 from bcd_ray.benchmarks.training import training_cost
@@ -228,3 +229,9 @@ def test_figures_of_two_revisions_are_compared_round_by_round() -> None:
     found = against.compared(runs, "main")
     assert found["medians"]["this"]["wall_s"] == 2.5
     assert found["this_over_other"]["wall_s"] == [0.625, 0.5, 0.75]
+
+
+def test_a_night_on_a_long_history_is_planned_first_without_and_then_with_what_stands() -> None:
+    found = history(BenchmarkConfig(what="history", images=1000, rounds=1))
+    assert (found["images"], found["new"], found["runs"]) == (1000, 200, 365)
+    assert found["first"].keys() == found["this"].keys() == {"listing_s", "plan_s", "peak_gb"}
