@@ -1,12 +1,13 @@
 """What a run is to do, and why: the shards that are not published as they are now, dealt to units."""
 
 from collections import Counter
+from itertools import islice
 from typing import Any
 
 from bcd_ray import storage
 from bcd_ray.ledger.dividing import divided
 from bcd_ray.ledger.grouping import groups, split
-from bcd_ray.ledger.held import Held
+from bcd_ray.ledger.held import Held, Waiting
 from bcd_ray.ledger.manifests import digest, identity_digest
 from bcd_ray.ledger.plan import Plan, Unit
 from bcd_ray.ledger.standing import Standing
@@ -26,7 +27,6 @@ def make_plan(state: State, held: Held, identity: dict[str, Any], features: dict
         features: what embeddings have to be of (`features.identity_of`); None where the network is to run in any case.
     """
     identified, wanted = identity_digest(identity), features and digest(features)
-    waiting = {each.shard.name: each for each in held.waiting}
     reasons, rescored = Counter[str](), 0
     for _, last, is_same in held.waiting:
         if last is None:
@@ -39,14 +39,15 @@ def make_plan(state: State, held: Held, identity: dict[str, Any], features: dict
             rescored += 1
             reasons[_difference(state.identities[last.identity], state.identities.get(identified, identity))] += 1
 
-    def keeper(shard: StoredObject) -> str:
-        _, last, is_same = waiting[shard.name]
-        return state.keeper(last, wanted) if wanted and last and is_same else ""
+    def keeper(each: Waiting) -> str:
+        return state.keeper(each.last, wanted) if wanted and each.last and each.is_same else ""
 
+    # Groups and their parts keep the order of the shards.
+    keepers, before = map(keeper, held.waiting), (each.last for each in held.waiting)
     units = [
-        _unit(part, runs, [waiting[shard.name].last for shard in part], identified)
+        _unit(part, runs, list(islice(before, len(part))), identified)
         for group in groups(each.shard for each in held.waiting)
-        for part, runs in split(group, [keeper(shard) for shard in group])
+        for part, runs in split(group, list(islice(keepers, len(group))))
     ]
     earlier = {storage.printable(shard.name): last.held for shard, last, _ in held.waiting if last}
     superseded = sum(not one.passing_failure for one in earlier.values())
