@@ -25,7 +25,7 @@ from bcd_ray.learning.splits import Fold, Labels, Layout, Rules, clusters
 from bcd_ray.learning.thresholds import fit_triage, triage_figures, with_sources
 from bcd_ray.metrics.classification import confusion_matrix
 from bcd_ray.metrics.spread import Figures, Floats, bootstrap, point_figures, with_intervals
-from bcd_ray.model.bundle import pretrained
+from bcd_ray.model.bundle import compared_size, pretrained
 from bcd_ray.model.network import softmax
 from bcd_ray.model.triage import Counts, Decisions
 from bcd_ray.progress import Progress
@@ -135,6 +135,7 @@ def _fit_config(config: EvaluateConfig, seed: int) -> FitConfig:
         workers=0,
         seed=seed,
         balanced=config.representation != "field",
+        compared=compared_size(config.representation),
     )
 
 

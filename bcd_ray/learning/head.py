@@ -47,6 +47,7 @@ class FitConfig:
     workers: int | None
     seed: int
     balanced: bool = False  # numbers of an embedding scaled alike, classes weighted alike, small groups more: for cells
+    compared: int | None = None  # of an embedding's numbers the first ones, by which triage compares images; None: all
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from bcd_ray.learning.splits import Fold, Labels, Layout, Rules, clusters, hold_
 from bcd_ray.learning.thresholds import fit_triage, inner_folds, triage_figures, with_sources
 from bcd_ray.learning.unfreezing import Unfreezer
 from bcd_ray.metrics.spread import spread_figures
-from bcd_ray.model.bundle import pretrained, save_bundle
+from bcd_ray.model.bundle import compared_size, pretrained, save_bundle
 from bcd_ray.progress import say
 from bcd_ray.reports.figures import training_curves
 from bcd_ray.reports.model_card import model_card
@@ -74,6 +74,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             config.workers,
             config.seed,
             balanced=config.representation != "field",
+            compared=compared_size(config.representation),
         )
         if config.unfreeze:
             maps = embedded.embeddings[: len(fitted_on), split.train]

@@ -90,7 +90,7 @@ def predict_held_out(
     logits, distances = np.zeros((len(labels), len(CLASSES)), np.float32), np.zeros((len(labels), len(CLASSES)))
 
     def model_of(seen: Embeddings, part: Labels | slice) -> DistanceModel:
-        return fit_distance(seen[0, part], labels[part], len(CLASSES))
+        return fit_distance(seen[0, part, : config.compared], labels[part], len(CLASSES))
 
     of_folds = [without(fold.train) if without else views for fold in folds]
 

@@ -48,7 +48,8 @@ PREPROCESSING: dict[WeightsName, dict[str, Any]] = {
         "backbone": "efficientnet_lite0",
     },
 }
-_CROPS = {"backbone": "efficientnet_lite0", "size": CROP, "region": REGION, "most": MOST, "version": CELLS_VERSION}
+_OF_CROPS = "efficientnet_lite0"
+_CROPS = {"backbone": _OF_CROPS, "size": CROP, "region": REGION, "most": MOST, "version": CELLS_VERSION}
 _BUNDLE_FORMAT = 5  # 2 came with triage, 3 with its certainty, 4 with representations, 5 with a certainty each class
 _READABLE_FORMATS = (3, 4, 5)  # of 3 all are `field`
 _INT8 = "int8."  # begins the names of tensors that are of the quantised network alone
@@ -148,6 +149,11 @@ def _of_cells(representation: Representation) -> Model:
             size += sum(backbone.widths)
     head = np.zeros((len(CLASSES), size), np.float32)
     return Model(tensors, preprocessing).with_head(head, head[:, 0].copy())
+
+
+def compared_size(representation: Representation) -> int | None:
+    """By how many of an embedding's numbers, the first ones, triage compares images (`DistanceModel`); None for all."""
+    return None if representation == "field" else sum(BACKBONES[_OF_CROPS].widths)
 
 
 def save_bundle(

@@ -41,20 +41,24 @@ _OF_SCORED = ("low_confidence", "out_of_distribution", "poor_quality", "conflict
 class DistanceModel:
     """Class means and one covariance, of embeddings of length 1, for a Mahalanobis distance.
 
+    Of an embedding's d numbers the first k are compared: where a model looks at cells and at the field, those of cells,
+    since a field says first of all which day it was taken. With one of seven sittings left out that leaves 27 % of the
+    images unreviewed and 3.3 % of these wrong; by all numbers it was 16 %, and 7.6 %.
+
     Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples", NeurIPS 2018; the covariance is
     that of a probabilistic PCA (Tipping and Bishop, 1999): some directions each with a variance of its own and the same
     small variance for all others, which is where photographs of other things lie.
     """
 
-    means: npt.NDArray[np.float32]  # (4, 1280)
-    factor: npt.NDArray[np.float32]  # (directions, 1280): what the distance forgives along each direction
+    means: npt.NDArray[np.float32]  # (4, k)
+    factor: npt.NDArray[np.float32]  # (directions, k): what the distance forgives along each direction
     precision: float  # one over the variance of all other directions
 
     def distances(self, embeddings: Floats) -> Floats:
-        """(n, 4) from embeddings (n, 1280) to each class."""
+        """(n, 4) from embeddings (n, d) to each class."""
         # In float64: in float32 another processor, adding in another order, moves a distance by a thousandth.
         means, factor = self.means.astype(np.float64), self.factor.astype(np.float64)
-        scaled = _of_length_one(embeddings)
+        scaled = _of_length_one(embeddings[:, : means.shape[1]])
         square = (scaled**2).sum(axis=1)[:, None] - 2 * scaled @ means.T + (means**2).sum(axis=1)
         along = scaled @ factor.T, means @ factor.T
         forgiven = (along[0] ** 2).sum(axis=1)[:, None] - 2 * along[0] @ along[1].T + (along[1] ** 2).sum(axis=1)
@@ -63,7 +67,7 @@ class DistanceModel:
 
 
 def fit_distance(embeddings: Floats, labels: Labels, classes: int) -> DistanceModel:
-    """The distance model of embeddings (n, 1280); a class without images is far from everything."""
+    """The distance model of embeddings (n, k); a class without images is far from everything."""
     within = _of_length_one(embeddings)
     means = np.full((classes, within.shape[1]), 1e3)
     for label in np.unique(labels):

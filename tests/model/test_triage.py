@@ -1,6 +1,7 @@
 """Triage: what is sent to review and why, from embeddings whose truth is known, and from photographs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from bcd_ray.learning.embedding import Embeddings
 from bcd_ray.learning.head import FitConfig
 from bcd_ray.learning.splits import Layout, Rules
 from bcd_ray.learning.thresholds import CLASS_RISKS, RISK, class_limits, fit_triage
-from bcd_ray.model.bundle import load_bundle, pretrained, save_bundle
+from bcd_ray.model.bundle import compared_size, load_bundle, pretrained, save_bundle
 from bcd_ray.model.quality import MEASURES
 from bcd_ray.model.triage import DIRECTIONS, Triage, certainty, decide, fit_distance, least_certainty
 
@@ -37,6 +38,18 @@ def fitted() -> tuple[Triage, dict[str, Any]]:
     layout = Layout(labels, np.tile(np.arange(COUNT // 4), 4), np.arange(COUNT))
     quality = np.random.default_rng(1).uniform(1, 2, (COUNT, len(MEASURES))).astype(np.float32)
     return fit_triage(embeddings[None], quality, layout, Rules("blocked", 40, 10), CONFIG)
+
+
+def test_images_are_compared_by_what_a_model_says_of_cells() -> None:
+    """Of `both` the numbers behind are of the whole field, which says first of all which day it was taken."""
+    embeddings, labels = made_up(COUNT, seed=0)
+    layout = Layout(labels, np.tile(np.arange(COUNT // 4), 4), np.arange(COUNT))
+    quality, config = np.ones((COUNT, len(MEASURES)), np.float32), replace(CONFIG, compared=compared_size("both"))
+    triage, _ = fit_triage(embeddings[None], quality, layout, Rules("blocked", 40, 10), config)
+    another_day = embeddings.copy()
+    another_day[:, compared_size("both") :] = np.random.default_rng(7).uniform(0, 2, (COUNT, 1280 - 552))
+    np.testing.assert_array_equal(triage.model.distances(another_day), triage.model.distances(embeddings))
+    assert (triage.model.distances(embeddings).argmin(axis=1) == labels).mean() > 0.95
 
 
 def logits_for(labels: npt.NDArray[np.int64], strength: float) -> npt.NDArray[np.float32]:
