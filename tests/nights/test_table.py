@@ -1,5 +1,6 @@
 """The Delta table of the rows that hold: one commit a run, as the manifests say, whatever went wrong before."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -80,6 +81,9 @@ def test_readers_of_the_field_get_the_rows_that_hold(tmp_path: Path) -> None:
         "polars": pl.read_delta(f"{output}/table").to_pandas(),
         "duckdb": duckdb.from_arrow(table.to_pyarrow_dataset()).df(),
     }
+    with suppress(duckdb.IOException), duckdb.connect() as connection:  # where its extension is installed
+        connection.execute("LOAD delta")
+        frames["delta_scan"] = connection.sql(f"FROM delta_scan('{output}/table')").df()
     for name, frame in frames.items():
         assert isinstance(frame, pd.DataFrame)
         assert sorted(zip(frame["image_id"], frame["run_id"], strict=True)) == expected, name
