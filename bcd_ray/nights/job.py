@@ -155,7 +155,7 @@ def _given_up_at(when: float) -> Iterator[Callable[[], None]]:
     def calm() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
-    if not math.isinf(when):
+    if not math.isinf(when) and signal.getsignal(signal.SIGALRM) != signal.SIG_DFL:  # nobody would hear it
         signal.setitimer(signal.ITIMER_REAL, max(0.001, when - time.time()))
     try:
         yield calm
