@@ -19,7 +19,7 @@ from bcd_ray.labels import CLASSES, class_of_path, classes_of_path
 from bcd_ray.progress import Progress, say
 from bcd_ray.runtime import ray_session, say_if_taken
 from bcd_ray.storage import StoredObject
-from bcd_ray.storage.parquet import temporary_files_told
+from bcd_ray.storage.temporary import temporary_files_told
 from bcd_ray.threads import in_chunks
 
 _MOST_BYTES = 1 << 30  # of an image, which is held in memory

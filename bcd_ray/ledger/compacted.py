@@ -81,11 +81,12 @@ class Writer:
 
     def keep(self, output: str) -> None:
         """Make it an object in place of those that were there: who reads one has fetched or opened it whole."""
-        folder = storage.join(output, *FOLDER)
+        folder, name = storage.join(output, *FOLDER), f"{self._number:08d}-{self._sha256}.parquet"
         try:
+            storage.write_from_file(storage.join(folder, name), self._file.finished)  # also over a damaged one
             for old in storage.list_names(folder):
-                storage.delete(storage.join(folder, old))
-            self._file.create(storage.join(folder, f"{self._number:08d}-{self._sha256}.parquet"))
+                if old != name:
+                    storage.delete(storage.join(folder, old))
         except StorageError as error:  # the next run tries again
             say(f"what stands is not kept in one file: {error}")
 

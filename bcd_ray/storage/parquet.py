@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from bcd_ray import storage
 from bcd_ray.errors import JobError, StorageError
 from bcd_ray.storage.objects import StoredObject
+from bcd_ray.storage.temporary import temporary_files_told
 
 _GROUP_ROWS, _GROUP_BYTES = 8192, 8 << 20  # held until they are written: 3 MB of usual rows
 _SPOOLED_BYTES = 8 << 20  # that need no file
@@ -140,13 +141,3 @@ def _encoding(schema: pa.Schema, plain: Sequence[str]) -> dict[str, Any]:
         path = field.name if nested is None else f"{field.name}.list.element"
         (split if nested and pa.types.is_floating(nested) else usual).append(path)
     return {"use_dictionary": usual, "use_byte_stream_split": split} if split or plain else {}
-
-
-@contextmanager
-def temporary_files_told() -> Iterator[None]:
-    """StorageError that names the remedy, where a temporary file cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        remedy = f"make room in {tempfile.gettempdir()}, or set TMPDIR"
-        raise StorageError(f"no temporary file can be written ({error}): {remedy}") from error

@@ -9,7 +9,6 @@ were over 4 s after a store went down, before it could be up again.
 import io
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from bcd_ray.errors import ChangedError, ConfigError, NotFoundError, StorageError
 from bcd_ray.storage.patience import Patience
+from bcd_ray.storage.temporary import temporary_files_told
 
 _CONNECT_S = 10  # botocore's 60, twelve times, are a quarter of an hour
 _PART_BYTES = 16 << 20  # of memory, of each who writes; S3 takes 10,000 parts: 156 GiB
@@ -64,9 +64,12 @@ def fetch(uri: str) -> BinaryIO:
     file: Any = tempfile.SpooledTemporaryFile(_FETCHED_BYTES)  # noqa: SIM115 (the caller closes it)
 
     def copy(client: Any) -> None:
+        body = client.get_object(Bucket=bucket, Key=key)["Body"]
         file.seek(0)
         file.truncate()
-        shutil.copyfileobj(client.get_object(Bucket=bucket, Key=key)["Body"], file, _FETCHED_BYTES)
+        while part := body.read(_FETCHED_BYTES):
+            with temporary_files_told():
+                file.write(part)
 
     _call(uri, copy)
     file.seek(0)

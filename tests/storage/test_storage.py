@@ -221,6 +221,16 @@ def test_a_failed_upload_in_parts_is_a_storage_error_that_leaves_nothing(
     assert_holds_only(folder)
 
 
+def test_an_object_is_fetched_whole_into_a_file(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_side, "_FETCHED_BYTES", 1000)
+    uri, data = storage.join(folder, "x"), bytes(range(256)) * 10
+    storage.write_bytes(uri, data)
+    with storage.fetch(uri) as file:
+        assert (file.read(), file.seek(300), file.read(2)) == (data, 300, data[300:302])
+    with pytest.raises(NotFoundError):
+        storage.fetch(f"{uri}-not")
+
+
 def test_open_stream_seeks_and_reads_anywhere(folder: str) -> None:
     data = random.Random(1).randbytes((9 << 20) + 7)  # more than is read ahead
     uri = storage.join(folder, "x.tar")
