@@ -1,6 +1,7 @@
 """Is what was published what the manifests say? And a way to clear what unfinished runs left behind."""
 
 import hashlib
+import io
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, BinaryIO, NamedTuple
@@ -135,24 +136,10 @@ def _problems(output: str, manifest: dict[str, Any], later: _Later) -> Iterator[
     if later.erased:
         described[0][1:] = [later.erased[name] for name in _OF_A_FILE[1:]]
         manifest = manifest | {name: later.erased[name] for name in ("statuses", "predicted_classes", "review")}
-    files = list[BinaryIO]()
-    for folder, (recorded, _, *digest) in zip(("predictions", "manifests"), described, strict=True):
-        # By name, not by the recorded URI: an output may be copied elsewhere and verified there.
-        uri = storage.join(output, folder, recorded.rpartition("/")[2])
-        try:
-            file: Any = storage.fetch(uri)
-        except StorageError as error:
-            yield f"{run}: {error}"
-            return
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        found = [file.tell(), sha256]
-        if later.erased and found == [manifest["outputs"][0][name] for name in ("bytes", "sha256")]:
-            yield f"{run}: images were to be erased from {uri}, and were not: run jobs/forget.py --erase again"
-            return
-        if found != digest:
-            yield f"{run}: {uri} is not the file that was published: restore it from a copy"
-            return
-        files.append(file)
+    files = _fetched(output, manifest, described, later)
+    if isinstance(files, str):
+        yield f"{run}: {files}"
+        return
     rows, inputs = pq.ParquetFile(files[0]), SortedFile(files[1], "the list of its shards", "restore it from a copy")
     columns_version = (rows.schema_arrow.metadata or {}).get(b"bcd_ray.schema_version", b"").decode()
     if not columns_version.isdigit() or rows.schema_arrow != schema.columns_of(int(columns_version)):
@@ -163,3 +150,27 @@ def _problems(output: str, manifest: dict[str, Any], later: _Later) -> Iterator[
     yield from (f"{run}: {problem}" for problem in rows_problems(rows, inputs, manifest, later.withdrawn))
     if manifest.get("features"):
         yield from (f"{run}: {problem}" for problem in features_problems(output, manifest, rows, inputs, later.erased))
+
+
+def _fetched(output: str, manifest: dict[str, Any], described: list[list[Any]], later: _Later) -> list[BinaryIO] | str:
+    """The rows and the inputs of a run, or why they are not those that are described."""
+    files = []
+    for folder, (recorded, _, *digest) in zip(("predictions", "manifests"), described, strict=True):
+        # By name, not by the recorded URI: an output may be copied elsewhere and verified there.
+        uri = storage.join(output, folder, recorded.rpartition("/")[2])
+        try:
+            file: Any = storage.fetch(uri)
+        except StorageError as error:
+            return str(error)
+        found = [file.seek(0, io.SEEK_END), _sha256(file)]
+        if later.erased and found == [manifest["outputs"][0][name] for name in ("bytes", "sha256")]:
+            return f"images were to be erased from {uri}, and were not: run jobs/forget.py --erase again"
+        if found != digest:
+            return f"{uri} is not the file that was published: restore it from a copy"
+        files.append(file)
+    return files
+
+
+def _sha256(file: Any) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
