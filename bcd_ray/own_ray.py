@@ -9,7 +9,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -61,12 +61,73 @@ def start(**options: Any) -> None:
     with ExitStack() as stack:
         stack.enter_context(patch.object(services, "get_node", partial(_patiently, services.get_node)))
         # `ray.init` has no argument for these: 0 lets the agent choose a port, where it would take 52365 as every
-        # `ray start` does; a monitor is for clusters that grow, and takes a second of a core and 100 MB.
-        params = partial(parameter.RayParams, dashboard_agent_listen_port=0, no_monitor=True)
+        # `ray start` does; a monitor is for clusters that grow, and takes a second of a core and 100 MB; another of
+        # 45 MB would read logs for a driver that does not ask for them.
+        others = {"no_monitor": True, "include_log_monitor": False}
+        params = partial(parameter.RayParams, dashboard_agent_listen_port=0, **others)
         stack.enter_context(patch.object(parameter, "RayParams", params))
         # The server of the dashboard, also without one, asks three clouds whether it is theirs.
         stack.enter_context(patch.object(services, "start_api_server", lambda *_, **__: (None, None)))
         ray.init("local", include_dashboard=False, num_cpus=_cpus(), _temp_dir=folder, **options)
+
+
+@contextmanager
+def lean_data() -> Iterator[None]:
+    """Ray Data without the actors that serve a dashboard and clusters: three processes of 290 MB.
+
+    One counts for a dashboard, one knows on which node an actor is, and one asks for more nodes.
+    """
+    from ray.data._internal import stats
+    from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler as autoscaler
+    from ray.data._internal.execution.operators import actor_pool_map_operator as pool
+
+    def nothing(*_: Any, **__: Any) -> None:
+        """In place of what is told to a dashboard."""
+
+    with ExitStack() as stack:
+        for name in ("update_execution_metrics", "update_iteration_metrics", "register_dataset_to_stats_actor"):
+            stack.enter_context(patch.object(stats._StatsManager, name, nothing))
+        new_id = partial(secrets.token_hex, 16)
+        stack.enter_context(patch.object(stats._StatsManager, "gen_dataset_id_from_stats_actor", new_id))
+        stack.enter_context(patch.object(pool, "get_or_create_actor_location_tracker", _NoTracker))
+        stack.enter_context(patch.object(pool, "get_actor_locations", _on_this_node))
+        stack.enter_context(patch.object(autoscaler, "DefaultAutoscalingCoordinator", _OneNode))
+        yield
+
+
+class _NoTracker:
+    """Is told by each actor where it is, as the handle of Ray's own tracker is."""
+
+    @property
+    def update_actor_location(self) -> "_NoTracker":
+        return self
+
+    def remote(self, *_: Any) -> None:
+        """Of one node nobody has to be told."""
+
+
+def _on_this_node(actors: Iterable[str]) -> dict[str, str]:
+    import ray
+
+    return dict.fromkeys(actors, ray.get_runtime_context().get_node_id())
+
+
+class _OneNode:
+    """Gives whoever asks for nodes the one there is."""
+
+    def __init__(self, **_: Any) -> None:
+        import ray
+
+        self._nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
+
+    def request_resources(self, *_: Any, **__: Any) -> None:
+        """There are no more."""
+
+    def cancel_request(self) -> None:
+        """Nothing was asked for."""
+
+    def get_reserved_resources(self) -> dict[str, dict[str, float]]:
+        return self._nodes
 
 
 def temporary_folder() -> str:

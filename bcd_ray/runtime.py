@@ -91,6 +91,7 @@ def ray_session() -> Iterator[None]:
             stack.enter_context(_last_words())
             if not (joined := cluster_address()):
                 stack.enter_context(own_ray.environment())
+                stack.enter_context(own_ray.lean_data())
             stack.callback(ray.shutdown)
             _connect(joined)
         context = DataContext.get_current()

@@ -18,7 +18,11 @@ from bcd_ray.errors import ConfigError
 _SESSION = """
 import sys
 from bcd_ray.runtime import on_cluster, ray_session
-import ray, openvino, psutil
+import ray, ray.data, openvino, psutil
+class Twice:
+    def __call__(self, batch):
+        return {"id": 2 * batch["id"]}
+
 assert not on_cluster()
 with ray_session():
     assert not on_cluster()
@@ -27,6 +31,10 @@ with ray_session():
         import bcd_ray, openvino
         return len(openvino.Core().available_devices)
     assert ray.get(work.remote())
+    doubled = ray.data.range(20).map_batches(Twice, compute=ray.data.ActorPoolStrategy(size=1))
+    assert sum(row["id"] for row in doubled.iter_rows()) == 380
+    actors = [each["ActorClassName"] for each in ray._private.state.actors().values()]
+    assert len(actors) == 1, actors  # and none of Ray Data's own, each a process of 60 to 110 MB
     own = {process.pid for process in psutil.Process().children(recursive=True)}
     listen = [each for each in psutil.net_connections("tcp") if each.status == "LISTEN"]
     assert own & {each.pid for each in listen}  # of the job's Ray, and not of one beside it
