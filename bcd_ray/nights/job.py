@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from bcd_ray import progress, storage
-from bcd_ray.errors import EXIT_ALARM, EXIT_OK, EXIT_UNSCORED, JobError, MissedError, NoInputError
+from bcd_ray.errors import EXIT_ALARM, EXIT_OK, EXIT_UNSCORED, ConfigError, JobError, MissedError, NoInputError
 from bcd_ray.ledger.manifests import read_manifests
 from bcd_ray.nights import metrics
 from bcd_ray.nights.config import NightlyConfig, day_of, deadline_at
@@ -21,7 +21,7 @@ from bcd_ray.nights.lease import Lease
 from bcd_ray.nights.record import Record
 from bcd_ray.nights.table import CurrentTable
 from bcd_ray.scoring.config import ScoreConfig
-from bcd_ray.scoring.job import Outcome, look, score
+from bcd_ray.scoring.job import Outcome, look, refuse_to_supersede, score
 from bcd_ray.scoring.watch import Watch
 
 _UNDER_WAY_S = 600  # for what was begun before the deadline
@@ -82,8 +82,13 @@ def _looked(config: NightlyConfig, record: Record) -> int:
     if not inputs.uris and not config.input_list:
         record.reason = _nothing_at(inputs)
         return EXIT_OK
-    record.estimate = estimate(look(as_scored(config, inputs)), config.output, config.hourly_cost)
+    plan = look(scoring := as_scored(config, inputs))
+    record.estimate = estimate(plan, config.output, config.hourly_cost)
     record.reason = words_of(record.estimate)
+    try:
+        refuse_to_supersede(plan, scoring)
+    except ConfigError as error:
+        record.reason += f"; but {error}"
     return EXIT_OK
 
 

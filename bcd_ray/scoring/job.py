@@ -70,7 +70,7 @@ def score(config: ScoreConfig, watch: Watch | None = None) -> Outcome:
     held, plan = _plan(state, listed, identity, features, config)
     if not plan.units:
         return Outcome(None, held.shards, held.missed, left_out)
-    _refuse_to_supersede(plan, config)
+    refuse_to_supersede(plan, config)
     unfinished = ledger.unfinished(plan)
     to_read, kept = ([unit for unit in unfinished if bool(unit.features) == each] for each in (False, True))
     with_ray = bool(to_read) and needs_ray(to_read, config, begun=ledger.is_begun(plan))
@@ -159,7 +159,8 @@ def _plan(
     return held, make_plan(state, held, identity, features)
 
 
-def _refuse_to_supersede(plan: Plan, config: ScoreConfig) -> None:
+def refuse_to_supersede(plan: Plan, config: ScoreConfig) -> None:
+    """ConfigError where another model or other settings would supersede more than is allowed."""
     published = plan.current_shards + plan.superseded_shards
     if config.supersede or plan.rescored_shards <= config.max_superseded * published:
         return

@@ -206,10 +206,13 @@ def test_a_dry_run_knows_what_is_of_kept_embeddings(
     options = ("--config", lab / "nightly.toml")
     deliver(NIGHT)
     first = nightly(*options).record
-    kept = nightly(*options, "--model", lab / "other", "--dry-run").record["estimate"]
+    refused = nightly(*options, "--model", lab / "other", "--dry-run").record
+    kept = refused["estimate"]
+    assert "; but 2 of 2 published shards would be scored anew" in refused["reason"]
     assert (kept["shards"], kept["kept_shards"], kept["bytes"], kept["images"]) == (2, 2, 0, 2), "as if they were read"
     assert nightly(*options, "--model", lab / "other", "--supersede").record["statuses"] == first["statuses"]
-    back = nightly(*options, "--dry-run").record
+    back = nightly(*options, "--dry-run", "--supersede").record
+    assert "published shards would be scored anew" not in back["reason"]
     assert "would score 2 shards, 2 of them from kept embeddings, and read 0.0 MB" in back["reason"]
     assert back["estimate"]["images"] == 2
     deliver(NIGHT, 2)
