@@ -27,6 +27,7 @@ from bcd_ray.model.triage import Counts
 from bcd_ray.runtime import library_versions
 from bcd_ray.scoring.access import check_access
 from bcd_ray.scoring.attempts import FIRST, Entries, Start, memory_kills, nobody
+from bcd_ray.scoring.copies import Copies
 from bcd_ray.scoring.decided import decided
 from bcd_ray.storage import take_retries
 from bcd_ray.threads import EngineThreads, Turns, in_chunks, keep_blas_to_its_thread
@@ -34,6 +35,7 @@ from bcd_ray.threads import EngineThreads, Turns, in_chunks, keep_blas_to_its_th
 _NOT_FINITE = "the network gave numbers that are not finite: look at the model, and at the machine or GPU"
 _CHUNKS_DECIDED = 32  # at a time, some 500 images: one decision for each chunk would cost an image 1 % of its time
 _CHUNK_BYTES = 16 << 20  # 8 JPEGs of 5 megapixels; a TIFF of 20 MB goes alone
+_FACTS, _NO_PIXELS = 4, np.empty((0, 0, 3), np.uint8)
 _Floats = npt.NDArray[np.float32]
 # Embeddings, logits, quality measures and white cells of some images; -1 cells where the model does not look at them.
 _Computed = tuple[_Floats, _Floats, _Floats, Counts]
@@ -77,7 +79,7 @@ class UnitScorer:
         self._threads = EngineThreads(threads)
         self._made_by = {"engine": engine, "versions": library_versions()}
         self._starts, self._turns = starts, Turns(UNITS_AT_A_TIME)
-        self._withdrawn, self._keep = withdrawn, keep
+        self._withdrawn, self._keep, self._copies = withdrawn, keep, Copies()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         import ray
@@ -114,9 +116,9 @@ class UnitScorer:
         decode_one = decode if start.attempt == 1 else decode_apart
 
         def score_chunk(chunk: list[Entry]) -> tuple[list[_Row], list[_Computed]]:
-            described = [_describe(decode_one, self._limits, entry, self._withdrawn) for entry in chunk]
-            pixels = [each for _, each in described if each is not None]
-            return [row for row, _ in described], [self._compute(pixels)] if pixels else []
+            described = [_describe(decode_one, self._limits, entry, self._withdrawn, self._copies) for entry in chunk]
+            rows, pixels = [row for row, _ in described], [each for _, each in described if each is not None]
+            return rows, self._with_copies(rows, self._compute(pixels) if pixels else None)
 
         chunks = in_chunks(entries, 1 if entries.one_by_one else self._engine.chunk, _bytes_in, _CHUNK_BYTES)
         scored = (
@@ -133,6 +135,28 @@ class UnitScorer:
         embeddings, logits, quality, cells = self._engine.infer(pixels)
         counts = np.full(len(pixels), -1, np.int32) if cells is None else cells
         return embeddings, logits, measure(pixels) if quality is None else quality, counts
+
+    def _with_copies(self, rows: list["_Row"], computed: _Computed | None) -> list[_Computed]:
+        """What was computed, in the order of the rows that are scored, among them copies of earlier contents."""
+        scored = [row for row in rows if row.status == "scored"]
+        copied, numbers = np.array([row.copied is not None for row in scored], bool), np.empty((0, 0), np.float32)
+        if computed:
+            new = [row for row in scored if row.copied is None]
+            sizes = [
+                [row.width or 0, row.height or 0, row.compression, cells]
+                for row, cells in zip(new, computed[3], strict=True)
+            ]
+            numbers = np.hstack([np.array(sizes, np.float32), *computed[:3]])
+            known = np.array([not row.error for row in new], bool) & np.isfinite(numbers).all(axis=1)
+            self._copies.add([row.image_sha256 or "" for row in np.array(new)[known]], numbers[known])
+        if not copied.any():
+            return [computed] if computed else []
+        together = np.stack([numbers[0] if row.copied is None else row.copied for row in scored])
+        if computed:
+            together[~copied] = numbers
+        parts = np.cumsum([_FACTS, self._bundle.model.embedding_size, len(CLASSES)])
+        facts, embeddings, logits, quality = np.split(together, parts, axis=1)
+        return [(embeddings, logits, quality, facts[:, -1].astype(np.int32))]
 
 
 class ScoringActor(UnitScorer):
@@ -151,13 +175,17 @@ def _bytes_in(entry: Entry) -> int:
 
 
 def _describe(
-    decode_one: Decoder, limits: Limits, entry: Entry, withdrawn: Collection[str]
+    decode_one: Decoder, limits: Limits, entry: Entry, withdrawn: Collection[str], copies: Copies
 ) -> "tuple[_Row, Pixels | None]":
     sha256 = None if isinstance(entry.content, Rejected) else digest(entry.content)
     if withdrawn and (sha256 in withdrawn or entry.image_id in withdrawn):
         return _Row(entry, None, Rejected(schema.WITHDRAWN, "")), None
     if isinstance(entry.content, Rejected):
         return _Row(entry, None, entry.content), None
+    if sha256 and (known := copies.find(sha256)) is not None:
+        row = _Row(entry, sha256, Decoded(_NO_PIXELS, int(known[0]), int(known[1])))
+        row.compression, row.copied = float(known[2]), known
+        return row, None
     decoded = decode_one(entry.content, limits)
     row = _Row(entry, sha256, decoded)
     if isinstance(decoded, Decoded):
@@ -169,6 +197,7 @@ class _Row:
     """What is known of an image before it is scored; it keeps neither bytes nor pixels."""
 
     compression = 0.0
+    copied: _Floats | None = None  # of a copy: width, height, compression and cells, and what was computed
 
     def __init__(self, entry: Entry, digest: str | None, result: Decoded | Rejected) -> None:
         self.image_id, self.image_uri = entry.image_id, entry.image_uri
