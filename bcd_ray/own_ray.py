@@ -10,7 +10,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -22,7 +22,7 @@ _STARTS_WITHIN_S = 300  # Ray's own 30 s are not enough for a machine that is bu
 _SAID_AFTER_S = 20
 _WAITS = {  # the same for what starts Ray's parts
     "RAY_gcs_server_port_wait_time_s": _STARTS_WITHIN_S,
-    "RAY_raylet_start_wait_time_s": _STARTS_WITHIN_S,
+    "RAY_raylet_start_wait_time_s": 10,  # of each time that `_patiently` asks: the raylet may have died since
     "RAY_worker_register_timeout_seconds": _STARTS_WITHIN_S,
     "RAY_agent_register_timeout_ms": 1000 * _STARTS_WITHIN_S,
 }
@@ -68,7 +68,8 @@ def start(**options: Any) -> None:
         stack.enter_context(patch.object(parameter, "RayParams", params))
         # The server of the dashboard, also without one, asks three clouds whether it is theirs.
         stack.enter_context(patch.object(services, "start_api_server", lambda *_, **__: (None, None)))
-        ray.init("local", include_dashboard=False, num_cpus=_cpus(), _temp_dir=folder, **options)
+        settings = {"include_dashboard": False, "num_cpus": _cpus(), "_temp_dir": folder, **options}
+        _insistently(lambda: ray.init("local", **settings))
 
 
 @contextmanager
@@ -159,6 +160,24 @@ def _cpus() -> int | None:
     return 1
 
 
+def _insistently(init: Callable[[], Any]) -> None:
+    """`ray.init`, again where a part of Ray gave up waiting for another, for which no setting gives it more time."""
+    import psutil
+
+    began, before = time.monotonic(), set(psutil.Process().children(recursive=True))
+    while True:
+        try:
+            init()
+            return
+        except Exception as error:  # bare, of Ray's
+            if "timed out during startup" not in str(error) or time.monotonic() - began > _STARTS_WITHIN_S:
+                raise
+        say("this machine is busy: a part of Ray did not start in time, and all are started again")
+        for left in set(psutil.Process().children(recursive=True)) - before:
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
+
+
 def _patiently(get_node: Callable[..., Any], *which: Any) -> Any:
     """`services.get_node`, which fails until the node is up; `ray.init` would ask for 30 s."""
     import psutil
@@ -169,7 +188,8 @@ def _patiently(get_node: Callable[..., Any], *which: Any) -> Any:
             return get_node(*which)
         except RuntimeError:
             passed = time.monotonic() - began
-            alive = any("raylet" in child.name() for child in psutil.Process().children())
+            found = [child for child in psutil.Process().children() if "raylet" in child.name()]
+            alive = any(child.status() != psutil.STATUS_ZOMBIE for child in found)
             if passed > _STARTS_WITHIN_S or not alive:
                 raise
             if passed > _SAID_AFTER_S and not said:

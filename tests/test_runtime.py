@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -105,12 +106,13 @@ def test_a_busy_machine_is_waited_for(monkeypatch: pytest.MonkeyPatch, capsys: p
             raise answer
         return answer  # type: ignore[return-value]
 
-    raylet = SimpleNamespace(children=lambda: [SimpleNamespace(name=lambda: "raylet")])
+    status = [psutil.STATUS_SLEEPING]
+    raylet = SimpleNamespace(children=lambda: [SimpleNamespace(name=lambda: "raylet", status=lambda: status[0])])
     monkeypatch.setattr(psutil, "Process", lambda: raylet)
     monkeypatch.setattr(own_ray, "_SAID_AFTER_S", -1)
     assert own_ray._patiently(get_node, "gcs", "node") == {"up": True}
     assert capsys.readouterr().err.startswith("this machine is busy: Ray has been starting")
-    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(children=list))  # it died
+    status[0] = psutil.STATUS_ZOMBIE  # it died
     answers.append(RuntimeError("not yet"))
     with pytest.raises(RuntimeError, match="not yet"):
         own_ray._patiently(get_node, "gcs", "node")
@@ -124,6 +126,27 @@ def test_less_than_one_cpu_is_one(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "less than one CPU" in capsys.readouterr().err
     monkeypatch.setattr(utils, "get_num_cpus", lambda **_: 2)
     assert own_ray._cpus() is None
+
+
+def test_a_ray_of_which_a_part_gave_up_is_started_again(capsys: pytest.CaptureFixture[str]) -> None:
+    left = list[subprocess.Popen[bytes]]()
+
+    def init() -> None:
+        left.append(subprocess.Popen(["sleep", "600"]))
+        if len(left) == 1:
+            raise Exception("The current node timed out during startup. This could happen because")
+        if len(left) == 3:
+            raise Exception("another fault")
+
+    own_ray._insistently(init)
+    assert len(left) == 2
+    assert left[0].wait(10) == -signal.SIGKILL
+    assert "a part of Ray did not start in time, and all are started again" in capsys.readouterr().err
+    with pytest.raises(Exception, match="another fault"):
+        own_ray._insistently(init)
+    for each in left[1:]:
+        each.kill()
+        each.wait()
 
 
 def pool_of(
