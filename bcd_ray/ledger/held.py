@@ -34,15 +34,16 @@ class Held:
 
     def settle(self, equal: Collection[str], changed: Collection[str]) -> None:
         """Take what came of comparing, by printable URI: equal shards are current, changed ones not the same."""
-        waiting, self.waiting = self.waiting, []
+        waiting, self.waiting, gaps = self.waiting, [], dict[str, str]()
         for each in waiting:
             uri = printable(each.shard.name)
             if each.last and uri in equal:
                 self.current_shards += 1
                 self.current_images += each.last.held.rows
-                self.missed.add(pa.chunked_array([[uri]]), pa.chunked_array([[each.last.gaps]]))
+                gaps[uri] = each.last.gaps
             else:
                 self.waiting.append(each._replace(is_same=False) if uri in changed else each)
+        self.missed.add(pa.array(list(gaps), pa.string()), pa.array(list(gaps.values()), pa.string()))
 
 
 def hold_against(state: State, listed: Listed, identity: str, all_of_them: bool = False) -> Held:

@@ -46,7 +46,7 @@ class Missed:
             self.not_scored + other.not_scored, self.left_out + other.left_out, self.incomplete + other.incomplete
         )
 
-    def add(self, uris: pa.ChunkedArray, gaps: pa.ChunkedArray) -> None:
+    def add(self, uris: pa.Array | pa.ChunkedArray, gaps: pa.Array | pa.ChunkedArray) -> None:
         """Count the gaps of shards, as `Gaps.text`, null where nothing is known."""
         some = pc.not_equal(gaps, "")
         for uri, text in zip(uris.filter(some).to_pylist(), gaps.filter(some).to_pylist(), strict=True):
