@@ -39,7 +39,6 @@ _ELSEWHERE = "is the path of a file, which the shard does not hold: write it wit
 
 _places = Semaphore(UNITS_AT_A_TIME)
 _idle = helpers.Idle()
-atexit.register(_idle.end)
 
 
 def read_parquet(
@@ -81,6 +80,12 @@ def look_into_parquet(shard: StoredObject, limits: Limits) -> list[Piece]:
     if "error" in told:
         raise _ERRORS[told["error"]](told["text"])
     return [Piece(number, size, "", rows) for number, (rows, size) in enumerate(told["groups"])]
+
+
+@atexit.register
+def end_readers() -> None:
+    """End the helpers that wait."""
+    _idle.end()
 
 
 class _KilledError(StorageError):

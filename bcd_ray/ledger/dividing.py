@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from bcd_ray.archives.looking import parts_of
+from bcd_ray.archives.parquets import end_readers
 from bcd_ray.archives.shards import is_loose
 from bcd_ray.ledger.features import EMBEDDING
 from bcd_ray.ledger.manifests import digest
@@ -34,6 +35,7 @@ def divided(units: Sequence[Unit]) -> tuple[Unit, ...]:
     large = [unit for unit in units if unit.size >= least and not unit.features and not is_loose(unit.shards[0].uri)]
     with ThreadPoolExecutor(_READERS) as pool:
         parts = dict(zip((unit.unit_id for unit in large), pool.map(_parts, large), strict=True))
+    end_readers()  # which would hold some 50 MB each while the units are scored
     return tuple(chain.from_iterable(parts.get(unit.unit_id, (unit,)) for unit in units))
 
 
