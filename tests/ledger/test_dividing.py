@@ -1,6 +1,7 @@
 """A large shard is several units, and what is published of it is as if it were one."""
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ from ledger.nights import FACTS, IDENTITY
 
 from bcd_ray import storage
 from bcd_ray.archives.images import Limits, Rejected
+from bcd_ray.archives.shards import digest
 from bcd_ray.errors import JobError
-from bcd_ray.ledger import dividing, schema
+from bcd_ray.ledger import dividing, schema, unchanged
 from bcd_ray.ledger.features import EMBEDDING, column_of
+from bcd_ray.ledger.held import hold_against
 from bcd_ray.ledger.ledger import Ledger
+from bcd_ray.ledger.listed import Listed
+from bcd_ray.ledger.manifests import identity_digest
 from bcd_ray.ledger.plan import Plan, Unit, plan_of, table_of
 from bcd_ray.ledger.verification import verify
 from bcd_ray.scoring.attempts import FIRST, Entries, Start
@@ -60,6 +65,7 @@ def write(ledger: Ledger, unit: Unit, start: Start = FIRST, keep: bool = True) -
         row: dict[str, Any] = dict.fromkeys(schema.PREDICTIONS.names)
         row |= {name: getattr(entry, name) for name in ("image_id", "image_uri", "shard_uri", "shard_etag")}
         row |= {"status": status, "review": False, "review_reasons": [], "model_version": "0" * 64}
+        row["image_sha256"] = None if isinstance(entry.content, Rejected) else digest(entry.content)
         row["error"] = entry.content.error if isinstance(entry.content, Rejected) else None
         rows.append(row)
     table = pa.Table.from_pylist(rows, schema=schema.PREDICTIONS)
@@ -144,6 +150,21 @@ def test_a_part_that_fails_for_the_moment_fails_its_shard(
     }
     assert night(output, shards[:1], failing=range(1))["kept_shards"] == 1
     assert night(output, shards[:1])["statuses"] == {"scored": GROUPS * ROWS}
+
+
+def test_a_divided_shard_that_was_touched_is_equal_to_its_rows(
+    tmp_path: Path, shards: list[StoredObject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    divide(monkeypatch)
+    output = str(tmp_path / "output")
+    night(output, shards)
+    for shard in shards:
+        os.utime(shard.uri)
+    touched = list(storage.list_objects(str(tmp_path / "archive")))
+    state, identified = Ledger(output).state(), identity_digest(IDENTITY)
+    waiting = hold_against(state, Listed.of(touched), identified).waiting
+    assert len(waiting) == 3
+    assert len(unchanged.compare(state, waiting, identified, Limits()).equal) == 3
 
 
 def test_of_a_shard_that_is_not_published_all_parts_are_done_again(

@@ -12,6 +12,8 @@ import pytest
 
 from bcd_ray import storage
 from bcd_ray.archives.images import Limits, Rejected
+from bcd_ray.archives.looking import parts_of
+from bcd_ray.archives.parts import Part
 from bcd_ray.scoring import attempts
 from bcd_ray.scoring.attempts import ONE_BY_ONE, Entries, Start
 from bcd_ray.storage import StoredObject
@@ -44,7 +46,11 @@ def loose(tmp_path: Path) -> tuple[StoredObject, ...]:
 
 
 def play(
-    monkeypatch: pytest.MonkeyPatch, shards: tuple[StoredObject, ...], kill: Kill, most: int = 40
+    monkeypatch: pytest.MonkeyPatch,
+    shards: tuple[StoredObject, ...],
+    kill: Kill,
+    most: int = 40,
+    part: Part | None = None,
 ) -> tuple[list[str], list[int]]:
     """Begin a unit again until its process lives: the statuses of its entries, and the attempts by number."""
     counter, causes, numbers = attempts._StartCounter(), [""], []
@@ -64,7 +70,7 @@ def play(
         numbers.append(start.attempt)
         try:
             die(kill(start, "start"))
-            entries = list(Entries(shards, Limits(), start, tell=lambda name: step(name, start)))  # noqa: B023
+            entries = list(Entries(shards, Limits(), start, lambda name: step(name, start), part))  # noqa: B023
             die(kill(start, "write"))
         except _DiedError:
             continue
@@ -125,6 +131,19 @@ def test_a_shard_whose_reading_kills_keeps_what_comes_before(
         return "crashed" if start.attempt < ONE_BY_ONE or step.startswith("reading 3 ") else ""
 
     assert play(monkeypatch, shards, kill)[0] == ["read"] * 3 + ["crashed"]
+
+
+@pytest.mark.parametrize(
+    ("killing", "statuses"), [("reading 1 ", ["read", "crashed"]), ("scoring 0 ", ["crashed", "read"])]
+)
+def test_a_part_of_a_shard_that_kills_keeps_what_comes_before(
+    monkeypatch: pytest.MonkeyPatch, shards: tuple[StoredObject, ...], killing: str, statuses: list[str]
+) -> None:
+    def kill(start: Start, step: str) -> str:
+        return "crashed" if start.attempt < ONE_BY_ONE or step.startswith(killing) else ""
+
+    for part in parts_of(shards[0], 2000)[:2]:
+        assert play(monkeypatch, shards, kill, part=part)[0] == statuses
 
 
 def test_one_death_alone_is_no_proof(monkeypatch: pytest.MonkeyPatch, shards: tuple[StoredObject, ...]) -> None:
