@@ -47,17 +47,18 @@ class ActorPool:
     gpus: float = 0.0
     grows: bool = False
 
-    def options(self, calls: int = 1, ahead: bool = True) -> dict[str, Any]:
-        """Arguments for `Dataset.map_batches`, where an actor runs `calls` batches at a time.
+    def options(self, calls: int = 1, tasks: int = 0) -> dict[str, Any]:
+        """Arguments for `Dataset.map_batches`, where an actor runs `calls` batches at a time, and as many wait for it.
 
-        With `ahead` as many more wait for it: of few batches the first actor would take those of actors yet to start.
+        Of few `tasks` it gets fewer: those that start first would take what is for actors that are yet to start.
         """
+        share = tasks // (2 * self.most) if tasks and self.most > 1 else 2 * calls
         from ray.data import ActorPoolStrategy
 
         compute = ActorPoolStrategy(
             min_size=self.least,
             max_size=None if self.grows else self.most,
-            max_tasks_in_flight_per_actor=2 * calls if ahead else calls,
+            max_tasks_in_flight_per_actor=max(1, min(share, 2 * calls)),
             max_concurrent_calls_per_actor=calls,
             enable_true_multi_threading=calls > 1,
         )

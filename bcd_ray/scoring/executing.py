@@ -30,7 +30,6 @@ from bcd_ray.threads import keep_blas_to_its_thread, map_ahead
 _TASK_BYTES, _TASK_BYTES_ON_GPU = 16 << 20, 64 << 20
 # For each unit that an actor has under way: with fewer, some have nothing left to do at the end.
 _LEAST_TASKS, _LEAST_TASKS_ON_GPU = 8, 4
-_FEW_TASKS = 4  # for each unit that an actor has under way: none waits for an actor that is busy
 _MOST_TASKS = 4000  # its driver keeps state for every task
 
 
@@ -105,7 +104,7 @@ def on_ray(work: Work) -> Done:
         ScoringActor,
         batch_size=1,
         fn_constructor_args=arguments,
-        **pool.options(calls=UNITS_AT_A_TIME, ahead=tasks > _FEW_TASKS * UNITS_AT_A_TIME * pool.most),
+        **pool.options(calls=UNITS_AT_A_TIME, tasks=tasks),
     )
     counts.set_name(watch.run_id)  # which Ray's own metrics then carry
     for batch in counts.iter_batches(batch_size=1):
