@@ -88,8 +88,8 @@ def told(state: State) -> dict[str, dict[str, Any]]:
     return found
 
 
-@settings(max_examples=15, deadline=None, report_multiple_bugs=False)
-@given(steps=st.lists(st.one_of(a_night, a_night, a_night, a_withdrawal), min_size=2, max_size=8), data=st.data())
+@settings(max_examples=8, deadline=None, report_multiple_bugs=False)
+@given(steps=st.lists(st.one_of(a_night, a_night, a_night, a_withdrawal), min_size=2, max_size=7), data=st.data())
 def test_what_stands_after_runs_and_what_they_say_are_one(steps: list[Any], data: st.DataObject) -> None:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(state_module, "MOST_RUNS", 2)
