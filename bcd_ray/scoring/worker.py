@@ -35,7 +35,9 @@ from bcd_ray.threads import EngineThreads, Turns, in_chunks, keep_blas_to_its_th
 _NOT_FINITE = "the network gave numbers that are not finite: look at the model, and at the machine or GPU"
 _CHUNKS_DECIDED = 32  # at a time, some 500 images: one decision for each chunk would cost an image 1 % of its time
 _CHUNK_BYTES = 16 << 20  # 8 JPEGs of 5 megapixels; a TIFF of 20 MB goes alone
-_FACTS, _NO_PIXELS = 4, np.empty((0, 0, 3), np.uint8)
+# Where the logits, quality and embedding of an image begin, behind width, height, compression and cells.
+_PARTS = np.cumsum([4, len(CLASSES), len(MEASURES) - 1])
+_NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 _Floats = npt.NDArray[np.float32]
 # Embeddings, logits, quality measures and white cells of some images; -1 cells where the model does not look at them.
 _Computed = tuple[_Floats, _Floats, _Floats, Counts]
@@ -146,7 +148,8 @@ class UnitScorer:
                 [row.width or 0, row.height or 0, row.compression, cells]
                 for row, cells in zip(new, computed[3], strict=True)
             ]
-            numbers = np.hstack([np.array(sizes, np.float32), *computed[:3]])
+            embeddings, logits, quality, _ = computed
+            numbers = np.hstack([np.array(sizes, np.float32), logits, quality, embeddings])
             known = np.array([not row.error for row in new], bool) & np.isfinite(numbers).all(axis=1)
             self._copies.add([row.image_sha256 or "" for row in np.array(new)[known]], numbers[known])
         if not copied.any():
@@ -154,8 +157,7 @@ class UnitScorer:
         together = np.stack([numbers[0] if row.copied is None else row.copied for row in scored])
         if computed:
             together[~copied] = numbers
-        parts = np.cumsum([_FACTS, self._bundle.model.embedding_size, len(CLASSES)])
-        facts, embeddings, logits, quality = np.split(together, parts, axis=1)
+        facts, logits, quality, embeddings = np.split(together, _PARTS, axis=1)
         return [(embeddings, logits, quality, facts[:, -1].astype(np.int32))]
 
 
