@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import ray
 
-from bcd_ray.benchmarks import against, rescore
+from bcd_ray.archives.images import Decoded, Limits, decode
+from bcd_ray.benchmarks import against, rescore, speed
 from bcd_ray.benchmarks.config import BenchmarkConfig
 from bcd_ray.benchmarks.growth import cost_of_a_million, growth
 from bcd_ray.benchmarks.history import history
@@ -172,6 +173,16 @@ def test_training_is_measured_beside_its_forward_passes(ray_cluster: None, monke
     assert min(parts) > 0
     assert sum(parts) == pytest.approx(found["training_s"])
     assert found["embedding_ratio"] == [pytest.approx(found["embedding_s"] / found["forward_s"])] * 3
+
+
+def test_images_that_come_again_are_other_contents_of_the_same_pixels(tmp_path: Path) -> None:
+    write_synthetic_archive(tmp_path / "data", 1)
+    speed._link(str(tmp_path / "data"), tmp_path / "linked", most=10)
+    contents = [path.read_bytes() for path in (tmp_path / "linked").rglob("*.jpg")]
+    assert len(set(contents)) == 10
+    pixels = [decode(content, Limits()) for content in contents]
+    assert all(isinstance(each, Decoded) and each.damage is None for each in pixels)
+    assert len({each.pixels.tobytes() for each in pixels if isinstance(each, Decoded)}) == 4
 
 
 def test_a_million_images_cost_what_their_hours_do() -> None:
