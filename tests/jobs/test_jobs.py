@@ -205,7 +205,10 @@ def test_a_cluster_that_dies_is_told_in_a_line(bundle: Path, synthetic_archive: 
     command = [sys.executable, "jobs/score.py", *map(str, options)]
     with subprocess.Popen(command, cwd=ROOT, env=with_its_own_ray(), stderr=subprocess.PIPE, text=True) as job:
         assert job.stderr
-        assert any(": 0 of 1 units done before" in line for line in job.stderr)
+        told = [""]
+        while ": 0 of 1 units done before" not in told[-1]:
+            told.append(job.stderr.readline())
+            assert told[-1], "".join(told)
         subprocess.run(["pkill", "-KILL", "-P", str(job.pid), "raylet"], check=True)
         said = job.stderr.read()
     assert job.returncode == EXIT_FAILED
