@@ -116,8 +116,7 @@ def choose(results: Sequence[Any]) -> int:
 def fit_config(seed: int) -> FitConfig:
     """That of a cross-validation with the options as they come."""
     config = EvaluateConfig(data="none", output="none", cross_validate=True, representation="field")
-    options = config.epochs, config.learning_rate, config.label_smoothing, config.batch_size
-    return FitConfig(*options, workers=0, seed=seed)
+    return FitConfig.of(config, workers=0, seed=seed)
 
 
 def folds_of(nested: Nested, images: Images, seed: int) -> list[Fold]:

@@ -100,7 +100,10 @@ def row(table: Table, name: str) -> Iterator[str]:
     for protocol in PROTOCOLS:
         rules, folds = Rules(protocol, options.block, options.embargo), 0 if protocol == "grouped" else 5
         of_seeds = [cross_validate(layout, rules, folds, options.test_fraction, seed) for seed in seeds]
-        runs = [predict(images, of_seed, fit_config(options, seed)) for seed, of_seed in enumerate(of_seeds)]
+        runs = [
+            predict(images, of_seed, FitConfig.of(options, workers=0, seed=seed))
+            for seed, of_seed in enumerate(of_seeds)
+        ]
         if protocol != "grouped":
             yield words([float((run.argmax(axis=1) == layout.labels).mean()) for run in runs])
             continue
@@ -110,12 +113,6 @@ def row(table: Table, name: str) -> Iterator[str]:
             spread = f"{100 * min(shares):.0f} to {100 * max(shares):.0f}"
             yield f"{words([each['mean_over_groups'][figure] for each in whole])}; {spread}"
     yield str(len(seeds))
-
-
-def fit_config(options: FitOptions, seed: int) -> FitConfig:
-    """As training's."""
-    of_head = options.epochs, options.learning_rate, options.label_smoothing, options.batch_size
-    return FitConfig(*of_head, workers=0, seed=seed, balanced=options.representation != "field")
 
 
 def main(table: Table) -> None:

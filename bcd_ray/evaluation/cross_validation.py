@@ -25,7 +25,7 @@ from bcd_ray.learning.splits import Fold, Labels, Layout, Rules, clusters
 from bcd_ray.learning.thresholds import fit_triage, triage_figures, with_sources
 from bcd_ray.metrics.classification import confusion_matrix
 from bcd_ray.metrics.spread import Figures, Floats, bootstrap, point_figures, with_intervals
-from bcd_ray.model.bundle import compared_size, pretrained
+from bcd_ray.model.bundle import pretrained
 from bcd_ray.model.network import softmax
 from bcd_ray.model.triage import Counts, Decisions
 from bcd_ray.progress import Progress
@@ -65,7 +65,8 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
     runs, draws, results = dict[str, Runs](), dict[str, Figures](), dict[str, Any]()
     for name, folds in splits.items():
         logits = [
-            _out_of_fold(augmented, layout, folds[s], _fit_config(config, s), progress) for s in range(config.seeds)
+            _out_of_fold(augmented, layout, folds[s], FitConfig.of(config, workers=0, seed=s), progress)
+            for s in range(config.seeds)
         ]
         runs[name] = [softmax(of_seed) for of_seed in logits]
         results[name], draws[name] = _measure(layout, runs[name], folds, drawn_whole)
@@ -76,7 +77,7 @@ def validate(config: EvaluateConfig) -> dict[str, Any]:
             results[name]["few_shot"] = _few_shot(augmented, layout, runs[name], few, config, progress)
         # A group that is cut is half trained on: what its other half shows is no new day.
         whole = [fold for fold in folds[0] if not fold.cut] or folds[0]
-        of_first = whole, logits[0], rules, _fit_config(config, 0)
+        of_first = whole, logits[0], rules, FitConfig.of(config, workers=0, seed=0)
         results[name]["triage"] = _triage(augmented, quality, cells, layout, *of_first, drawn_whole)
         results[name]["shortcuts"] = {}
         for shortcut, of_shortcut in reduced.items():
@@ -118,25 +119,12 @@ def _few_shot(
     found = {}
     for count, folds in few.items():
         logits = [
-            _out_of_fold(views, layout, of_seed, _fit_config(config, seed), progress)
+            _out_of_fold(views, layout, of_seed, FitConfig.of(config, workers=0, seed=seed), progress)
             for seed, of_seed in enumerate(folds)
         ]
         runs = [softmax(of_seed) for of_seed in logits]
         found[str(count)] = with_some_labelled(layout.labels, without, runs, folds)
     return found
-
-
-def _fit_config(config: EvaluateConfig, seed: int) -> FitConfig:
-    return FitConfig(
-        config.epochs,
-        config.learning_rate,
-        config.label_smoothing,
-        config.batch_size,
-        workers=0,
-        seed=seed,
-        balanced=config.representation != "field",
-        compared=compared_size(config.representation),
-    )
 
 
 def _out_of_fold(
@@ -200,7 +188,13 @@ def _shortcut(
     probabilities = np.full((len(layout.labels), len(CLASSES)), np.nan)
     for fold in folds:
         probabilities[fold.test] = shortcut_probabilities(
-            name, features, layout.labels, fold.train, fold.test, _fit_config(config, 0), config.augmented_views + 1
+            name,
+            features,
+            layout.labels,
+            fold.train,
+            fold.test,
+            FitConfig.of(config, workers=0, seed=0),
+            config.augmented_views + 1,
         )
         progress.add(1)
     return probabilities

@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from bcd_ray import storage
 from bcd_ray.labels import CLASSES
+from bcd_ray.learning.config import FitOptions
 from bcd_ray.learning.embedding import Embeddings
 from bcd_ray.learning.splits import Labels
+from bcd_ray.model.bundle import compared_size
 from bcd_ray.model.network import softmax
 from bcd_ray.progress import say
 from bcd_ray.runtime import on_cluster, ray_session, say_if_taken
@@ -48,6 +50,20 @@ class FitConfig:
     seed: int
     balanced: bool = False  # numbers of an embedding scaled alike, classes weighted alike, small groups more: for cells
     compared: int | None = None  # of an embedding's numbers the first ones, by which triage compares images; None: all
+
+    @classmethod
+    def of(cls, options: FitOptions, workers: int | None, seed: int) -> Self:
+        """As a job's options say."""
+        return cls(
+            options.epochs,
+            options.learning_rate,
+            options.label_smoothing,
+            options.batch_size,
+            workers,
+            seed,
+            balanced=options.representation != "field",
+            compared=compared_size(options.representation),
+        )
 
 
 @dataclass(frozen=True)

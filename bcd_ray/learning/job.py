@@ -21,7 +21,7 @@ from bcd_ray.learning.splits import Fold, Labels, Layout, Rules, clusters, hold_
 from bcd_ray.learning.thresholds import fit_triage, inner_folds, triage_figures, with_sources
 from bcd_ray.learning.unfreezing import Unfreezer
 from bcd_ray.metrics.spread import spread_figures
-from bcd_ray.model.bundle import compared_size, pretrained, save_bundle
+from bcd_ray.model.bundle import pretrained, save_bundle
 from bcd_ray.progress import say
 from bcd_ray.reports.figures import training_curves
 from bcd_ray.reports.model_card import model_card
@@ -66,16 +66,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         wanted = np.ones((len(fitted_on) + len(reduced), len(images)), bool)
         wanted[1 : len(fitted_on)] = np.isin(np.arange(len(images)), split.train)
         embedded = embedder.embed([*fitted_on, *reduced], wanted)
-        fit_config = FitConfig(
-            config.epochs,
-            config.learning_rate,
-            config.label_smoothing,
-            config.batch_size,
-            config.workers,
-            config.seed,
-            balanced=config.representation != "field",
-            compared=compared_size(config.representation),
-        )
+        fit_config = FitConfig.of(config, config.workers, config.seed)
         if config.unfreeze:
             maps = embedded.embeddings[: len(fitted_on), split.train]
             unfreezer = Unfreezer(whole, config.unfreeze, maps, labels[split.train], fit_config, config.cache)
