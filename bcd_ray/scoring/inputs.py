@@ -130,7 +130,7 @@ def entries_of(path: str) -> list[str]:
         elif lower.endswith(".csv"):
             found = [row[_COLUMN] for row in csv.DictReader(io.StringIO(data.decode("utf-8-sig")))]
         else:
-            found = list(io.StringIO(data.decode("utf-8-sig", errors="surrogateescape"), newline=None))
+            found = lines_of(data)
     except (KeyError, ValueError, OSError, pa.ArrowException, csv.Error) as error:
         what = " ".join(str(error).split())[:100]
         raise ConfigError(
@@ -140,3 +140,9 @@ def entries_of(path: str) -> list[str]:
     if not entries:
         raise NoInputError(f"--input-list {path} names nothing")
     return entries
+
+
+def lines_of(data: bytes) -> list[str]:
+    """The lines of a text, without spaces around them, none empty; a name may hold what str.splitlines breaks at."""
+    lines = io.StringIO(data.decode("utf-8-sig", errors="surrogateescape"), newline=None)
+    return [text for line in lines if (text := line.strip())]

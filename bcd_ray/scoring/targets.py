@@ -1,6 +1,5 @@
 """What is to be forgotten, as a person names it: images by id, by content or by URI, folders and shards whole."""
 
-import io
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from bcd_ray import storage
 from bcd_ray.errors import ConfigError, NotFoundError
 from bcd_ray.ledger.roots import Roots, named
 from bcd_ray.scoring.config import ForgetConfig
+from bcd_ray.scoring.inputs import lines_of
 from bcd_ray.storage import StoredObject
 from bcd_ray.uris import normalize, printable, real
 
@@ -71,11 +71,10 @@ class Targets:
 
 def _lines_of(path: str) -> list[str]:
     try:
-        text = storage.read_bytes(path).decode("utf-8-sig", errors="surrogateescape")
+        lines = lines_of(storage.read_bytes(path))
     except NotFoundError as error:
         raise ConfigError(f"--list: {error}") from error
-    lines = (line.strip() for line in io.StringIO(text, newline=None))  # a name may hold what str.splitlines breaks at
-    return [line for line in lines if line and not line.startswith("#")]
+    return [line for line in lines if not line.startswith("#")]
 
 
 def _place(given: str, roots: Roots) -> str:
