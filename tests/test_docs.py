@@ -3,6 +3,8 @@
 import importlib
 import re
 import shlex
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -25,6 +27,7 @@ PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in pages()}
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`((?:\w+=\S+ )*(?:python|ray|pytest|for) (?=[^`]*(?:--|\.py))[^`\n]+)`")
 READ, NIGHTS = "docs/read.md", "docs/nights.md"
+JAVA_OF_SPARK = 17
 LONGEST_LINE = 130
 # Their words are not looked at: they are the shell's, or of no program of this project.
 OTHER_PROGRAMS = {
@@ -180,12 +183,19 @@ def test_the_sql_of_a_page_runs_and_gives_the_rows_that_hold(published: set[tupl
             assert set(connection.sql("SELECT image_id, run_id FROM current").fetchall()) == published
 
 
+def _java() -> int:
+    """Its major version, 0 where there is none."""
+    said = subprocess.run(["java", "-version"], capture_output=True, text=True).stderr if shutil.which("java") else ""
+    found = re.search(r'version "(\d+)', said)
+    return int(found[1]) if found else 0
+
+
 @pytest.mark.parametrize("snippet", fenced(READ, "python"), ids=lambda text: text.split()[1])
 def test_the_python_of_the_page_for_readers_gives_the_rows_that_hold(
     published: set[tuple[str, str]], snippet: str
 ) -> None:
-    if "pyspark" in snippet:
-        pytest.importorskip("pyspark")
+    if "pyspark" in snippet and _java() < JAVA_OF_SPARK:
+        pytest.skip(f"Spark needs Java {JAVA_OF_SPARK}")
     names: dict[str, Any] = {}
     exec(compile(snippet, READ, "exec"), names)
     if "embeddings" in names:
