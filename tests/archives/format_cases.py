@@ -446,6 +446,9 @@ def simple_tiffs() -> Iterator[Case]:
         yield case(
             f"TIFF, {compression}", "scored", reader, SMEAR, make=lambda c=compression: tiff(SMEAR, compression=c)
         )
+    differences = {"compression": "packbits", "predictor": True}
+    name = "TIFF, packbits of differences"
+    yield case(name, "scored", "tifffile", SMEAR, make=lambda: tiff(SMEAR, **differences))
     yield case("TIFF, JPEG", "scored", "Pillow", SMEAR, 60, make=lambda: tiff(SMEAR, compression="jpeg"))
     lossless = {"compression": "jpeg", "compressionargs": {"lossless": True}}
     yield case("TIFF, lossless JPEG", "scored", "imagecodecs", SMEAR, make=lambda: tiff(SMEAR, **lossless))

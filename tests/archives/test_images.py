@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -458,7 +459,7 @@ def test_arbitrary_bytes_never_raise(magic: bytes, data: bytes) -> None:
 def decoded_by_pillow(data: bytes) -> Decoded | Rejected:
     """`decode` without its fast path."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jpeg, "plain_jpeg", lambda data, limits: None)
+        patch.setattr(jpeg, "plain_jpeg", lambda *_: None)
         return decode(data, LIMITS)
 
 
@@ -475,7 +476,7 @@ def assert_same_result(found: Decoded | Rejected, expected: Decoded | Rejected) 
 def test_the_fast_path_of_jpegs_gives_the_pixels_of_pillow(size: tuple[int, int], options: dict[str, Any]) -> None:
     data = encode(SMEAR.resize(size), "JPEG", **options)
     assert jpeg.is_plain(jpeg.read_header(data)) != ("progressive" in options)
-    assert jpeg.plain_jpeg(data, LIMITS) is not None
+    assert jpeg.plain_jpeg(data, jpeg.read_header(data), LIMITS) is not None
     assert_same_result(accepted(data), decoded_by_pillow(data))
 
 
@@ -530,7 +531,7 @@ def test_large_jpegs_decoded_to_a_fraction_look_the_same(size: tuple[int, int]) 
     noise = np.random.default_rng(0).normal(0, 4, (size[1], size[0], 3))
     noisy = Image.fromarray((np.asarray(smear) + noise).clip(0, 255).astype(np.uint8))
     data = encode(noisy, "JPEG", quality=90)
-    scaled = jpeg.plain_jpeg(data, LIMITS)
+    scaled = jpeg.plain_jpeg(data, jpeg.read_header(data), LIMITS)
     assert scaled is not None
     assert 1.5 * 224 <= min(scaled[0].shape[:2]) < min(size)
     found, expected = accepted(data), decoded_by_pillow(data)
@@ -539,6 +540,19 @@ def test_large_jpegs_decoded_to_a_fraction_look_the_same(size: tuple[int, int]) 
     difference = np.abs(found.pixels.astype(int) - expected.pixels)
     assert difference.mean() < 0.5
     assert difference.max() <= 12
+
+
+def test_a_lossless_jpeg_is_not_scaled_by_a_decoder_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jpeg, "_LEAST_SCALED", 28)  # a lossless one of many pixels can kill the decoder
+    plain, lossless = encode(SMEAR, "JPEG"), imagecodecs.jpeg8_encode(np.asarray(SMEAR), lossless=True)
+    for data, size in ((plain, 28), (lossless, 224), (lossless[:2] + b"\xff" + lossless[2:], 224)):
+        found = jpeg.plain_jpeg(data, jpeg.read_header(data), LIMITS)
+        assert found is not None
+        assert found[0].shape == (size, size, 3)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_, min_factor, **__: factors.append(min_factor))
+    factors: list[int] = []
+    assert jpeg.damage(plain) is jpeg.damage(lossless) is None
+    assert factors == [8, 1]
 
 
 def test_a_jpeg_with_4_4_1_sampling_is_read() -> None:

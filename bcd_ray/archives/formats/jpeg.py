@@ -18,6 +18,7 @@ _FRAMES = frozenset({*range(0xC0, 0xD0), _JPEG_LS}) - {0xC4, 0xC8, 0xCC}
 _HIERARCHICAL, _ARITHMETIC = (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), (0xC9, 0xCA, 0xCB)
 _ICC = b"ICC_PROFILE\0"
 _SEQUENTIAL, LOSSLESS = (0xC0, 0xC1), 0xC3
+_SCALED = (*_SEQUENTIAL, 0xC2, *_ARITHMETIC[:2])  # simplejpeg scales a lossless one into memory that is too small
 # Row and column of each step: diagonals, one after the other, every second of them upwards.
 _ZIGZAG = tuple(np.array(sorted(np.ndindex(8, 8), key=lambda at: (sum(at), at[0] if sum(at) % 2 else at[1]))).T)
 _MOST_PIXELS = 2_000_000  # of a plain one after scaling, 14 MB a thread: larger ones are very long
@@ -73,13 +74,14 @@ def is_plain(header: Header) -> bool:
     XMP or profile.
     """
     usual = header.complete and header.one_scan and header.frame in _SEQUENTIAL and header.precision == 8
-    fits = header.width * header.height <= _MOST_PIXELS * _scale(header.width, header.height) ** 2
+    fits = header.width * header.height <= _MOST_PIXELS * _scale(header) ** 2
     return usual and fits and not header.app1 and header.profile is None
 
 
-def _scale(width: int, height: int) -> int:
+def _scale(header: Header) -> int:
     """By how much the decoder makes a large image smaller, at once."""
-    return next((scale for scale in (8, 4, 2) if min(width, height) >= scale * _LEAST_SCALED), 1)
+    shorter = min(header.width, header.height) if header.frame in _SCALED else 0
+    return next((scale for scale in (8, 4, 2) if shorter >= scale * _LEAST_SCALED), 1)
 
 
 def coarseness(data: bytes, width: int, height: int) -> float:
@@ -97,7 +99,7 @@ def coarseness(data: bytes, width: int, height: int) -> float:
     return float(np.sqrt(np.square(table[:rows, :columns]).sum() / 12) / 8)
 
 
-def plain_jpeg(data: bytes, limits: Limits) -> tuple[Pixels, int, int] | None:
+def plain_jpeg(data: bytes, header: Header, limits: Limits) -> tuple[Pixels, int, int] | None:
     """Pixels, of a large image at 1/2, 1/4 or 1/8, width and height of an undamaged colour JPEG, or None.
 
     libjpeg-turbo gives the very pixels that Pillow gives, at twice the speed (1,750 to 1,150 images of 224x224 a second
@@ -107,7 +109,7 @@ def plain_jpeg(data: bytes, limits: Limits) -> tuple[Pixels, int, int] | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours not in ("YCbCr", "RGB") or width * height > limits.max_pixels:
             return None
-        scale = _scale(width, height)
+        scale = _scale(header)
         least = {"min_width": -(-width // scale), "min_height": -(-height // scale)} if scale > 1 else {}
         pixels: Pixels = simplejpeg.decode_jpeg(data, **least)
     except Exception:  # KeyError too, for samplings that its list lacks: Pillow says what it is, if anything
@@ -130,15 +132,16 @@ def damage(data: bytes) -> str | None:
     Surplus bytes before a marker count: of 1,000 real JPEGs with one flipped bit each they are all that it says of 237,
     and of 3,114 real ones as they are it says nothing.
     """
-    colours = "CMYK" if read_header(data).components == 4 else "RGB"
+    header = read_header(data)
+    colours, factor = "CMYK" if header.components == 4 else "RGB", 8 if header.frame in _SCALED else 1
     try:
-        simplejpeg.decode_jpeg(data, colours, min_factor=8)
+        simplejpeg.decode_jpeg(data, colours, min_factor=factor)
     except (ValueError, KeyError) as error:
         found = one_line(error)
     else:
         return None
     try:
-        simplejpeg.decode_jpeg(data, colours, min_factor=8, strict=False)
+        simplejpeg.decode_jpeg(data, colours, min_factor=factor, strict=False)
     except (ValueError, KeyError):  # it cannot read this kind at all
         return None
     return found

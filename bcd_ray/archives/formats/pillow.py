@@ -42,7 +42,7 @@ def _decode_jpeg(data: bytes, limits: Limits) -> Decoded | Rejected:
     if over := check_pixels(width, height, limits):
         return over
     try:
-        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 and (plain := jpeg.plain_jpeg(data, limits)):
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 and (plain := jpeg.plain_jpeg(data, header, limits)):
             return jpeg.finish(plain, header.profile)
         try:
             image.load()

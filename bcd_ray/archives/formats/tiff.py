@@ -27,9 +27,9 @@ _NAMES = {
 _COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3, _LAB: 3}
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # of a sample besides the colours: alpha that colours were multiplied with, or not
-_DEFLATED, _JPEGS, _FAX = (8, 32946), (6, 7), (2, 3, 4)
-_READ_BY_PILLOW = (1, *_FAX, 5, *_JPEGS, *_DEFLATED, 32771, 32773)
-_LOSSLESS = (1, 5, *_DEFLATED, 32773, 34887, 34925, 50000)  # of bytes, whatever they mean
+_DEFLATED, _JPEGS, _FAX, _PACKBITS = (8, 32946), (6, 7), (2, 3, 4), 32773
+_READ_BY_PILLOW = (1, *_FAX, 5, *_JPEGS, *_DEFLATED, 32771, _PACKBITS)
+_LOSSLESS = (1, 5, *_DEFLATED, _PACKBITS, 34887, 34925, 50000)  # of bytes, whatever they mean
 _GIVEN_AS_RGB = (*_JPEGS, 50001, 50002, 52546)  # JPEG, WebP and JPEG XL, which tifffile gives in RGB
 _JPEG_XR = (22610, 34934)  # damaged, it kills the one library that reads it
 _MOST_SAMPLES = 8  # a pixel: colours, and what else a program keeps
@@ -123,6 +123,8 @@ def _is_plain(data: bytes, page: Directory) -> bool:
         and not data.startswith(b"MM\0+")
         and not in_planes
         and not (photometric == _PALETTE and max(page.tags.get(tag.COLOUR_MAP, (256,))) < 256)
+        # Pillow knows of no differences there, and shows them as they are.
+        and not (page.number(tag.COMPRESSION, 1) == _PACKBITS and page.number(tag.PREDICTOR, 1) != 1)
         and not (photometric == _YCBCR and _needs_conversion(page))
         and not (page.number(tag.COMPRESSION, 1) == 7 and _is_lossless_jpeg(data, page))
     )
