@@ -273,7 +273,7 @@ def dicom(
     dataset.PixelRepresentation = 0
     for name, value in elements.items():
         setattr(dataset, name, value)
-    dataset.HighBit = dataset.BitsStored - 1
+    dataset.HighBit = elements.get("HighBit", dataset.BitsStored - 1)
     dataset.PixelData = values.tobytes() if frame is None else pydicom.encaps.encapsulate([frame])
     sink = io.BytesIO()
     dataset.save_as(sink, enforce_file_format=True)
@@ -833,6 +833,24 @@ def dicoms() -> Iterator[Case]:
     yield case("DICOM, MONOCHROME1", "scored", "pydicom", 255 - GREY, make=lambda: dicom(GREY, "MONOCHROME1"))
     twelve = {"BitsStored": 12}
     yield case("DICOM, 12 bits", "scored", "pydicom", GREY, make=lambda: dicom(TWELVE_GREY, "MONOCHROME2", **twelve))
+    window = {"WindowCenter": ["1000", "2048"], "WindowWidth": ["1500", "4096"]}
+    shown = np.clip((TWELVE_GREY - 999.5) / 1499 + 0.5, 0, 1) * 255
+    yield case(
+        "DICOM, 12 bits and a window",
+        "scored",
+        "pydicom",
+        shown.round().astype(np.uint8),
+        make=lambda: dicom(TWELVE_GREY, "MONOCHROME2", **twelve, **window),
+    )
+    inverse = {"PresentationLUTShape": "INVERSE"}
+    yield case(
+        "DICOM, shown by a table of its own", "unsupported_mode", make=lambda: dicom(GREY, "MONOCHROME2", **inverse)
+    )
+    yield case(
+        "DICOM, 12 bits at the upper end of 16",
+        "unsupported_mode",
+        make=lambda: dicom(TWELVE_GREY << 4, "MONOCHROME2", HighBit=15, **twelve),
+    )
     for bits in (8, 16):
         data, shown = of_palette(bits)
         yield case(f"DICOM, palette of {bits} bits", "scored", "pydicom", shown, make=lambda d=data: d)
@@ -879,6 +897,11 @@ def dicoms() -> Iterator[Case]:
         "DICOM, several frames",
         "multiple_pictures",
         make=lambda: dicom(np.concatenate([GREY, GREY]), "MONOCHROME2", NumberOfFrames=2),
+    )
+    yield case(
+        "DICOM, JPEG-LS of more bits than are stored",
+        "corrupt_image",
+        make=lambda: dicom(GREY, "MONOCHROME2", uid.JPEGLSLossless, imagecodecs.jpegls_encode(TWELVE_GREY)),
     )
     yield case("DICOM, signed", "unsupported_mode", make=lambda: dicom(GREY, "MONOCHROME2", PixelRepresentation=1))
     yield case("DICOM, cut off", "corrupt_image", make=lambda: dicom(SMEAR)[:-1000])

@@ -73,6 +73,8 @@ def _decode_frame(dataset: Any, width: int, height: int) -> Decoded | Rejected:
             raise ValueError("has another size")
         if photometric == "PALETTE COLOR":
             values, bits = _from_palette(dataset, values[..., 0]), 8
+        elif photometric in _GREYS and _has_window(dataset):
+            values, bits = _by_window(dataset, values, bits), 8
     except MemoryError:
         raise
     except Exception as error:  # as above
@@ -139,7 +141,33 @@ def _undefined(dataset: Any, photometric: str, bits: int) -> str | None:
         return f"photometric interpretation {_word(photometric) or 'unknown'}"
     if not 1 <= bits <= 16 or int(dataset.get("SamplesPerPixel") or 0) != (3 if photometric in _COLOURS else 1):
         return f"{bits} bits stored, {dataset.get('SamplesPerPixel')} samples a pixel"
+    if int(dataset.get("HighBit") or 0) >= bits:
+        return f"{bits} bits stored, of which the highest is bit {dataset.HighBit}"
+    if photometric not in _GREYS:
+        return None
+    tables = [name for name in ("ModalityLUTSequence", "VOILUTSequence") if dataset.get(name)]
+    if tables or (photometric == "MONOCHROME2" and dataset.get("PresentationLUTShape") == "INVERSE"):
+        return f"grey that is shown by {' and '.join(tables) or 'an inverse presentation table'}"
     return None
+
+
+def _has_window(dataset: Any) -> bool:
+    """Whether it says which of its grey values are shown from black to white; of several such windows the first."""
+    width, centre = (dataset.get(name) for name in ("WindowWidth", "WindowCenter"))
+    return width is not None and centre is not None and float(np.atleast_1d(width)[0]) >= 1
+
+
+def _by_window(dataset: Any, values: Any, bits: int) -> Any:
+    """Grey samples of so many bits as they are shown, in 8 bits: all else is black or white."""
+    from pydicom.pixels.processing import apply_rescale, apply_windowing
+
+    slope, intercept = (
+        float(dataset.get(f"Rescale{name}", default)) for name, default in (("Slope", 1), ("Intercept", 0))
+    )
+    if slope <= 0:
+        raise ValueError("has a slope that is not positive")
+    shown = (apply_windowing(apply_rescale(values, dataset), dataset) - intercept) / (slope * ((1 << bits) - 1))
+    return (shown * 255).clip(0, 255).round().astype(np.uint8)
 
 
 def _from_palette(dataset: Any, indices: Any) -> Any:

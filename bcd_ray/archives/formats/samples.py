@@ -19,7 +19,12 @@ def to_8_bits(values: npt.NDArray[Any], bits: int, declared: int | None = None) 
     Cameras of 10, 12 or 14 bits often store their samples in 16. `declared` is the number of bits that the file tells;
     where it tells none and the samples could be of fewer than 16 bits, a guess would be a picture nearly black or far
     too light.
+
+    Raises:
+        ValueError: a sample has more bits.
     """
+    if 8 * values.itemsize > bits and int(values.max(initial=0)) >> bits:
+        raise ValueError(f"samples of more than the {bits} bits that it says")
     if bits == 8:
         return values.astype(np.uint8)
     if bits < 8:
