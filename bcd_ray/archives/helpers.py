@@ -1,5 +1,6 @@
 """Processes of this package that read what may harm its reader: started, asked through pipes, bounded by the kernel."""
 
+import errno
 import os
 import resource
 import signal
@@ -11,6 +12,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import IO, NamedTuple
 
+_READY = b"ready\n"
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)  # no library ends its process by these; the kernel does, without memory
 
 
@@ -55,7 +57,7 @@ class Idle:
 
 
 def start(command: Sequence[str], argument: str) -> Helper:
-    """Start a helper, which is to call `begin` first; OSError where no process can be made."""
+    """Start a helper, which is to call `begin` first; OSError where it does not come so far: no image's fault."""
     # Memory goes back to the kernel with each image; each helper works in one thread.
     settings = {"MALLOC_MMAP_THRESHOLD_": "1048576", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     settings["ARROW_DEFAULT_MEMORY_POOL"] = "system"
@@ -65,12 +67,16 @@ def start(command: Sequence[str], argument: str) -> Helper:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=kept | settings | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=kept | settings | {"PYTHONPATH": os.pathsep.join(filter(os.path.isabs, sys.path))},
         start_new_session=True,  # Ctrl-C is its parent's
     )
     assert process.stdin
     assert process.stdout
-    return Helper(process, process.stdin, process.stdout)
+    helper = Helper(process, process.stdin, process.stdout)
+    if process.stdout.readline() != _READY:
+        helper.end()
+        raise OSError(errno.ECHILD, "a helper process ends before it begins: look for full memory, or install anew")
+    return helper
 
 
 def begin(memory: int) -> IO[bytes]:
@@ -79,4 +85,6 @@ def begin(memory: int) -> IO[bytes]:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    answers.write(_READY)
+    answers.flush()
     return answers

@@ -41,8 +41,8 @@ class ScoreConfig:
     """Files and members of shards that are no images, by name or first bytes, before the exit code says so (3). Hidden
     ones, and what usually lies beside images (.json, .cls, .txt, .csv, .md, .sha256 ...), are counted apart."""
     max_undelivered: float = 0.5
-    """Share of the images that may fail for the moment (`missing`, `changed`, `read_error`, `interrupted`); where more
-    do, nothing is published."""
+    """Share of the images that may fail for the moment (`missing`, `changed`, `read_error`, `resource_error`,
+    `interrupted`); where more do, nothing is published."""
     max_superseded: float = 0.1
     """Share of the published shards of these inputs that another model or other settings may score anew, unasked."""
     supersede: bool = False

@@ -1,7 +1,6 @@
 """An image costs itself only, whatever it does to the process that decodes it: helpers die of stand-ins here."""
 
 import io
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bcd_ray.archives import images, isolation
+from bcd_ray.archives import images, isolation, parquets
 from bcd_ray.archives.images import PASSING_STATUSES, Decoded, Limits, Rejected
 from bcd_ray.archives.isolation import decode, decode_apart
+from bcd_ray.errors import StorageError
 from bcd_ray.learning.synthetic import draw_smear
+from bcd_ray.storage import StoredObject
 
 QUICK = Limits(max_seconds=0.2)
 _DECODER = """
@@ -128,8 +129,23 @@ def test_no_helper_outlives_its_parent(tmp_path: Path) -> None:
     helper.end()
 
 
-def test_where_no_process_can_be_made_the_machine_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolation, "COMMAND", [os.fspath("/nowhere")])
+@pytest.mark.parametrize("command", [["/nowhere"], [sys.executable, "-c", "raise SystemExit(1)"]])
+def test_where_no_process_can_be_made_the_machine_failed(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    monkeypatch.setattr(isolation, "COMMAND", command)
     found = decode(drawn(), Limits())
     assert isinstance(found, Rejected)
     assert found.status == "resource_error"
+    monkeypatch.setattr(parquets, "COMMAND", command)
+    parquets.end_readers()
+    with pytest.raises(StorageError, match="no process can be made to read it"):
+        list(parquets.read_parquet(StoredObject("/nowhere.parquet", 10, "etag"), Limits()))
+
+
+def test_a_helper_needs_no_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    monkeypatch.setattr(sys, "path", [*sys.path, "relative"])
+    try:
+        assert isinstance(decode(drawn(), Limits()), Decoded)
+    finally:
+        tmp_path.mkdir()
