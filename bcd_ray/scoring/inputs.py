@@ -57,7 +57,7 @@ def list_shards(config: ScoreConfig) -> tuple[Listed, Counter[str]]:
                     )
                 yield shard
             if not count:
-                raise NoInputError(f"--input {uri} holds no tar, zip or Parquet file, and no image")
+                raise NoInputError(f"--input {uri}: holds no tar, zip or Parquet file, and no image")
             left_out.update({} if _is_below_another(uri, places) else others)
 
     listed = Listed(roots_of(config.root))

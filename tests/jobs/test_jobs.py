@@ -475,7 +475,7 @@ Option = str | Callable[[Places], Path]
 MISTAKES: list[tuple[str, dict[str, Option], str]] = [
     ("score", {"--input": "/no/such/folder"}, r"--input: nothing found at /no/such/folder: check the path"),
     ("score", {"--input": empty}, r"--input: nothing found at .*/empty: check the path"),
-    ("score", {"--input": without_images}, r"--input .*/empty holds no tar, zip or Parquet file, and no image"),
+    ("score", {"--input": without_images}, r"--input .*/empty: holds no tar, zip or Parquet file, and no image"),
     ("score", {"--input": "s3://no-such-bucket/a"}, r"nothing found at s3://no-such-bucket/a/? .*check bucket"),
     ("score", {"--input": "hdfs://a/b"}, r"only local paths and s3://"),
     ("score", {"--input": ""}, r"an empty path was given"),
