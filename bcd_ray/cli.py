@@ -47,6 +47,7 @@ _REMEDIES = {
     errno.ENOMEM: "end other programs, or take a larger machine",
     errno.EAGAIN: "raise the limit of processes (ulimit -u)",
 }
+_OF_MEMORY = ("std::bad_alloc", "DefaultCPUAllocator")  # by OpenVINO and torch
 
 
 def run(
@@ -115,7 +116,7 @@ def add_up(config_type: type[Any], arguments: Sequence[str]) -> list[str]:
 
 def _of_the_machine(error: BaseException) -> str:
     """In one line what the machine lacks, where that is what an error is about; else empty."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _OF_MEMORY):
         return "there is not enough memory: end other programs, or take a larger machine"
     if not isinstance(error, OSError):
         return ""

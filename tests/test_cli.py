@@ -83,6 +83,7 @@ def test_a_reader_that_went_changes_no_exit_code() -> None:
             "found in [...]: set TMPDIR to a folder",
         ),
         ("MemoryError()", "there is not enough memory: end other programs"),
+        ("RuntimeError('plugin.cpp:54: std::bad_alloc')", "there is not enough memory: end other programs"),
     ],
 )
 def test_what_the_machine_lacks_is_told_in_a_line(error: str, said: str) -> None:
