@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -24,6 +24,8 @@ class _Log:
     style: Style = "auto"
     run_id: str | None = None
     names: re.Pattern[str] | None = None  # what is not to be shown
+    through: Callable[[str], None] | None = None  # who is told in place of standard error
+    in_place: bool = False  # whether a line is open that is written over
 
 
 _log = _Log()
@@ -31,7 +33,7 @@ _log = _Log()
 
 def configure(style: Style = "auto", hidden_below: Iterable[str] = ()) -> None:
     """Say how lines are written from now on, and below which places no name is to be seen in them."""
-    _log.style, _log.run_id = style, None
+    _log.style, _log.run_id, _log.in_place = style, None, False
     places = "|".join(re.escape(place) for place in hidden_below)
     _log.names = re.compile(rf"({places}).+(?=: )|({places}).+") if places else None
 
@@ -39,6 +41,11 @@ def configure(style: Style = "auto", hidden_below: Iterable[str] = ()) -> None:
 def of_run(run_id: str) -> None:
     """Lines in JSON carry the id of this run from now on."""
     _log.run_id = run_id
+
+
+def say_through(tell: Callable[[str], None]) -> None:
+    """Whatever this process says from now on is told to the one who shows it."""
+    _log.through = tell
 
 
 class Progress:
@@ -70,6 +77,7 @@ class Progress:
             self._show(time.monotonic())
         if self._in_place:
             print(file=sys.stderr)
+            _log.in_place = False
 
     def _show(self, now: float) -> None:
         of_total = f"/{self._total:,}" if self._total else ""
@@ -83,6 +91,7 @@ class Progress:
             text += f"  {timedelta(seconds=round(left))} left"
         if self._in_place:
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+            _log.in_place = True
         else:
             known = {"done": self._done, "total": self._total, "units_done": self._calls, "units": self._units}
             say(text, known=known | {"per_second": rate, "seconds_left": left})
@@ -101,13 +110,16 @@ class Progress:
 
 def say(text: str, level: str = "info", known: Mapping[str, Any] | None = None) -> None:
     """A line about what the job does now, on standard error; in JSON with what else is known."""
+    if _log.through:
+        _log.through(text)
+        return
     words = shown(text)
     if _log.style == "json":
         facts = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, "run_id": _log.run_id}
         words = json.dumps({**facts, "message": words, **(known or {})})
     elif level == "error":
         words = f"error: {words}"
-    print(words, file=sys.stderr, flush=True)
+    print(f"\r\x1b[K{words}" if _log.in_place else words, file=sys.stderr, flush=True)
 
 
 def shown(text: str) -> str:

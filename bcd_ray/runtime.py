@@ -20,6 +20,7 @@ from unittest.mock import patch
 from bcd_ray import own_ray
 from bcd_ray.causes import cause_of, raised_by_ray
 from bcd_ray.errors import BcdRayError, ConfigError, JobError
+from bcd_ray.hearing import workers_heard
 from bcd_ray.progress import say
 from bcd_ray.uris import printable
 
@@ -98,6 +99,7 @@ def ray_session() -> Iterator[None]:
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        stack.enter_context(workers_heard())
         try:
             yield
         except Exception as error:

@@ -58,6 +58,20 @@ def test_rate_and_time_left(
     assert capsys.readouterr().err == expected
 
 
+def test_what_is_said_meanwhile_takes_the_place_of_the_line(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure("bar")
+    counter = Progress("scoring", 100)
+    clock[0] = 1.0
+    counter.add(10)
+    say("waiting")
+    assert capsys.readouterr().err.endswith("1 s\r\x1b[Kwaiting\n")
+    counter.finish()
+    say("published")
+    assert capsys.readouterr().err.endswith("\npublished\n")
+
+
 def test_progress_in_json(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     configure("json")
     counter = Progress("scoring", 100)

@@ -27,6 +27,7 @@ from bcd_ray.archives.occurrences import Occurrences
 from bcd_ray.archives.parts import Part, Piece
 from bcd_ray.archives.streams import NAME_CHARS, UnreadableError, raise_if_of_the_disk
 from bcd_ray.errors import ChangedError, NotFoundError, StorageError, UnsafeError
+from bcd_ray.progress import say_through
 from bcd_ray.storage import StoredObject
 from bcd_ray.threads import map_ahead
 
@@ -139,6 +140,9 @@ def _told(helper: Helper, limits: Limits) -> dict[str, Any]:
     if not line.endswith(b"\n"):
         raise _death(helper, limits)
     told: dict[str, Any] = json.loads(line)
+    if "waiting" in told:
+        storage.say_waiting(told["waiting"])
+        return _told(helper, limits)
     return told
 
 
@@ -161,6 +165,7 @@ def serve() -> None:
     """What a helper does: read the shards that it is asked for on standard input. Its argument is its memory."""
     memory = int(sys.argv[1])
     answers = helpers.begin(memory)
+    say_through(lambda text: _answer(answers, waiting=text))
     for line in sys.stdin.buffer:
         asked = json.loads(line)
         told: dict[str, Any] = {}
@@ -178,8 +183,12 @@ def serve() -> None:
             told = {"error": type(error).__name__, "text": str(error)}
         signal.setitimer(signal.ITIMER_PROF, 0)
         told["retries"] = storage.take_retries()
-        answers.write(json.dumps(told).encode() + b"\n")
-        answers.flush()
+        _answer(answers, **told)
+
+
+def _answer(answers: IO[bytes], **told: Any) -> None:
+    answers.write(json.dumps(told).encode() + b"\n")
+    answers.flush()
 
 
 def _answer_rows(answers: IO[bytes], shard: StoredObject, asked: Mapping[str, Any]) -> None:

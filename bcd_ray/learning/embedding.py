@@ -18,6 +18,7 @@ from bcd_ray.archives.formats.jpeg import coarseness
 from bcd_ray.archives.images import PASSING_STATUSES, Decoded, Limits, Pixels, Rejected, too_large
 from bcd_ray.archives.isolation import decode
 from bcd_ray.errors import JobError, StorageError
+from bcd_ray.hearing import be_heard
 from bcd_ray.labels import CLASSES
 from bcd_ray.learning.augmentation import Augmenter
 from bcd_ray.learning.cache import MOST_BYTES, EmbeddingCache, ImageFacts, ViewTable, none_of, to_rows
@@ -243,6 +244,7 @@ class _EmbeddingActor:
         """`model_ref` refers to a `Model`: the arguments themselves are printed by Ray Data, tensors in 2.4 s."""
         import ray
 
+        be_heard()
         model: Model = ray.get(model_ref)
         keep_blas_to_its_thread()
         cv2.setNumThreads(1)  # as BLAS: the actor's own threads fill its cores

@@ -14,6 +14,7 @@ from bcd_ray.archives.isolation import Decoder, decode, decode_apart, die_at_onc
 from bcd_ray.archives.memory import UNITS_AT_A_TIME
 from bcd_ray.archives.shards import Entry, digest
 from bcd_ray.errors import StorageError
+from bcd_ray.hearing import be_heard
 from bcd_ray.labels import CLASSES
 from bcd_ray.ledger import schema
 from bcd_ray.ledger.features import EMBEDDING, column_of
@@ -168,6 +169,7 @@ class ScoringActor(UnitScorer):
         """`bundle_ref` refers to a `Bundle`: the arguments themselves are printed by Ray Data, tensors in 2.4 s."""
         import ray
 
+        be_heard()
         check_access(folders, ledger.output)
         super().__init__(ray.get(bundle_ref), engine, ledger, *others)
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from bcd_ray.errors import ConfigError, NotFoundError, StorageError
 from bcd_ray.storage import local, s3, s3_walk
 from bcd_ray.storage.objects import StoredObject, Unlisted, same_version
-from bcd_ray.storage.patience import count_retries, take_retries
+from bcd_ray.storage.patience import count_retries, say_waiting, take_retries
 from bcd_ray.uris import hidden_part, is_s3, join, normalize, printable
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "read_bytes",
     "refuse_unsafe",
     "same_version",
+    "say_waiting",
     "sha256",
     "take_retries",
     "walk_objects",

@@ -36,6 +36,12 @@ def count_retries(count: int) -> None:
         _retries[0] += count
 
 
+def say_waiting(text: str) -> None:
+    """Say what a request of this process, or of a helper, waits for, unless that was said a moment ago."""
+    if _may_speak():
+        say(text)
+
+
 class Patience:
     """Of one request: how often it failed, and since when it is tried."""
 
@@ -49,9 +55,9 @@ class Patience:
         if self.failed >= self._attempts or passed > most:
             return True
         count_retries(1)
-        if passed > _SAID_AFTER_S and _may_speak():
+        if passed > _SAID_AFTER_S:
             what = f"{type(failure).__name__}, attempt {self.failed} of {self._attempts}, {passed:.0f} s"
-            say(f"waiting for the store at {endpoint} ({what}): gives up within {most + 60:.0f} s")
+            say_waiting(f"waiting for the store at {endpoint} ({what}): gives up within {most + 60:.0f} s")
         time.sleep(min(20, random.uniform(0.5, 1) * 0.2 * 2**self.failed))
         return False
 

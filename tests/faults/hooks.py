@@ -38,8 +38,9 @@ def install() -> None:
     from bcd_ray import storage
     from bcd_ray.archives import images, isolation
     from bcd_ray.scoring import attempts
-    from bcd_ray.storage import local, s3
+    from bcd_ray.storage import local, patience, s3
 
+    patience._SAID_AFTER_S = 1.0
     botocore.config.Config.OPTION_DEFAULTS["read_timeout"] = READ_TIMEOUT_S
     for name in ("create", "create_from_file", "write_bytes"):
         setattr(storage, name, _around(getattr(storage, name), _step_of))

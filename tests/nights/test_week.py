@@ -1,5 +1,6 @@
 """Seven nights on S3 and several nodes, with all that goes wrong in a year: no row is lost, none stands twice."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,6 +128,7 @@ def test_sunday_a_store_that_stalls_and_a_disk_that_is_full(week: Week, tmp_path
     ended = week.night(SUN, code=EXIT_OK, expect=True)
     assert ended.record["statuses"]["scored"] >= 3
     assert ended.record["retries"] >= 3
+    assert re.findall(r"^node .+: waiting for the store at http://.+", ended.err, re.MULTILINE), ended.err
 
 
 def test_the_same_week_again_finds_nothing_to_do(week: Week) -> None:

@@ -4,9 +4,11 @@ import errno
 import io
 import os
 import random
+import socket
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,13 @@ from conftest import READER
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bcd_ray import storage, uris
+from bcd_ray import hearing, storage, uris
+from bcd_ray.archives import parquets
 from bcd_ray.archives.images import Limits
 from bcd_ray.archives.parquets import read_parquet
 from bcd_ray.errors import ChangedError, ConfigError, NotFoundError, StorageError, UnsafeError
+from bcd_ray.hearing import be_heard
+from bcd_ray.runtime import ray_session
 from bcd_ray.storage import local, patience, s3_walk
 from bcd_ray.storage import s3 as s3_side
 
@@ -667,6 +672,26 @@ def test_a_store_that_is_waited_for_is_named_in_a_line(
     assert storage.take_retries() == 2
 
 
+def test_a_store_that_workers_wait_for_is_named_in_one_line(
+    ray_cluster: None, nowhere: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    def wait() -> None:
+        be_heard()
+        os.environ.update(AWS_ENDPOINT_URL=nowhere, AWS_MAX_ATTEMPTS="2")
+        patience._SAID_AFTER_S = -1
+        with suppress(StorageError):
+            storage.exists("s3://archive/x")
+
+    monkeypatch.setattr(hearing, "_LOOK_EVERY_S", 0.1)
+    with ray_session():
+        ray.get([ray.remote(max_calls=1)(wait).remote() for _ in range(3)])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith(f"node {socket.gethostname()}: waiting for the store at {nowhere} (Endpoint")
+
+
 def test_a_store_that_takes_its_time_to_fail_is_given_up(nowhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "_MOST_S", -1)
     with pytest.raises(StorageError, match=r", 1 times; check AWS_ENDPOINT_URL"):
@@ -674,10 +699,17 @@ def test_a_store_that_takes_its_time_to_fail_is_given_up(nowhere: str, monkeypat
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_requests_that_a_helper_tried_again_are_counted() -> None:
+def test_requests_that_a_helper_tried_again_are_counted_and_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hasty = "from bcd_ray.storage import patience; patience._SAID_AFTER_S = -1"
+    monkeypatch.setattr(parquets, "COMMAND", [*parquets.COMMAND[:-1], f"{hasty}; {parquets.COMMAND[-1]}"])
+    parquets.end_readers()  # those of other tests know nothing of it
+    monkeypatch.setattr(patience, "_said", [-patience._SAID_EVERY_S])
     with pytest.raises(StorageError, match=r", 2 times"):
         list(read_parquet(storage.StoredObject("s3://archive/x.parquet", 10, "etag"), Limits()))
     assert storage.take_retries() == 1
+    assert capsys.readouterr().err.startswith("waiting for the store at http://127.0.0.1:")
 
 
 @pytest.mark.parametrize(
