@@ -225,7 +225,12 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 
 
 @pytest.fixture
-def nightly(ray_cluster: None, in_process: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs jobs/nightly.py, as `in_process` does; what is too little to start Ray for, without it."""
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few images are scored in this process, as where no Ray runs: the same rows, seconds sooner than by actors."""
     monkeypatch.setattr("bcd_ray.scoring.executing.ray_runs", lambda: False)
+
+
+@pytest.fixture
+def nightly(without_ray: None, ray_cluster: None, in_process: Any) -> Any:
+    """Runs jobs/nightly.py, as `in_process` does; what is too little to start Ray for, without it."""
     return partial(in_process, "nightly")

@@ -256,7 +256,7 @@ def another_head(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_rows_are_those_of_scoring_the_images(
-    bundle: Path, another_head: str, synthetic_archive: Path, tmp_path: Path
+    without_ray: None, bundle: Path, another_head: str, synthetic_archive: Path, tmp_path: Path
 ) -> None:
     config = ScoreConfig(model=str(bundle), input=(str(synthetic_archive),), output=str(tmp_path / "kept"))
     first = score(config).manifest

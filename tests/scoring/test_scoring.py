@@ -444,7 +444,7 @@ def image_ids(shard: Path) -> Iterator[str]:
     return map(id_of, read_shard(listed, Limits()))
 
 
-def test_nights_of_one_archive(nightly: ScoreConfig, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nights_of_one_archive(without_ray: None, nightly: ScoreConfig, capfd: pytest.CaptureFixture[str]) -> None:
     archive, output = Path(nightly.input[0]), Path(nightly.output)
     first = score(nightly).manifest
     assert first is not None
@@ -538,7 +538,7 @@ def test_a_large_shard_is_scored_in_parts_and_published_as_one(
     assert len(found[0]) == 80
 
 
-def test_what_storage_did_not_deliver_is_tried_again(nightly: ScoreConfig) -> None:
+def test_what_storage_did_not_deliver_is_tried_again(without_ray: None, nightly: ScoreConfig) -> None:
     archive = Path(nightly.input[0])
     (archive / "gone.jpg").symlink_to(archive / "elsewhere")
     (archive / "loop.jpg").symlink_to(archive / "loop.jpg")
@@ -559,7 +559,7 @@ def test_what_storage_did_not_deliver_is_tried_again(nightly: ScoreConfig) -> No
     assert score(nightly).manifest is None
 
 
-def test_heat_maps_are_of_the_last_run_of_a_shard(nightly: ScoreConfig, tmp_path: Path) -> None:
+def test_heat_maps_are_of_the_last_run_of_a_shard(without_ray: None, nightly: ScoreConfig, tmp_path: Path) -> None:
     def noise(seed: int) -> bytes:
         return encoded(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (224, 224, 3), np.uint8)), "JPEG")
 

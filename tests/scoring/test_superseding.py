@@ -20,7 +20,7 @@ from bcd_ray.storage import local
 
 
 @pytest.fixture
-def nightly(ray_cluster: None, bundle: Path, tmp_path: Path) -> ScoreConfig:
+def nightly(without_ray: None, bundle: Path, tmp_path: Path) -> ScoreConfig:
     archive = tmp_path / "archive"
     archive.mkdir()
     (archive / "monday.tar").write_bytes(tar_of([("1.jpg", jpeg(20)), ("2.jpg", jpeg(21)), ("3.jpg", b"")]))

@@ -215,7 +215,7 @@ def test_the_delta_table_drops_them_and_erasing_drops_its_versions(output: str) 
     assert verify(output) == []
 
 
-def test_no_run_takes_a_forgotten_content_up_again(ray_cluster: None, bundle: Path, tmp_path: Path) -> None:
+def test_no_run_takes_a_forgotten_content_up_again(without_ray: None, bundle: Path, tmp_path: Path) -> None:
     archive = tmp_path / "archive"
     archive.mkdir()
     (archive / "first.tar").write_bytes(tar_of([("1.jpg", jpeg(1)), ("2.jpg", jpeg(2)), ("3.jpg", b"no image")]))
