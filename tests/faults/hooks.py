@@ -36,12 +36,14 @@ def install() -> None:
     import botocore.config
 
     from bcd_ray import storage
-    from bcd_ray.archives import images, isolation
+    from bcd_ray.archives import images, isolation, parquets
     from bcd_ray.scoring import attempts
     from bcd_ray.storage import local, patience, s3
 
     patience._SAID_AFTER_S = 1.0
     botocore.config.Config.OPTION_DEFAULTS["read_timeout"] = READ_TIMEOUT_S
+    sooner = f"import botocore.config; botocore.config.Config.OPTION_DEFAULTS['read_timeout'] = {READ_TIMEOUT_S}"
+    parquets.COMMAND[-1] = f"{sooner}; {parquets.COMMAND[-1]}"
     for name in ("create", "create_from_file", "write_bytes"):
         setattr(storage, name, _around(getattr(storage, name), _step_of))
     storage.delete = _around(storage.delete, lambda uri: f"un{_step_of(uri)}")
