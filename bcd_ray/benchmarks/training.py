@@ -65,6 +65,7 @@ def _train(data: str, folder: Path, name: str, learning_rate: str) -> Usage:
     """A training run as a whole."""
     command = [sys.executable, str(_JOB), "--data", data, "--output", str(folder / name)]
     command += ["--representation", "field"]  # what is passed forward beside it
+    command += ["--workers", "0"]  # as on one machine, also where Ray runs already
     command += ["--cache", str(folder / "cache"), "--learning-rate", learning_rate]
     return run_program(command, {})[1]
 

@@ -39,25 +39,51 @@ def embed(data: Path, kept: str, views: Sequence[int] = (0,)) -> Found:
 
 
 def assert_same(one: Found, other: Found) -> None:
-    np.testing.assert_allclose(one.embedded.embeddings, other.embedded.embeddings, atol=1e-5)
+    """In the views that there are of the first."""
+    views = len(one.embedded.embeddings)
+    np.testing.assert_allclose(one.embedded.embeddings, other.embedded.embeddings[:views], atol=1e-5)
     assert one.embedded.embeddings.any(axis=2).all()
     np.testing.assert_array_equal(one.identified.hashes, other.identified.hashes)
     assert one.identified.hashes.all()
-    np.testing.assert_array_equal(one.embedded.backgrounds, other.embedded.backgrounds)
+    np.testing.assert_array_equal(one.embedded.backgrounds, other.embedded.backgrounds[:views])
     assert one.embedded.backgrounds[0].min() > 128  # smears are drawn on a light ground
-    np.testing.assert_array_equal(one.embedded.quality, other.embedded.quality)
+    np.testing.assert_array_equal(one.embedded.quality, other.embedded.quality[:views])
     assert not np.isnan(one.embedded.quality[0]).any()
     assert one.identified.digests == other.identified.digests
     assert one.identified.errors == other.identified.errors
 
 
+def three_of_each_class(archive: Path, folder: Path) -> Path:
+    for source in sorted(archive.glob("*/synthetic-000[1-3].jpg")):
+        (folder / source.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, folder / source.parent.name)
+    return folder
+
+
 @pytest.fixture
 def smears(synthetic_archive: Path, tmp_path: Path) -> Path:
     """Three smears of each class."""
-    for source in sorted(synthetic_archive.glob("*/synthetic-000[1-3].jpg")):
-        (tmp_path / "smears" / source.parent.name).mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, tmp_path / "smears" / source.parent.name)
-    return tmp_path / "smears"
+    return three_of_each_class(synthetic_archive, tmp_path / "smears")
+
+
+@pytest.fixture(scope="module")
+def fresh(ray_cluster: None, synthetic_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """Two views of these smears, computed without a cache."""
+    return embed(three_of_each_class(synthetic_archive, tmp_path_factory.mktemp("fresh")), "", (0, 1))
+
+
+@pytest.fixture(scope="module")
+def first_cache(ray_cluster: None, synthetic_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the first run over these smears keeps; only to be read."""
+    folder = tmp_path_factory.mktemp("first")
+    embed(three_of_each_class(synthetic_archive, folder / "smears"), str(folder / "cache"))
+    return folder / "cache"
+
+
+@pytest.fixture
+def kept(first_cache: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(first_cache, tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -72,10 +98,9 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("store", ["disk", "s3"])
 def test_views_are_computed_once(
-    ray_cluster: None, s3: str, smears: Path, tmp_path: Path, store: str, request: pytest.FixtureRequest
+    fresh: Found, s3: str, smears: Path, tmp_path: Path, store: str, request: pytest.FixtureRequest
 ) -> None:
     kept = str(tmp_path / "cache") if store == "disk" else storage.join(s3, uuid4().hex)
-    fresh = embed(smears, "", (0, 1))
     assert_same(embed(smears, kept, (0, 1)), fresh)
     request.getfixturevalue("no_ray")
     assert_same(embed(smears, kept, (0, 1)), fresh)
@@ -84,38 +109,35 @@ def test_views_are_computed_once(
 
 
 def test_what_lacks_alone_is_computed(
-    ray_cluster: None, smears: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ray_cluster: None, smears: Path, kept: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    kept = str(tmp_path / "cache")
-    embed(smears, kept)
     (smears / "Pro/synthetic-0001.jpg").rename(smears / "Pro/renamed.jpg")  # the content counts, not the name
     (smears / "Pre/synthetic-0001.jpg").write_bytes((smears / "Pre/synthetic-0002.jpg").read_bytes() + b"\0")
     capfd.readouterr()
-    assert_same(embed(smears, kept, (0, 3)), embed(smears, "", (0, 3)))
+    assert_same(embed(smears, str(kept), (0, 3)), embed(smears, "", (0, 3)))
     assert "embedding  11 of 24 views are in the cache" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["images", "views"])
 def test_a_damaged_object_is_computed_again(
-    ray_cluster: None, smears: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
+    fresh: Found, smears: Path, kept: Path, capfd: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    fresh = embed(smears, str(tmp_path / "cache"))
-    (kept,) = (tmp_path / "cache").rglob(f"{kind}/*.parquet")
-    damaged = bytearray(kept.read_bytes())
+    (file,) = kept.rglob(f"{kind}/*.parquet")
+    damaged = bytearray(file.read_bytes())
     damaged[len(damaged) // 2] ^= 1
-    kept.write_bytes(damaged)
-    (kept.parent / "other.parquet").write_bytes(b"PAR1")
+    file.write_bytes(damaged)
+    (file.parent / "other.parquet").write_bytes(b"PAR1")
     capfd.readouterr()
-    assert_same(embed(smears, str(tmp_path / "cache")), fresh)
+    assert_same(embed(smears, str(kept)), fresh)
     said = capfd.readouterr().err
-    assert f"{kept} is damaged: what it held is computed again" in said
+    assert f"{file} is damaged: what it held is computed again" in said
     assert ("are in the cache" in said) == (kind == "images")
 
 
 def test_views_that_are_not_wanted_are_not_computed(
-    ray_cluster: None, smears: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    fresh: Found, smears: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    images, whole = list_labelled(str(smears)), embed(smears, "", (0, 1)).embedded
+    images, whole = list_labelled(str(smears)), fresh.embedded
     shutil.copy(images[3].stored.uri, tmp_path / "copy.jpg")
     images.append(replace(images[3], name="copy.jpg", stored=replace(images[3].stored, uri=f"{tmp_path}/copy.jpg")))
     wanted = np.ones((2, len(images)), bool)
@@ -130,10 +152,10 @@ def test_views_that_are_not_wanted_are_not_computed(
 
 
 def test_a_cache_that_cannot_be_used_costs_time_alone(
-    ray_cluster: None, smears: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    fresh: Found, smears: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    assert_same(embed(smears, str(tmp_path / "file/below")), embed(smears, ""))
+    assert_same(embed(smears, str(tmp_path / "file/below")), fresh)
     assert "the cache cannot be written" in capfd.readouterr().err
 
 
@@ -178,13 +200,12 @@ def test_an_image_in_two_classes_is_in_neither(smears: Path, capsys: pytest.Capt
 
 
 def test_images_that_all_fail_ask_nothing_of_the_cache(
-    ray_cluster: None, smears: Path, tmp_path: Path, request: pytest.FixtureRequest
+    smears: Path, kept: Path, request: pytest.FixtureRequest
 ) -> None:
-    embed(smears, str(tmp_path / "cache"))
     for path in smears.glob("*/*.jpg"):
         path.write_text("no image")
     request.getfixturevalue("no_ray")
-    found = embed(smears, str(tmp_path / "cache"))
+    found = embed(smears, str(kept))
     assert all(error and error.startswith("not_an_image") for error in found.identified.errors)
     assert not found.embedded.embeddings.any()
 

@@ -177,7 +177,7 @@ def test_the_engine_is_chosen_by_name_or_by_what_the_cluster_has(quantized: Quan
     assert precision("auto", quantized.bundle) == precision("torch-cuda", quantized.bundle) == "float"
 
 
-def test_scoring_in_int8_is_another_run_and_says_so(ray_cluster: None, quantized: Quantized, tmp_path: Path) -> None:
+def test_scoring_in_int8_is_another_run_and_says_so(without_ray: None, quantized: Quantized, tmp_path: Path) -> None:
     archive = tmp_path / "archive"
     archive.mkdir()
     for image in quantized.held_out[:16]:
