@@ -96,6 +96,19 @@ def lean_data() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def lean_train() -> Iterator[None]:
+    """Ray Train without the actor that would free the cores of a job that died: they end with its Ray.
+
+    It asks the dashboard whether the job lives and, where there is none, may hold up its end by 12 s.
+    """
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+    from ray.train.v2.api import data_parallel_trainer
+
+    with patch.object(data_parallel_trainer, "PlacementGroupCleanerCallback", ControllerCallback):
+        yield
+
+
 class _NoTracker:
     """Is told by each actor where it is, as the handle of Ray's own tracker is."""
 

@@ -11,7 +11,7 @@ remainder).
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from bcd_ray import storage
+from bcd_ray import own_ray, storage
 from bcd_ray.labels import CLASSES
 from bcd_ray.learning.config import FitOptions
 from bcd_ray.learning.embedding import Embeddings
@@ -134,7 +134,8 @@ def run_with_ray_train(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    with ray_session(), _scratch(storage_uri) as (filesystem, folder):
+    lean = nullcontext if on_cluster() else own_ray.lean_train
+    with ray_session(), lean(), _scratch(storage_uri) as (filesystem, folder):
         workers = min(wanted, max(1, int(ray.cluster_resources().get("CPU", 0) / cpus)))
         if workers < wanted:  # Ray Train would wait for more cores, for ever and without a word
             say(f"the cluster has cores for {workers} of {wanted} workers: they do the same alone")
