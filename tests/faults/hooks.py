@@ -10,10 +10,12 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, tzinfo
 from functools import wraps
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 FAULTS = "BCD_FAULTS"
@@ -51,6 +53,7 @@ def install() -> None:
     local._write_beside = _around(local._write_beside, lambda uri, _: f"{_step_of(uri)} beside")
     s3._upload_parts = _parts_as_events(s3._upload_parts)
     attempts.read_shards = _start_as_event(attempts.read_shards)
+    attempts.time = SimpleNamespace(time=lambda: time.time() + _plan()["clock_s"])  # type: ignore[assignment]
     _decoders.append(images.decode_plain)
     images.decode_plain = decode_plain
     isolation.COMMAND[-1] = f"from faults import hooks; hooks.install(); {isolation.COMMAND[-1]}"

@@ -73,6 +73,10 @@ class Week:
         """The night of a day, which must end with a code; then all must be as the manual says."""
         return self.begin(day, *faults, **options).join(code)
 
+    def let_pass(self, hours: float) -> None:
+        """Have so much time pass for the night under way."""
+        self.stage.plan(self.folder / str(self.nights), (), clock_s=3600 * hours)
+
     def check(self, ended: Ended, before: float | None) -> None:
         """Rows, table, metrics and last line after a night."""
         record = ended.record
