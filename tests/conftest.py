@@ -1,5 +1,6 @@
 """What the tests share: an S3 store, a Ray session, drawn images and a model; each is made when first asked for."""
 
+import fcntl
 import ipaddress
 import json
 import os
@@ -7,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 2 if config.args == config.getini("testpaths") else 0
 
 
+_LONGEST = ("test_faults.py", "test_jobs.py", "test_week.py", "test_job_submit.py", "test_benchmarks.py")
+_LONGEST += ("test_scoring.py", "test_cache.py", "test_unfreezing.py", "test_quantization.py", "test_storage.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, else the others have ended while they run."""
-    longest = ("test_faults.py", "test_week.py")
-    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
+    """The longest files first: one of them would go on alone at the end."""
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 LOOK_UPS = """
@@ -82,11 +87,28 @@ def _nobody_phones_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     assert foreign_names(folder / "names") == []
 
 
+@pytest.fixture(scope="session")
+def of_all(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder of all processes that the suite is played in."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "of-all"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _made_once(path: Path) -> Iterator[bool]:
+    """Whether what is to stand at a path has to be made, which the other processes wait for."""
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not path.exists()
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _cache_of_the_tests(of_all: Path) -> Iterator[None]:
     """No test reads or writes the embeddings that the user keeps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(of_all / "cache"))
         yield
 
 
@@ -192,28 +214,41 @@ def ray_cluster(s3: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def synthetic_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def synthetic_archive(of_all: Path) -> Path:
     """A folder per class with drawn smears; only to be read."""
     from bcd_ray.learning.synthetic import write_synthetic_archive
 
-    folder = tmp_path_factory.mktemp("synthetic") / "smears"
-    write_synthetic_archive(folder, IMAGES_PER_CLASS)
+    folder = of_all / "smears"
+    with _made_once(folder) as lacking:
+        if lacking:
+            write_synthetic_archive(folder, IMAGES_PER_CLASS)
     return folder
 
 
 @pytest.fixture(scope="session")
-def bundle(ray_cluster: None, synthetic_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model trained on the synthetic archive; only to be read."""
+def bundle(ray_cluster: None, synthetic_archive: Path, of_all: Path) -> Path:
+    """A model trained on the synthetic archive, as `same_model.AS_BUNDLE` says; only to be read."""
     from bcd_ray.learning.config import TrainConfig
     from bcd_ray.learning.job import train
 
-    output = tmp_path_factory.mktemp("models") / "model"
-    train(
-        TrainConfig(
-            data=str(synthetic_archive), output=str(output), augmented_views=1, epochs=5, representation="field"
-        )
-    )
+    output, options = of_all / "model", {"augmented_views": 1, "epochs": 5, "representation": "field"}
+    with _made_once(output) as lacking:
+        if lacking:
+            train(TrainConfig(data=str(synthetic_archive), output=str(output), **options))
     return output
+
+
+@pytest.fixture(scope="session")
+def embeddings(bundle: Path, synthetic_archive: Path) -> Any:
+    """Of the synthetic archive by the model trained on it, (n, d): those that the training kept."""
+    from bcd_ray.learning.config import TrainConfig
+    from bcd_ray.learning.dataset import list_labelled
+    from bcd_ray.learning.embedding import Embedder
+    from bcd_ray.model.bundle import load_bundle
+
+    kept = TrainConfig(data=str(synthetic_archive), output="none").cache
+    with Embedder(list_labelled(str(synthetic_archive)), load_bundle(str(bundle)).model, kept) as embedder:
+        return embedder.embed([0]).embeddings[0]
 
 
 @pytest.fixture

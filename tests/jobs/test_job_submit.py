@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,12 +13,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import IMAGES_PER_CLASS
+from same_model import AS_BUNDLE, assert_same_model
 
 from bcd_ray import storage
 from bcd_ray.errors import (
@@ -29,7 +32,9 @@ from bcd_ray.errors import (
     EXIT_MISSED,
     EXIT_UNSCORED,
 )
-from bcd_ray.learning.synthetic import write_synthetic_archive
+from bcd_ray.learning.embedding import Embeddings
+from bcd_ray.scoring.config import ScoreConfig
+from bcd_ray.scoring.job import score
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent  # where `ray` and the `python` of the jobs are
@@ -43,32 +48,44 @@ class Cluster:
     token: str
     environment: dict[str, str]
 
-    def begin(self, name: str, *command: object) -> subprocess.Popen[str]:
-        """`ray job submit` as docs/operate.md has it."""
+    def submit(self, name: str, *command: object) -> tuple[int, str]:
+        """`ray job submit` as docs/operate.md has it, to its end: its exit code, and what it said."""
         words = [BIN / "ray", "job", "submit", "--submission-id", name, "--working-dir", ".", "--", "python", *command]
-        return subprocess.Popen(
+        done = subprocess.run(
             [str(word) for word in words],
             cwd=ROOT,
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            timeout=300,
+            check=False,
         )
+        return done.returncode, done.stdout
 
-    def submit(self, name: str, *command: object) -> tuple[int, str]:
-        """The same; waits for the end of the job, and gives the exit code of `ray job submit` and what it said."""
-        with self.begin(name, *command) as process:
-            said, _ = process.communicate(timeout=300)
-            return process.returncode, said
+    def post(self, name: str, *command: object) -> None:
+        """What `ray job submit` asks of the cluster, with the folder that it took there for the job `train`."""
+        asked = {"submission_id": name, "entrypoint": shlex.join(map(str, ("python", *command)))}
+        self._ask("", json.dumps(asked | {"runtime_env": self.job("train")["runtime_env"]}).encode())
 
     def job(self, name: str) -> dict[str, Any]:
         """What the cluster knows of a submitted job (as `JobSubmissionClient.get_job_info` would say)."""
-        request = urllib.request.Request(
-            f"{self.url}/api/jobs/{name}", headers={"Authorization": f"Bearer {self.token}"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as response:
-            info: dict[str, Any] = json.load(response)
-        return info
+        return self._ask(name)
+
+    def end_of(self, name: str) -> tuple[dict[str, Any], str]:
+        """The same once the job has ended, and what it said."""
+        for _ in range(1500):
+            if (info := self.job(name))["status"] not in ("PENDING", "RUNNING"):
+                break
+            time.sleep(0.2)
+        return info, self._ask(f"{name}/logs")["logs"]
+
+    def _ask(self, path: str, data: bytes | None = None) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/api/jobs/{path}", data, headers)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            answer: dict[str, Any] = json.load(response)
+        return answer
 
 
 @pytest.fixture(scope="module")
@@ -142,31 +159,30 @@ def end(head: subprocess.Popen[bytes], folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def model(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Smears, and a model that a submitted job trained on them."""
-    folder = tmp_path_factory.mktemp("submitted")
-    write_synthetic_archive(folder / "smears", images_per_class=6)
-    options = ("--data", folder / "smears", "--output", folder / "model", "--epochs", 1, "--augmented-views", 0)
-    options += ("--representation", "field")
-    code, said = cluster.submit("train", "jobs/train.py", *options)
+def trained(cluster: Cluster, synthetic_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a submitted job made of the command of the shared bundle."""
+    output = tmp_path_factory.mktemp("submitted") / "model"
+    code, said = cluster.submit("train", "jobs/train.py", "--data", synthetic_archive, "--output", output, *AS_BUNDLE)
     assert code == 0, said
-    assert f"model bundle written to {folder / 'model'}" in said
+    assert f"model bundle written to {output}" in said
     assert "fitting with Ray Train's TorchTrainer, 2 workers" in said
-    return folder / "smears", folder / "model"
+    return output
 
 
-def test_a_submitted_training_writes_a_model(cluster: Cluster, model: tuple[Path, Path]) -> None:
+def test_a_submitted_training_by_two_workers_gives_the_same_model(
+    cluster: Cluster, trained: Path, bundle: Path, embeddings: Embeddings
+) -> None:
     info = cluster.job("train")
     assert (info["status"], info["driver_exit_code"]) == ("SUCCEEDED", 0)
-    assert (model[1] / "model.sha256").exists()
+    assert (trained / "model.sha256").exists()
+    assert_same_model(trained, bundle, embeddings)
 
 
-def test_a_submitted_scoring_publishes(cluster: Cluster, model: tuple[Path, Path], tmp_path: Path) -> None:
-    smears, bundle = model
-    options = ("--model", bundle, "--input", smears, "--output", tmp_path / "scores")
+def test_a_submitted_scoring_publishes(cluster: Cluster, bundle: Path, synthetic_archive: Path, tmp_path: Path) -> None:
+    options = ("--model", bundle, "--input", synthetic_archive / "Pre", "--output", tmp_path / "scores")
     code, said = cluster.submit("score", "jobs/score.py", *options)
     assert code == 0, said
-    assert "24 images scored, 0 could not be scored" in said
+    assert f"{IMAGES_PER_CLASS} images scored, 0 could not be scored" in said
     info = cluster.job("score")
     assert (info["status"], info["driver_exit_code"]) == ("SUCCEEDED", 0)
     assert len(list((tmp_path / "scores/predictions").iterdir())) == 1
@@ -174,40 +190,35 @@ def test_a_submitted_scoring_publishes(cluster: Cluster, model: tuple[Path, Path
 
 
 def test_a_submitted_night_ends_with_its_code_and_its_line(
-    cluster: Cluster, model: tuple[Path, Path], tmp_path: Path
+    cluster: Cluster, trained: Path, bundle: Path, synthetic_archive: Path, tmp_path: Path, without_ray: None
 ) -> None:
-    smears, scores, damaged, held = (tmp_path / name for name in ("smears", "scores", "damaged", "held"))
+    smears, alarm, published, damaged, held = (
+        tmp_path / name for name in ("smears", "alarm", "published", "damaged", "held")
+    )
     smears.mkdir()
-    shutil.copy(next(model[0].rglob("*.jpg")), smears)
+    shutil.copy(next(synthetic_archive.rglob("*.jpg")), smears)
     (smears / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 broken")
+    score(ScoreConfig(model=str(bundle), input=(str(smears),), output=str(published)))
     storage.write_bytes(f"{damaged}/manifests/0123456789abcdef.json", b"{")
     lease = {"host": "elsewhere", "pids": "others", "pid": 1, "began": 0, "expires": time.time() + 3600}
     storage.write_bytes(f"{held}/_work/lease/00000001.json", json.dumps(lease).encode())
-    nights = {
-        EXIT_ALARM: (scores, smears, "--max-review=0"),
+    nights: dict[int, tuple[object, ...]] = {
+        EXIT_ALARM: (alarm, smears, "--max-review=0"),
+        EXIT_UNSCORED: (published, smears),
         EXIT_CONFIG: (damaged, smears, "--days=0"),
         EXIT_FAILED: (damaged, smears),
         EXIT_DEADLINE: (tmp_path / "late", smears, "--deadline=0s"),
         EXIT_MISSED: (tmp_path / "missed", f"{tmp_path}/{{date}}", "--expect"),
         EXIT_HELD: (held, smears),
     }
-    with ExitStack() as stack:  # they wait for Ray most of the time
-        begun = {code: stack.enter_context(night_of(cluster, model[1], code, *how)) for code, how in nights.items()}
-        said = {code: process.communicate(timeout=300)[0] for code, process in begun.items()}
-    with night_of(cluster, model[1], EXIT_UNSCORED, scores, smears) as again:
-        said[EXIT_UNSCORED] = again.communicate(timeout=300)[0]
-    for code, text in said.items():
-        assert cluster.job(f"night-{code}")["driver_exit_code"] == code, text
-        assert cluster.job(f"night-{code}")["status"] == "FAILED"
+    for code, (output, archive, *options) in nights.items():  # they wait for Ray most of the time
+        words = ["--model", bundle, "--output", output, "--input", archive, "--progress", "json", *options]
+        cluster.post(f"night-{code}", "jobs/nightly.py", *words)
+    for code in nights:
+        info, text = cluster.end_of(f"night-{code}")
+        assert (info["status"], info["driver_exit_code"]) == ("FAILED", code), text
         lines = {line for line in text.splitlines() if line.startswith('{"record_version"')}  # Ray may repeat it
         assert [json.loads(line)["exit_code"] for line in lines] == [code]
-
-
-def night_of(
-    cluster: Cluster, bundle: Path, code: int, output: Path, archive: object, *options: str
-) -> "subprocess.Popen[str]":
-    words = ("--model", bundle, "--output", output, "--input", archive, "--progress", "json", *options)
-    return cluster.begin(f"night-{code}", "jobs/nightly.py", *words)
 
 
 def test_without_the_token_nothing_is_run(cluster: Cluster) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from conftest import IMAGES_PER_CLASS
+from same_model import AS_BUNDLE, assert_same_model, metrics_of
 
 from bcd_ray import runtime, storage
 from bcd_ray.archives.config import PackConfig
@@ -30,25 +31,14 @@ from bcd_ray.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_OK, EXIT_UNSCORED
 from bcd_ray.labels import CLASSES
 from bcd_ray.learning.audit import SHORTCUTS
 from bcd_ray.learning.config import TrainConfig
-from bcd_ray.learning.dataset import list_labelled
-from bcd_ray.learning.embedding import Embedder, Embeddings
+from bcd_ray.learning.embedding import Embeddings
 from bcd_ray.learning.head import FitConfig, Parts, fit_head
 from bcd_ray.learning.job import train
 from bcd_ray.learning.spoiling import SPOILT
 from bcd_ray.model.bundle import load_bundle
-from bcd_ray.scoring import executing
 from bcd_ray.scoring import job as scoring_job
 
 ROOT = Path(__file__).parents[2]
-AS_BUNDLE = (
-    "--augmented-views",
-    "1",
-    "--epochs",
-    "5",
-    "--representation",
-    "field",
-)  # how the shared bundle was trained
-
 # All that a good run may say on standard error.
 SAID = re.compile(
     r"(embedding|scoring|packing)  [\d,]+(/[\d,]+)? (images|views)(  [\d,]+/[\d,]+ units)?  \d+ s"
@@ -85,12 +75,26 @@ def with_its_own_ray() -> dict[str, str]:
     return environment | {"RAY_ADDRESS": "local"}  # not a cluster that someone else runs on this machine
 
 
-def as_process(job: str, *arguments: object, **variables: str) -> Ended:
-    """Run a job as a user does: its own process, its own Ray unless `variables` of its environment say otherwise."""
+Process = subprocess.Popen[str]
+
+
+def begin(job: str, *arguments: object, **variables: str) -> Process:
+    """A job as a user runs it: its own process, its own Ray unless `variables` of its environment say otherwise."""
     environment = with_its_own_ray() | variables
     command = [sys.executable, f"jobs/{job}.py", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    return Ended(done.returncode, done.stdout, done.stderr)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)  # type: ignore[call-overload, no-any-return]
+
+
+def join(process: Process) -> Ended:
+    """How it ended."""
+    said = process.communicate(timeout=300)
+    return Ended(process.returncode, *said)
+
+
+def as_process(job: str, *arguments: object, **variables: str) -> Ended:
+    """Run a job to its end, as `begin` does."""
+    return join(begin(job, *arguments, **variables))
 
 
 @pytest.fixture
@@ -123,7 +127,22 @@ def small_archive(synthetic_archive: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(synthetic_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Path]:
+def without_token(
+    ray_cluster: None, synthetic_archive: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Process]:
+    """A job that is to join a cluster whose token it has not: Ray tries for 20 s, while other processes are tested."""
+    import ray
+
+    options = ("--input", synthetic_archive, "--output", tmp_path_factory.mktemp("packed") / "shards")
+    with begin("pack", *options, RAY_ADDRESS=ray.get_runtime_context().gcs_address) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def trained(
+    without_token: Process, synthetic_archive: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Ended, Path]:
     """The command of the shared bundle again, in a process and a Ray session of its own."""
     output = tmp_path_factory.mktemp("trained") / "model"
     return as_process("train", "--data", synthetic_archive, "--output", output, *AS_BUNDLE), output
@@ -183,17 +202,21 @@ def test_few_images_are_scored_without_ray_and_alike(
 
 
 def test_what_a_job_of_few_images_died_of_is_left_to_ray(
-    bundle: Path, small_archive: Path, tmp_path: Path, in_process: Job, monkeypatch: pytest.MonkeyPatch
+    without_ray: None,
+    bundle: Path,
+    small_archive: Path,
+    tmp_path: Path,
+    in_process: Job,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def die(work: executing.Work) -> executing.Done:
+    def die(work: object) -> None:
         raise SystemExit(-9)
 
     options = ("--model", bundle, "--input", small_archive, "--output", tmp_path / "scores")
     with monkeypatch.context() as patch:
-        patch.setattr(executing, "ray_runs", lambda: False)
         patch.setattr(scoring_job, "here", die)
         assert in_process("score", *options).code == -9
-    again = as_process("score", *options)
+    again = in_process("score", *options)
     assert again.code == EXIT_OK
     assert "0 of 1 units done before" in again.err
     assert "too little" not in again.err
@@ -239,13 +262,10 @@ def test_cores_that_another_job_holds_are_waited_for_aloud(
     assert ended.code == EXIT_OK
 
 
-def test_a_cluster_that_wants_a_token_says_so(ray_cluster: None, small_archive: Path, tmp_path: Path) -> None:
-    import ray
-
-    options = ("--input", small_archive, "--output", tmp_path / "shards")
-    ended = as_process("pack", *options, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
-    assert ended.code == EXIT_CONFIG
-    assert ended.error().startswith("this Ray wants another token, or any: set RAY_AUTH_MODE=token")
+def test_a_cluster_that_wants_a_token_says_so(without_token: Process) -> None:
+    refused = join(without_token)
+    assert refused.code == EXIT_CONFIG
+    assert refused.error().startswith("this Ray wants another token, or any: set RAY_AUTH_MODE=token")
 
 
 def test_a_cluster_that_is_not_there(
@@ -302,7 +322,7 @@ def test_evaluate_on_spoilt_images(
 
 
 def test_unscored_images_and_how_many_may_be(
-    bundle: Path, small_archive: Path, tmp_path: Path, in_process: Job
+    without_ray: None, bundle: Path, small_archive: Path, tmp_path: Path, in_process: Job
 ) -> None:
     (small_archive / "Pre" / "empty.jpg").touch()
     (small_archive / "Pro" / "text.jpg").write_text("no image")
@@ -369,7 +389,7 @@ def test_without_the_audit_the_model_is_the_same(
     models = []
     for option in ("--audit", "--no-audit"):
         output = tmp_path / option
-        ended = in_process("train", "--data", small_archive, "--output", output, "--augmented-views", 1, option)
+        ended = in_process("train", "--data", small_archive, "--output", output, *AS_BUNDLE, option)
         models.append((output / "model.safetensors").read_bytes())
     assert models[0] == models[1]
     assert "shortcuts: Not measured for this model" in ended.out
@@ -553,57 +573,12 @@ def test_a_mistake_ends_with_code_2_and_one_line_that_says_what_to_do(
 # Training
 
 
-@pytest.fixture(scope="module")
-def embeddings(bundle: Path, synthetic_archive: Path) -> Embeddings:
-    images = list_labelled(str(synthetic_archive))
-    with Embedder(images, load_bundle(str(bundle)).model, cache="") as embedder:
-        return embedder.embed([0]).embeddings[0]
-
-
-def metrics_of(model: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((model / "metrics.json").read_text())
-    return metrics
-
-
-def assert_same_model(model: Path, reference: Path, embeddings: Embeddings) -> None:
-    """The same metrics, Brier scores to 0.005, losses to 1e-3 of their size, and the same class for every image.
-
-    In the first steps, from zero, gradients of several inputs cancel but for the order of additions, and Adam divides
-    by their size: losses differ by 2e-4.
-    """
-    found, expected = metrics_of(model), metrics_of(reference)
-    history, expected_history = found.pop("history"), expected.pop("history")
-    triage, expected_triage = found.pop("triage"), expected.pop("triage")
-    assert found == expected
-    assert triage.pop("least_certainty").keys() == expected_triage["least_certainty"].keys()
-    for part in triage:  # the Brier score alone: an image near a limit or a bin's edge may change sides
-        for when, calibration in triage[part]["calibration"].items():
-            expected_brier = expected_triage[part]["calibration"][when]["brier"]
-            assert calibration["brier"] == pytest.approx(expected_brier, abs=5e-3)
-    assert len(history) == len(expected_history)
-    for row, expected_row in zip(history, expected_history, strict=True):
-        assert row == pytest.approx(expected_row, rel=1e-3)
-    heads = [load_bundle(str(path)).model.tensors for path in (model, reference)]
-    logits, expected_logits = (embeddings @ head["head.weight"].T + head["head.bias"] for head in heads)
-    np.testing.assert_array_equal(logits.argmax(1), expected_logits.argmax(1))
-    np.testing.assert_allclose(logits, expected_logits, atol=1e-2)
-
-
 def test_the_same_seed_gives_the_same_model(
     trained: tuple[Ended, Path], bundle: Path, embeddings: Embeddings, tmp_path: Path
 ) -> None:
     _, output = trained
     assert_same_model(output, bundle, embeddings)
     assert load_bundle(str(output)).info["data_fingerprint"] == load_bundle(str(bundle)).info["data_fingerprint"]
-
-
-def test_a_worker_changes_nothing(
-    bundle: Path, synthetic_archive: Path, embeddings: Embeddings, tmp_path: Path
-) -> None:
-    output = tmp_path / "model"
-    options = {"augmented_views": 1, "epochs": 5, "representation": "field"}
-    train(TrainConfig(str(synthetic_archive), str(output), workers=1, **options))
-    assert_same_model(output, bundle, embeddings)
 
 
 def test_every_row_is_trained_on_with_any_number_of_workers_and_no_file_is_left(
