@@ -4,6 +4,7 @@ import re
 import tomllib
 from dataclasses import dataclass, fields
 from datetime import date, datetime, time, timedelta
+from string import Formatter
 from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -16,6 +17,10 @@ from bcd_ray.scoring.config import ScoreConfig
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _BEFORE = {"tonight": timedelta(hours=12), "today": timedelta(0), "yesterday": timedelta(1)}
+_IN_A_FILE = {
+    "extra_forbidden": "is no option, each of which is written with _ for -",
+    "tuple_type": "write a list: ['a']",
+}
 _TIME_OF_DAY = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::00)?")
 
 
@@ -77,6 +82,8 @@ class NightlyConfig(ScoreConfig):
         days = [date(2026, 1, 1) + timedelta(days) for days in (0, 1, 31, 366)]
         try:
             folders = {of_day(uri, day) for day in days}
+            if any(conversion for *_, conversion in Formatter().parse(uri)):
+                raise ValueError("a date as Python writes it")
         except (AttributeError, IndexError, KeyError, ValueError) as error:
             raise ConfigError(f"--input {uri}: write {{date:%Y/%m/%d}} for the day, and {{{{ for a brace") from error
         if len(folders) < 2 or any("%" in folder for folder in folders):
@@ -152,7 +159,9 @@ def _read(path: str) -> dict[str, Any]:
         plain = {key: value.isoformat() if isinstance(value, date | time) else value for key, value in table.items()}
         options = file_model().model_validate(plain).model_dump(exclude_unset=True)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        problems = "; ".join(
+            f"{'.'.join(map(str, each['loc']))}: {_IN_A_FILE.get(each['type'], each['msg'])}" for each in error.errors()
+        )
         raise ConfigError(f"--config {path}: {problems}") from error
     except (StorageError, ValueError) as error:
         raise ConfigError(f"--config {path}: {error}") from error

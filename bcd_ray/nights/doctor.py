@@ -70,6 +70,7 @@ def examine(config: NightlyConfig) -> Iterator[Check]:
         "open files": _open_files,
         "input": _input,
         "output": _output,
+        "metrics": _metrics,
         "model": _model,
         "ray": _ray,
         "engine": _engine,
@@ -166,6 +167,16 @@ def _output(found: _Found) -> str:
     if abs(skew) > _MOST_SKEW_S:
         raise ConfigError(f"{words}: set the clocks (NTP)")
     return words
+
+
+def _metrics(found: _Found) -> str:
+    if not (path := found.config.metrics):
+        return "none are written: see --metrics"
+    try:
+        with tempfile.NamedTemporaryFile(dir=Path(path).parent):
+            return f"{path} can be written"
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}: make its folder, which this user may write to") from error
 
 
 def _model(found: _Found) -> str:

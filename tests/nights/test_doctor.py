@@ -12,8 +12,8 @@ from bcd_ray import storage
 from bcd_ray.errors import EXIT_FAILED, EXIT_OK
 from bcd_ray.nights import doctor
 
-CHECKS = ["versions", "machine", "shared memory", "temporary room", "open files", "input", "output", "model", "ray"]
-CHECKS += ["engine", "speed"]
+CHECKS = ["versions", "machine", "shared memory", "temporary room", "open files", "input", "output", "metrics", "model"]
+CHECKS += ["ray", "engine", "speed"]
 
 
 @pytest.fixture
@@ -55,10 +55,18 @@ def test_what_fails_is_told_with_what_to_do_and_the_rest_goes_on(
     shutil.copytree(bundle, tmp_path / "model")
     (tmp_path / "model/model.json").write_text("{}")
     monkeypatch.setattr(doctor, "_LEAST_FILES", 1 << 40)
-    code, found = examined(model=tmp_path / "model", input=tmp_path / "none", output="s3://nobucket/scores")
+    code, found = examined(
+        model=tmp_path / "model",
+        input=tmp_path / "none",
+        output="s3://nobucket/scores",
+        metrics=tmp_path / "no/night.prom",
+    )
     assert code == EXIT_FAILED
     failed = {name: check["words"] for name, check in found.items() if not check["ok"]}
-    assert failed.keys() == {"open files", "input", "output", "model", "engine", "speed"}
+    assert failed.keys() == {"open files", "input", "output", "metrics", "model", "engine", "speed"}
+    assert failed["metrics"].endswith(
+        "/no/night.prom: No such file or directory: make its folder, which this user may write to"
+    )
     assert "`ulimit -n 65536`" in failed["open files"]
     assert failed["input"] == f"--input: nothing found at {tmp_path}/none: check the path"
     assert "cannot write to the output: nothing found at s3://nobucket" in failed["output"]
