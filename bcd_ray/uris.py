@@ -107,6 +107,8 @@ def printable(uri: str) -> str:
 
 def from_printable(text: str) -> str:
     """The URI that `printable` gave a text of."""
+    if "\\" not in text:
+        return text
 
     def original(found: re.Match[str]) -> str:
         backslashes, code = found[1], found[2]

@@ -37,7 +37,7 @@ def main(config: ScoreConfig) -> int:
 def _print_plan(plan: "Plan") -> None:
     print(f"would score {plan.shards:,} shards; the rows of {plan.current_shards:,} hold")
     _print_counts(plan.reasons.items())
-    if kept := sum(len(unit.features) for unit in plan.units):
+    if kept := plan.units.kept.numbers.shards:
         print(f"  {kept:>9,}  of these from kept embeddings, which reads no image")
     print(f"the rows of {plan.superseded_shards:,} shards would be superseded")
     if plan.rescored_shards:

@@ -32,7 +32,8 @@ class BenchmarkConfig:
     plans of large archives; `night`: a night of 200 new images, `memory`: images in tars, and `shard`: images in one
     Parquet file on simulated nodes, each beside the revision of `--against`; `rescore`: another head from kept
     embeddings beside scoring the images anew, and scoring with embeddings kept beside scoring without, in turns;
-    `history`: the plan of a night of 200 new images where `--images` loose ones are published."""
+    `history`: the plan of a night of 200 new images where `--images` loose ones are published, and of a night where
+    none is."""
     output: str = "benchmarks"
     """Folder for the figures of `speed` and `growth` as JSON and as a plot."""
     data: str = ""

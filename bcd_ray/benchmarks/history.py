@@ -32,7 +32,7 @@ from bcd_ray.ledger.ledger import Ledger
 from bcd_ray.storage import StoredObject
 
 output, images, new, runs, factor, identity = sys.argv[1], *map(int, sys.argv[2:6]), json.loads(sys.argv[6])
-of_run = -(-images // runs)
+of_run = -(-(images or new) // runs)
 
 def shards():
     for number in range(images + new):
@@ -53,20 +53,25 @@ else:
     state = Ledger(output).state()
     state.keep()
     plan = make_plan(state, hold_against(state, listed, identity_digest(identity)), identity)
+ledger = Ledger(output)
+plan = ledger.begin(plan, {})
+todo = sum(len(unit.shards) for unit in ledger.unfinished(plan))
 seconds = time.perf_counter() - began - listing
-assert (plan.current_images, plan.reasons) == (images, {"new": new}), (plan.current_images, plan.reasons)
+found = plan.current_images, plan.reasons, todo
+assert found == (images, {"new": new}, new), found
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 print(json.dumps({"listing_s": listing, "plan_s": seconds, "peak_gb": peak}))
 """
 
 
 def history(config: BenchmarkConfig) -> dict[str, Any]:
-    """Plan a night of 200 new images beside `images` loose ones that a year of runs published.
+    """Plan a night of 200 new images beside `images` loose ones that a year of runs published, and one of all new.
 
     Returns:
-        `first`: of the first night on such an output, which puts what the runs say into one file. `this`, and the
-        revision of `--against`: of further nights, medians over the rounds. Each `listing_s`, to make up the listing
-        and take it in, `plan_s`, and `peak_gb` of the process.
+        `all_new`: of a night on an empty output. `first`: of the first night on an output of so many runs, which puts
+        what they say into one file. `this`, and the revision of `--against`: of further nights, medians over the
+        rounds. Each `listing_s`, to make up the listing and take it in, `plan_s`, until the plan is written and its
+        units were gone through, and `peak_gb` of the process.
     """
     with tempfile.TemporaryDirectory() as output, ExitStack() as stack:
         roots = {"this": ROOT}
@@ -75,11 +80,13 @@ def history(config: BenchmarkConfig) -> dict[str, Any]:
         say(f"making up {config.images:,} published images")
         simulate(Path(output), config.images, _RUNS)
         found: dict[str, Any] = {"images": config.images, "new": _NEW, "runs": _RUNS, "rounds": config.rounds}
-        found["first"] = _plan(ROOT, output, config.images)
+        with tempfile.TemporaryDirectory() as empty:
+            found["all_new"] = _plan(ROOT, empty, 0, config.images)
+        found["first"] = _plan(ROOT, output, config.images, _NEW)
         rounds: dict[str, list[dict[str, float]]] = {name: [] for name in roots}
         for number in range(1, config.rounds + 1):
             for name in sorted(roots, reverse=number % 2 == 0):
-                rounds[name].append(one := _plan(roots[name], output, config.images))
+                rounds[name].append(one := _plan(roots[name], output, config.images, _NEW))
                 seconds = f"{one['listing_s']:6.1f} s to list, {one['plan_s']:6.1f} s to plan"
                 say(f"round {number}  {name:12} {seconds}  {one['peak_gb']:5.2f} GB")
     return found | {
@@ -87,8 +94,8 @@ def history(config: BenchmarkConfig) -> dict[str, Any]:
     }
 
 
-def _plan(root: Path, output: str, images: int) -> dict[str, float]:
-    arguments = (output, str(images), str(_NEW), str(_RUNS), str(_FACTOR), json.dumps(_IDENTITY))
+def _plan(root: Path, output: str, images: int, new: int) -> dict[str, float]:
+    arguments = (output, str(images), str(new), str(_RUNS), str(_FACTOR), json.dumps(_IDENTITY))
     told, _ = run_program([sys.executable, "-c", _PROGRAM, *arguments], {"PYTHONPATH": str(root)}, root)
     return dict(json.loads(told))
 

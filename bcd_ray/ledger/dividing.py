@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any
@@ -13,35 +14,45 @@ import pyarrow as pa
 from bcd_ray.archives.looking import parts_of
 from bcd_ray.archives.parquets import end_readers
 from bcd_ray.archives.shards import is_loose
+from bcd_ray.errors import JobError
 from bcd_ray.ledger.features import EMBEDDING
 from bcd_ray.ledger.manifests import digest
-from bcd_ray.ledger.plan import Unit
+from bcd_ray.ledger.units import Unit
+from bcd_ray.threads import in_chunks
 
 # Smaller shards end soon enough: 64 MB are 1,600 usual images, some seconds of two cores.
 LARGE_BYTES, PART_BYTES = 64 << 20, 16 << 20
 _ONE_IN = 128  # of all bytes: of more shards than that, the one that ends last delays the end by little
 _READERS = 8  # of the directories of large shards
-_Read = dict[str, Any]  # a row of `reconciling.INPUTS`
+_AT_A_TIME = 256  # units
+_Read = dict[str, Any]  # a row of `reconciling.READ`
 _Units = Iterable[tuple[Unit, Iterable[pa.Table]]]  # with their rows by the chunk
 _Reader = Callable[[Unit, Iterable[pa.Table]], list[_Read]]
 
 
-def divided(units: Sequence[Unit]) -> tuple[Unit, ...]:
-    """The units, of which those that are a large shard to be read become a unit for each of its parts.
+def divided(units: Iterable[Unit], size: int) -> Iterator[Unit]:
+    """The units, of so many bytes, of which a large shard that is to be read becomes a unit for each of its parts.
 
     Parts follow from the shard's content: the next attempt at a run finds the same.
     """
-    least = max(LARGE_BYTES, sum(unit.size for unit in units) // _ONE_IN)
-    large = [unit for unit in units if unit.size >= least and not unit.features and not is_loose(unit.shards[0].uri)]
+    least = max(LARGE_BYTES, size // _ONE_IN)
+
+    def is_large(unit: Unit) -> bool:
+        return unit.size >= least and not unit.features and not is_loose(unit.shards[0].uri)
+
     with ThreadPoolExecutor(_READERS) as pool:
-        parts = dict(zip((unit.unit_id for unit in large), pool.map(_parts, large), strict=True))
+        for some in in_chunks(units, _AT_A_TIME):
+            large = [unit for unit in some if is_large(unit)]
+            parts = dict(zip((unit.unit_id for unit in large), pool.map(_parts, large), strict=True))
+            yield from chain.from_iterable(parts.get(unit.unit_id, (unit,)) for unit in some)
     end_readers()  # which would hold some 50 MB each while the units are scored
-    return tuple(chain.from_iterable(parts.get(unit.unit_id, (unit,)) for unit in units))
 
 
 def _parts(unit: Unit) -> tuple[Unit, ...]:
     parts = parts_of(unit.shards[0], PART_BYTES)
-    units = (Unit(digest([unit.unit_id, part])[:32], unit.shards, (), part, unit.unit_id) for part in parts)
+    units = (
+        replace(unit, unit_id=digest([unit.unit_id, part])[:32], part=part, undivided=unit.unit_id) for part in parts
+    )
     return tuple(units) or (unit,)
 
 
@@ -56,9 +67,11 @@ class Joined:
         self._behind = set[str]()  # ids of units
 
     def shards(self, units: _Units, read: _Reader) -> Iterator[_Read]:
-        """Rows of `reconciling.INPUTS`, of units in the plan's order, of which `read` makes them."""
+        """Rows of `reconciling.READ`, of units in the plan's order, of which `read` makes them."""
         for _, rows in groupby(self._read(units, read), key=itemgetter("uri")):
             first, *others = rows
+            if any(other["unit_id"] != first["unit_id"] for other in others):
+                raise JobError("the plan lists a shard twice: report this")
             yield self._joined([first, *others]) if others else first
 
     def publishes(self, unit: Unit) -> bool:

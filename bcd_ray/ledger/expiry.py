@@ -5,9 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 from bcd_ray import storage
 from bcd_ray.errors import NotFoundError, StorageError
-from bcd_ray.ledger.plan import facts_of, plan_of
+from bcd_ray.ledger.plan import facts_of, unit_ids
 from bcd_ray.progress import say
-from bcd_ray.storage import parquet
 
 KEPT = timedelta(days=14)  # of a run that was not published, after it was begun
 _DELETERS = 16
@@ -45,10 +44,9 @@ def expire(output: str, current: str, now: datetime | None = None) -> int:
 def _units_of(uri: str, is_current: bool, now: datetime | None) -> set[str] | None:
     """Names of the units of a plan; None where it is too old to be gone on with, or somebody deleted it meanwhile."""
     try:
-        table = parquet.read(uri, "delete it")
+        age = (now or datetime.now(UTC)) - datetime.fromisoformat(facts_of(uri)["started_at"])
+        if age > KEPT and not is_current:
+            return None
+        return {f"{unit_id}.parquet" for unit_id in unit_ids(uri)}
     except NotFoundError:
         return None
-    age = (now or datetime.now(UTC)) - datetime.fromisoformat(facts_of(table)["started_at"])
-    if age > KEPT and not is_current:
-        return None
-    return {f"{unit.unit_id}.parquet" for unit in plan_of(table).units}

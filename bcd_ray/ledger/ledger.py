@@ -40,13 +40,14 @@ from bcd_ray.ledger.manifests import (
     manifest_of,
     read_manifests,
 )
-from bcd_ray.ledger.plan import Plan, Unit, facts_of, plan_of, table_of
+from bcd_ray.ledger.plan import Plan, facts_of, plan_of
 from bcd_ray.ledger.planning import make_plan
-from bcd_ray.ledger.reconciling import INPUTS, KEPT, MADE_BY, RECONCILED, left_out_of, read_shards
+from bcd_ray.ledger.reconciling import INPUTS, KEPT, MADE_BY, READ, RECONCILED, left_out_of, read_shards
 from bcd_ray.ledger.seen import Seen
 from bcd_ray.ledger.sources import Sources
 from bcd_ray.ledger.state import State
 from bcd_ray.ledger.undelivered import Undelivered
+from bcd_ray.ledger.units import Unit, Units
 from bcd_ray.storage import StoredObject, parquet
 from bcd_ray.threads import in_chunks, map_ahead
 
@@ -78,8 +79,7 @@ class Ledger:
         Returns the plan under the number that it got: a run that was planned at the same time may have taken the next.
         """
         plan = self._claimed(plan)
-        table = table_of(plan, {"started_at": _now(), **facts})
-        storage.create(self._plan_uri(plan.run_id), parquet.bytes_of(table, compression="zstd"))
+        plan.write(self.plan_uri(plan.run_id), {"started_at": _now(), **facts})
         return plan
 
     def _claimed(self, plan: Plan) -> Plan:
@@ -91,14 +91,14 @@ class Ledger:
                 return plan
             plan = plan.numbered(plan.run_number + 1)
 
-    def unfinished(self, plan: Plan) -> list[Unit]:
+    def unfinished(self, plan: Plan) -> Units:
         """The units whose rows are not there yet."""
-        done = set(storage.list_names(storage.join(self.output, "_work", "units")))
-        return [unit for unit in plan.units if f"{unit.unit_id}.parquet" not in done]
+        done = storage.list_names(storage.join(self.output, "_work", "units"))
+        return plan.units.without([name.removesuffix(".parquet") for name in done])
 
     def is_begun(self, plan: Plan) -> bool:
         """Whether an earlier attempt at the same run wrote its plan."""
-        return storage.exists(self._plan_uri(plan.run_id))
+        return storage.exists(self.plan_uri(plan.run_id))
 
     def is_finished(self, unit: Unit) -> bool:
         """Whether the rows of a unit are there."""
@@ -139,7 +139,7 @@ class Ledger:
         manifest_uri = storage.join(self.output, "manifests", f"{plan.run_id}.json")
         if storage.exists(manifest_uri):  # another copy of this run was first, and its units may be gone
             return self._enter(plan.run_id).content
-        planned = facts_of(self._read_plan(plan.run_id))
+        planned = facts_of(self.plan_uri(plan.run_id))
         told = planned.get("configuration", {})
         by = told.get("source_pattern", ""), told.get("small_sources", "review") == "review"
         sources, undelivered = Sources(planned.get("source_limit"), *by), Undelivered(plan)
@@ -189,9 +189,9 @@ class Ledger:
         """Publish the rows of all units as one object, and their embeddings as another; describe them, and the rows."""
         statuses, classes, review, made_by = Counter[str](), Counter[str](), Counter[str](rows=0), Counter[str]()
         identity, kept = planned.get("features"), 0
-        units = [unit for unit in plan.units if joined.publishes(unit)]
+        units = (unit for unit in plan.units if joined.publishes(unit))
         with parquet.Appender(schema.PREDICTIONS, _ROWS_PER_GROUP) as file, parquet.Appender(FEATURES) as beside:
-            read = zip(units, self._read_units(units), strict=True)
+            read = self._read_units(units)
             for chunk in (joined.published(unit, chunk) for unit, chunks in read for chunk in chunks):
                 rows = sources.judged(undelivered.without(chunk))
                 made_by[chunk.schema.metadata[MADE_BY].decode()] += len(rows)
@@ -243,10 +243,10 @@ class Ledger:
         unknown = self.without_manifest()
         for run_id in unknown:
             try:
-                table = self._read_plan(run_id)
+                plan = plan_of(self.plan_uri(run_id))
             except NotFoundError as error:
                 raise JobError(f"predictions/{run_id}.parquet is of no known run: move it away") from error
-            self.publish(plan_of(table))
+            self.publish(plan)
         return unknown
 
     def without_manifest(self) -> list[str]:
@@ -263,31 +263,32 @@ class Ledger:
     def _reconciled(self, plan: Plan, sources: Sources, joined: Joined, keeper: str | None) -> Iterator[pa.Table]:
         """The shards of the units in the plan's order, some thousand at a time, with what their rows say of each.
 
-        Ids are unique within a unit, shards within a plan, and an id is made from its shard's URI: so none repeats.
+        Ids are unique within a unit, and made from their shard's URI; shards are unique within a plan, in whose order
+        they would stand side by side, and be joined: so none repeats.
         """
-        if len({shard.uri for unit in plan.units for shard in unit.shards}) != plan.shards:
-            raise JobError("the plan lists a shard twice: report this")
 
         def read(unit: Unit, rows: Iterable[pa.Table]) -> list[dict[str, Any]]:
             return read_shards(unit, map(sources.added, rows), keeper)
 
-        units = zip(plan.units, self._read_units(plan.units, RECONCILED), strict=True)
+        units = self._read_units(plan.units, RECONCILED)
         for some in in_chunks(joined.shards(units, read), _SHARDS_AT_A_TIME):
-            yield pa.Table.from_pylist(some, INPUTS)
+            yield pa.Table.from_pylist(some, READ)
 
-    def _read_units(self, units: Iterable[Unit], columns: Sequence[str] | None = None) -> Iterator[Iterable[pa.Table]]:
-        """The rows of units in order, by the chunk; many small units are read at a time: a GET takes some 15 ms."""
+    def _read_units(
+        self, units: Iterable[Unit], columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[Unit, Iterable[pa.Table]]]:
+        """Units in order, with their rows by the chunk; many small units are read at a time: a GET takes some 15 ms."""
         folder = storage.join(self.output, "_work", "units")
         try:
             found = {each.uri: each for each in storage.list_objects(folder)}
         except NotFoundError:
             found = {}
 
-        def read(unit: Unit) -> Iterable[pa.Table]:
+        def read(unit: Unit) -> tuple[Unit, Iterable[pa.Table]]:
             uri = self._unit_uri(unit.unit_id)
             if uri in found and found[uri].size > _SMALL_UNIT_BYTES:
-                return parquet.chunks(found[uri], "delete it", columns)
-            return [parquet.read(uri, "delete it", columns)]
+                return unit, parquet.chunks(found[uri], "delete it", columns)
+            return unit, [parquet.read(uri, "delete it", columns)]
 
         with ThreadPoolExecutor(_READERS) as pool:
             yield from map_ahead(pool, read, units, ahead=2 * _READERS)
@@ -301,10 +302,8 @@ class Ledger:
             raise JobError(f"{uri} exists with other content: move it away and run the same command again")
         return {"uri": uri, "rows": file.rows, "bytes": file.size, "sha256": sha256}
 
-    def _read_plan(self, run_id: str) -> pa.Table:
-        return parquet.read(self._plan_uri(run_id), "delete it")
-
-    def _plan_uri(self, run_id: str) -> str:
+    def plan_uri(self, run_id: str) -> str:
+        """Where the plan of a run is written."""
         return storage.join(self.output, "_work", "plans", f"{run_id}.parquet")
 
     def _unit_uri(self, unit_id: str) -> str:

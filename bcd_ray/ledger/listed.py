@@ -1,6 +1,7 @@
 """The shards that a run is to read, each once and in order of their names, in bounded memory."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from typing import Self
 
 import numpy as np
@@ -58,16 +59,7 @@ class Listed:
             yield table if last.all() else table.filter(last)
 
     def __iter__(self) -> Iterator[StoredObject]:
-        return (shard for table in self.tables() for shard in self.shards(table))
-
-    def shards(self, table: pa.Table) -> list[StoredObject]:
-        """Those of a table."""
-        found = []
-        for uri, size, etag in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            name = from_printable(uri)
-            place = place_of(name, self.roots)
-            found.append(StoredObject(place, size, etag, known_as="" if place == name else name))
-        return found
+        return (shard for table in self.tables() for shard in shards_of(table, self.roots))
 
 
 def table_of(shards: Iterable[StoredObject]) -> pa.Table:
@@ -75,6 +67,15 @@ def table_of(shards: Iterable[StoredObject]) -> pa.Table:
     shards = list(shards)
     uris = [storage.printable(shard.name) for shard in shards]
     return pa.table([uris, [shard.size for shard in shards], [shard.etag for shard in shards]], schema=LISTED)
+
+
+def shards_of(table: pa.Table, roots: Roots) -> Iterator[StoredObject]:
+    """Those of a table that has the columns of `LISTED`, below such roots."""
+    uris, sizes, etags = (table[name].to_pylist() for name in LISTED.names)
+    names = list(map(from_printable, uris))
+    places = [place_of(name, roots) for name in names] if roots else names
+    known_as = ("" if place == name else name for place, name in zip(places, names, strict=True))
+    return map(StoredObject, places, sizes, etags, repeat(0.0), known_as)
 
 
 def refuse_other_names(listed: Listed, published_below: Callable[[str], str | None], published_roots: Roots) -> None:

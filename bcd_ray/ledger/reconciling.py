@@ -12,9 +12,9 @@ from bcd_ray import storage
 from bcd_ray.archives.shards import is_loose
 from bcd_ray.errors import JobError
 from bcd_ray.ledger import schema
-from bcd_ray.ledger.plan import Unit
 from bcd_ray.ledger.seen import LEFT_OUT, Seen
 from bcd_ray.ledger.sources import SOURCE_COLUMNS
+from bcd_ray.ledger.units import PLANNED, Unit
 
 MADE_BY, KEPT = b"made_by", b"features"  # in the metadata of a unit's rows; the latter where they have embeddings
 RECONCILED = ("image_id", "status", *SOURCE_COLUMNS)  # columns that this goes by
@@ -34,10 +34,11 @@ INPUTS = pa.schema(
         ("features", pa.string()),
     ]
 )
+READ = INPUTS.append(PLANNED.field("earlier"))  # with the rows that held before
 
 
 def read_shards(unit: Unit, chunks: Iterable[pa.Table], keeper: str | None) -> list[dict[str, Any]]:
-    """The unit's shards, as rows of `INPUTS`, from its rows by the chunk; JobError where rows and unit do not agree.
+    """The unit's shards, as rows of `READ`, from its rows by the chunk; JobError where rows and unit do not agree.
 
     `keeper` is the run that publishes them, where it keeps embeddings.
     """
@@ -57,6 +58,7 @@ def read_shards(unit: Unit, chunks: Iterable[pa.Table], keeper: str | None) -> l
         raise JobError(f"the rows of unit {unit.unit_id} are not those of its plan: delete it under _work/units")
     left_out, made_by = (record.get(name, b"{}").decode() for name in (LEFT_OUT, MADE_BY))
     features = unit.features or (keeper if KEPT in record else None,) * len(planned)
+    earlier = unit.earlier or (None,) * len(planned)
     return [
         {
             "uri": uri,
@@ -71,8 +73,9 @@ def read_shards(unit: Unit, chunks: Iterable[pa.Table], keeper: str | None) -> l
             "made_by": made_by,
             "incomplete": uri in incomplete,
             "features": kept,
+            "earlier": before and before._asdict(),
         }
-        for uri, shard, kept in zip(planned, unit.shards, features, strict=True)
+        for uri, shard, kept, before in zip(planned, unit.shards, features, earlier, strict=True)
     ]
 
 

@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 from bcd_ray import storage
 from bcd_ray.ledger.compacted import Compacted, Writer, covered, newest
 from bcd_ray.ledger.equal import Equals
-from bcd_ray.ledger.listed import table_of
 from bcd_ray.ledger.manifests import FIRST_VERSIONS, Manifest, digest, identity_digest, read_manifests
 from bcd_ray.ledger.said import Said
 from bcd_ray.ledger.schema import WITHDRAWN
@@ -30,7 +29,6 @@ from bcd_ray.threads import in_chunks
 
 MOST_RUNS = 128  # whose shards are looked up one run after the other
 _READERS = 16  # of their lists, at a time
-_AT_A_TIME = 8192  # shards
 
 
 @dataclass
@@ -180,11 +178,10 @@ class State:
         found = self.of(uris.take(order))
         return list(standings(found.take(pc.sort_indices(order))))
 
-    def missed(self, shards: Iterable[StoredObject], identity: str) -> Missed:
-        """What has no prediction of these shards as they are now."""
+    def missed(self, shards: Iterable[pa.Table], identity: str) -> Missed:
+        """What has no prediction of these shards, as `LISTED` and in order, as they are now."""
         found = Missed()
-        for some in in_chunks(shards, _AT_A_TIME):
-            listed = in_order(table_of(some))
+        for listed in shards:
             found.add(listed["uri"], self.look(listed, identity).gaps)
         return found
 
@@ -200,8 +197,8 @@ class State:
         """
         if self.features.get(last.features) != wanted:
             return ""
-        again = last.held.passing_failure or "not_finite" in Gaps.of(last.gaps).not_scored
-        return "" if again else last.features
+        again = last.gaps and "not_finite" in Gaps.of(last.gaps).not_scored
+        return "" if again or last.held.passing_failure else last.features
 
     def keep(self) -> None:
         """Keep what stands in one file, where it had to be made of many runs."""

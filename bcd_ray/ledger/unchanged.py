@@ -11,7 +11,7 @@ from bcd_ray import storage
 from bcd_ray.archives.images import Limits, Rejected
 from bcd_ray.archives.shards import Entry, digest, read_shards
 from bcd_ray.ledger.equal import Equal
-from bcd_ray.ledger.held import Waiting
+from bcd_ray.ledger.held import WaitingShards
 from bcd_ray.ledger.schema import WITHDRAWN
 from bcd_ray.ledger.standing import Standing
 from bcd_ray.ledger.state import State
@@ -31,9 +31,7 @@ class Compared(NamedTuple):
     changed: set[str]  # that are not, though their tags are the same
 
 
-def compare(
-    state: State, waiting: Iterable[Waiting], identity: str, limits: Limits, all_of_them: bool = False
-) -> Compared:
+def compare(state: State, waiting: WaitingShards, identity: str, limits: Limits, all_of_them: bool = False) -> Compared:
     """Read the shards whose tags are not those of their rows, and hold each image's digest against its row's.
 
     Args:
@@ -41,10 +39,11 @@ def compare(
         all_of_them: those whose tags are the same too.
     """
     asked = list[tuple[StoredObject, Standing]]()
-    for shard, last, is_same in waiting:
-        holds = last is not None and last.identity == identity and not last.held.passing_failure
-        if last and holds and (all_of_them or not is_same):
-            asked.append((shard, last))
+    for table in waiting.tables():
+        of_identity = pc.equal(pc.struct_field(table["last"], "identity"), identity)
+        ask = pc.and_not(of_identity, pc.struct_field(table["last"], "passing_failure"))
+        ask = ask if all_of_them else pc.and_not(ask, table["same"])
+        asked += ((shard, last) for shard, last, _ in waiting.of(table.filter(ask)) if last)
     if not asked:
         return Compared({}, set())
     published = _published(state.output, asked)

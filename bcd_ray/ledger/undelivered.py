@@ -15,7 +15,7 @@ class Undelivered:
     """Rows that failed for the moment: counted against all images, and left out where better ones stand."""
 
     def __init__(self, plan: Plan) -> None:
-        self._earlier, self.images = plan.earlier, plan.current_images
+        self.images = plan.current_images
         self.lost, self.units = Counter[str](), set[str]()
         self._kept = set[str]()  # shards whose earlier rows hold
 
@@ -25,11 +25,11 @@ class Undelivered:
         return len(self._kept)
 
     def judged(self, read: pa.Table) -> pa.Table:
-        """Some shards that were read, of which some are found not to hold, and then to have no rows."""
+        """Some shards as `reconciling.READ`, of which some are found not to hold, and then to have no rows."""
         kept = set[str]()
-        columns = (read[name].to_pylist() for name in ("uri", "unit_id", "rows", "not_scored"))
-        for uri, unit_id, count, not_scored in zip(*columns, strict=True):
-            failed, earlier = dict(not_scored), self._earlier.get(uri)
+        columns = (read[name].to_pylist() for name in ("uri", "unit_id", "rows", "not_scored", "earlier"))
+        for uri, unit_id, count, not_scored, before in zip(*columns, strict=True):
+            failed, earlier = dict(not_scored), before and Rows(**before)
             lost = passing(failed)
             # One row may stand for a whole shard: how many images it held is known where it was read before.
             images = max(count, earlier.rows if earlier and lost else 0)

@@ -23,7 +23,7 @@ from bcd_ray.archives.shards import is_loose, read_shard
 from bcd_ray.errors import BcdRayError, ConfigError, JobError
 from bcd_ray.learning.synthetic import draw_smear, write_synthetic_archive
 from bcd_ray.ledger.ledger import Ledger
-from bcd_ray.ledger.plan import Unit
+from bcd_ray.ledger.units import Unit
 from bcd_ray.model.bundle import Bundle, load_bundle
 from bcd_ray.model.choice import Choice, choose_engine, open_engine, precision
 from bcd_ray.nights.config import NightlyConfig

@@ -26,17 +26,16 @@ class _Rate(NamedTuple):
 
 def estimate(plan: Plan, output: str, hourly_cost: float) -> Estimate:
     """What a plan takes at the rate of the largest of the last runs of an output that read, or rescored, images."""
-    kept = [shard for unit in plan.units if unit.features for shard in unit.shards]
-    size = sum(unit.size for unit in plan.units if not unit.features)
-    known = Estimate(plan.shards, plan.current_shards, len(kept), size)
+    kept, size = plan.units.kept.numbers, plan.units.to_read.numbers.size
+    known = Estimate(plan.shards, plan.current_shards, kept.shards, size)
     runs = [manifest.content for manifest in read_manifests(output)][-_RUNS:]
     reading, rescoring = (_largest(output, runs, rescored) for rescored in (False, True))
     images, seconds = 0.0, 0.0
-    if kept and rescoring:
-        images = sum(plan.earlier[storage.printable(shard.name)].rows for shard in kept)
+    if kept.shards and rescoring:
+        images = kept.earlier_rows
         seconds = images / rescoring.images * rescoring.seconds
     else:
-        size += sum(shard.size for shard in kept)
+        size += kept.size
     if size and not (reading and reading.read_bytes):
         return known
     if size and reading:

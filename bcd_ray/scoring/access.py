@@ -2,18 +2,19 @@
 
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import islice
 
 from bcd_ray import storage
 from bcd_ray.errors import ConfigError, JobError
-from bcd_ray.ledger.plan import Unit
+from bcd_ray.ledger.units import Units
 
 _FOLDERS = 8  # that are looked into
 
 
-def folders_of(units: Sequence[Unit]) -> list[str]:
+def folders_of(units: Units) -> list[str]:
     """Some local folders that the units' shards lie in."""
-    some = units[:: -(-len(units) // _FOLDERS)]
+    some = islice(units, 0, None, -(-len(units) // _FOLDERS))
     return sorted({os.path.dirname(unit.shards[0].uri) for unit in some if not storage.is_s3(unit.shards[0].uri)})
 
 

@@ -1,16 +1,17 @@
 """Where the units of a run are scored: by actors of Ray Data or, where they are small, in the job's own process."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from bcd_ray.archives.memory import UNITS_AT_A_TIME
-from bcd_ray.archives.shards import is_loose
 from bcd_ray.errors import DeadlineError, JobError, StorageError
 from bcd_ray.ledger.ledger import Ledger
-from bcd_ray.ledger.plan import Unit
+from bcd_ray.ledger.plan import Handed, Plan
+from bcd_ray.ledger.roots import roots_of
+from bcd_ray.ledger.units import Unit, Units
 from bcd_ray.model.bundle import Bundle
 from bcd_ray.model.choice import Choice
 from bcd_ray.progress import Progress
@@ -36,7 +37,8 @@ _MOST_TASKS = 4000  # its driver keeps state for every task
 class Work(NamedTuple):
     """What there is to do, and with what."""
 
-    units: list[Unit]
+    plan: Plan
+    units: Units  # of it, that are to be done
     bundle: Bundle
     choice: Choice
     ledger: Ledger
@@ -49,13 +51,13 @@ class Work(NamedTuple):
 Done = Iterator[Scored]  # of each unit
 
 
-def needs_ray(units: Sequence[Unit], config: ScoreConfig, begun: bool) -> bool:
+def needs_ray(units: Units, config: ScoreConfig, begun: bool) -> bool:
     """Whether actors are to score these units, which were `begun` by an earlier attempt or not.
 
     To start Ray and end it takes as long as to score some thousand images. But who was killed in the job's own process
     killed the job, so what was begun before is for actors, which are begun again.
     """
-    small = _size(units) < config.small_run_bytes
+    small = units.numbers.size < config.small_run_bytes
     gpu = config.engine == "torch-cuda" or (config.engine == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
     return begun or not small or gpu or ray_runs()
 
@@ -68,9 +70,8 @@ def score_units(work: Work, executor: Callable[[Work], Done]) -> None:
         JobError: some units could not be written.
     """
     units, watch = work.units, work.watch
-    loose = sum(len(unit.shards) for unit in units if is_loose(unit.shards[0].uri))
-    all_loose = all(is_loose(unit.shards[0].uri) for unit in units)
-    progress = Progress("scoring", loose if all_loose else None, units=len(units))
+    shards, loose = units.numbers.shards, units.numbers.loose
+    progress = Progress("scoring", loose if loose == shards else None, units=len(units))
     errors, left = list[str](), 0
     for scored in executor(work):
         errors += [scored.error] if scored.error else []
@@ -92,15 +93,17 @@ def score_units(work: Work, executor: Callable[[Work], Done]) -> None:
 
 
 def on_ray(work: Work) -> Done:
-    """Each unit's rows go from the actor that made them straight to storage; only counts come back."""
+    """Actors read in the plan what their units are, and write their rows to storage; only counts come back."""
     import ray
 
-    units, bundle, choice, ledger, config, withdrawn, watch, keep = work
+    plan, units, bundle, choice, ledger, config, withdrawn, watch, keep = work
     pool, starts = actor_pool(config.max_actors, choice.on_gpu), start_counter(watch.deadline)
     how = (choice.name, ledger, config.limits, pool.threads, starts, withdrawn, keep)
-    arguments = (ray.put(bundle), folders_of(units), *how)
+    handed = Handed(ledger.plan_uri(plan.run_id), roots_of(config.root))
+    arguments = (ray.put(bundle), folders_of(units), handed, *how)
     tasks = count_tasks(units, pool.most, choice.on_gpu)
-    counts = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=tasks).map_batches(
+    places = [place._asdict() for place in plan.units.places(units)]
+    counts = ray.data.from_items(places, override_num_blocks=tasks).map_batches(
         ScoringActor,
         batch_size=1,
         fn_constructor_args=arguments,
@@ -142,12 +145,8 @@ def from_features(work: Work) -> Done:
         yield from map_ahead(pool, score, units, ahead=2 * threads)
 
 
-def count_tasks(units: Sequence[Unit], actors: int, on_gpu: bool = False) -> int:
+def count_tasks(units: Units, actors: int, on_gpu: bool = False) -> int:
     """How many tasks of Ray Data the units are dealt to: small units share one, but no actor is left without work."""
     of_task, least = (_TASK_BYTES_ON_GPU, _LEAST_TASKS_ON_GPU) if on_gpu else (_TASK_BYTES, _LEAST_TASKS)
-    wanted = max(_size(units) // of_task, least * UNITS_AT_A_TIME * actors)
+    wanted = max(units.numbers.size // of_task, least * UNITS_AT_A_TIME * actors)
     return min(len(units), wanted, _MOST_TASKS)
-
-
-def _size(units: Sequence[Unit]) -> int:
-    return sum(unit.size for unit in units)

@@ -72,7 +72,7 @@ def score(config: ScoreConfig, watch: Watch | None = None) -> Outcome:
         return Outcome(None, held.shards, held.missed, left_out)
     refuse_to_supersede(plan, config)
     unfinished = ledger.unfinished(plan)
-    to_read, kept = ([unit for unit in unfinished if bool(unit.features) == each] for each in (False, True))
+    to_read, kept = unfinished.to_read, unfinished.kept
     with_ray = bool(to_read) and needs_ray(to_read, config, begun=ledger.is_begun(plan))
     with ray_session() if with_ray else nullcontext():
         choice = choose_engine(config.engine, gpu_count() if with_ray else 0)
@@ -84,7 +84,7 @@ def score(config: ScoreConfig, watch: Watch | None = None) -> Outcome:
         how = "" if with_ray or not to_read else "; too little to start Ray for"
         how += f"; {len(kept):,} units of kept embeddings" if kept else ""
         say(f"run {plan.run_id}: {done:,} of {len(plan.units):,} units done before; {choice}{how}")
-        work = Work(to_read, bundle, choice, ledger, config, state.withdrawn, watch, keep)
+        work = Work(plan, to_read, bundle, choice, ledger, config, state.withdrawn, watch, keep)
         if kept:
             score_units(work._replace(units=kept), from_features)
         if to_read:
@@ -93,7 +93,7 @@ def score(config: ScoreConfig, watch: Watch | None = None) -> Outcome:
     manifest, after = ledger.publish(plan, config.max_undelivered), state.later()
     if after.withdrawn - state.withdrawn:
         say("images were withdrawn while this run was under way: run jobs/forget.py again, in case it took some up")
-    missed = after.missed((each.shard for each in held.waiting), identity_digest(identity))
+    missed = after.missed(held.waiting.tables(), identity_digest(identity))
     return Outcome(manifest, held.shards, held.missed + missed, left_out)
 
 

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 
 from bcd_ray.ledger.features import embeddings_of
 from bcd_ray.ledger.ledger import Ledger
-from bcd_ray.ledger.plan import Unit
 from bcd_ray.ledger.seen import Seen
+from bcd_ray.ledger.units import Unit
 from bcd_ray.model.bundle import Bundle
 from bcd_ray.model.quality import MEASURES
 from bcd_ray.scoring.blanking import blanked

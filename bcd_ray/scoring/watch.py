@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bcd_ray.ledger.plan import Plan
+from bcd_ray.ledger.planning import NEW
 
 
 @dataclass
@@ -32,4 +33,4 @@ class Watch:
     def begun(self, plan: Plan, units_done: int) -> None:
         """A run goes on with its plan, of which so many units were done before."""
         self.run_id, self.units, self.units_done = plan.run_id, len(plan.units), units_done
-        self.new_shards = plan.shards - len(plan.earlier)
+        self.new_shards = plan.reasons.get(NEW, 0)

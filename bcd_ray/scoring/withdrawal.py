@@ -22,10 +22,11 @@ from bcd_ray.ledger import counts, schema
 from bcd_ray.ledger.grouping import groups
 from bcd_ray.ledger.ledger import Ledger
 from bcd_ray.ledger.manifests import digest
-from bcd_ray.ledger.plan import Plan, Unit
+from bcd_ray.ledger.plan import Plan
 from bcd_ray.ledger.schema import WITHDRAWN
 from bcd_ray.ledger.seen import Seen
 from bcd_ray.ledger.state import State
+from bcd_ray.ledger.units import Unit, Units
 from bcd_ray.runtime import library_versions
 from bcd_ray.scoring.blanking import blanked
 from bcd_ray.scoring.config import ForgetConfig
@@ -128,7 +129,7 @@ def _shards(state: State, found: _Found) -> list[StoredObject]:
         held = state.of(uris)
         for row in held.filter(pc.equal(held["run_id"], run_id)).select(["uri", "etag"]).to_pylist():
             shards[row["uri"]] = StoredObject(from_printable(row["uri"]), 0, row["etag"])
-    return sorted(shards.values(), key=lambda shard: shard.name)
+    return [shard for _, shard in sorted(shards.items())]
 
 
 def _without(state: State, shards: list[StoredObject], found: _Found) -> pa.Table:
@@ -150,11 +151,11 @@ def _without(state: State, shards: list[StoredObject], found: _Found) -> pa.Tabl
 def _plan(state: State, shards: list[StoredObject], withdrawn: dict[str, Any]) -> Plan:
     identity = {"withdrawal": digest([withdrawn, [(storage.printable(shard.name), shard.etag) for shard in shards]])}
     number = state.last_number + 1
-    units = tuple(
+    units = Units.of(
         Unit(digest([identity, number, [storage.printable(shard.name) for shard in group]])[:32], tuple(group))
         for group in groups(shards)
     )
-    return Plan("", 0, units, identity, len(shards), 0, {}, {"withdrawn": len(shards)}).numbered(number)
+    return Plan("", 0, units, identity, len(shards), 0, {"withdrawn": len(shards)}).numbered(number)
 
 
 def _write(ledger: Ledger, unit: Unit, rows: pa.Table) -> None:

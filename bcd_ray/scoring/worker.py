@@ -19,7 +19,8 @@ from bcd_ray.labels import CLASSES
 from bcd_ray.ledger import schema
 from bcd_ray.ledger.features import EMBEDDING, column_of
 from bcd_ray.ledger.ledger import Ledger
-from bcd_ray.ledger.plan import Unit
+from bcd_ray.ledger.plan import Handed
+from bcd_ray.ledger.units import Place, Unit
 from bcd_ray.model.bundle import Bundle
 from bcd_ray.model.choice import open_engine
 from bcd_ray.model.engines.base import EngineName
@@ -84,26 +85,6 @@ class UnitScorer:
         self._starts, self._turns = starts, Turns(UNITS_AT_A_TIME)
         self._withdrawn, self._keep, self._copies = withdrawn, keep, Copies()
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        import ray
-
-        (unit,) = batch["unit"]
-        die_at_once()  # here, not when it is made: only in an actor does somebody start it again
-        context = ray.get_runtime_context()
-        with self._turns.turn(alone=ray.get(self._starts.known.remote(unit.unit_id))):
-            if ray.get(self._starts.is_over.remote()):
-                return Scored(begun=False).as_batch()
-            mine = context.get_worker_id(), context.get_node_id(), memory_kills()
-            start = ray.get(self._starts.count.remote(unit.unit_id, *mine))
-            try:
-                if start.attempt > 1 and self._ledger.is_finished(unit):  # it died after this unit, in another
-                    return Scored().as_batch()
-                at = self._starts.at
-                rows = self.score(unit, start, lambda step: ray.get(at.remote(unit.unit_id, step)))
-                return Scored(rows, "", unit.size, take_retries()).as_batch()
-            except StorageError as error:  # the other units may do better: the driver tells at the end
-                return Scored(error=str(error), retries=take_retries()).as_batch()
-
     def score(self, unit: Unit, start: Start = FIRST, tell: Callable[[str], None] = nobody) -> int:
         """Write the rows of a unit, and return how many; StorageError if they cannot be written.
 
@@ -165,13 +146,37 @@ class UnitScorer:
 class ScoringActor(UnitScorer):
     """Ray Data actor of a `UnitScorer`."""
 
-    def __init__(self, bundle_ref: Any, folders: list[str], engine: EngineName, ledger: Ledger, *others: Any) -> None:
+    def __init__(
+        self, bundle_ref: Any, folders: list[str], handed: Handed, engine: EngineName, ledger: Ledger, *others: Any
+    ) -> None:
         """`bundle_ref` refers to a `Bundle`: the arguments themselves are printed by Ray Data, tensors in 2.4 s."""
         import ray
 
         be_heard()
         check_access(folders, ledger.output)
         super().__init__(ray.get(bundle_ref), engine, ledger, *others)
+        self._handed = handed
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        import ray
+
+        place = Place(*(batch[name].tolist()[0] for name in Place._fields))
+        die_at_once()  # here, not when it is made: only in an actor does somebody start it again
+        context = ray.get_runtime_context()
+        with self._turns.turn(alone=ray.get(self._starts.known.remote(place.unit_id))):
+            if ray.get(self._starts.is_over.remote()):
+                return Scored(begun=False).as_batch()
+            mine = context.get_worker_id(), context.get_node_id(), memory_kills()
+            start = ray.get(self._starts.count.remote(place.unit_id, *mine))
+            try:
+                unit = self._handed.unit(place)
+                if start.attempt > 1 and self._ledger.is_finished(unit):  # it died after this unit, in another
+                    return Scored().as_batch()
+                at = self._starts.at
+                rows = self.score(unit, start, lambda step: ray.get(at.remote(unit.unit_id, step)))
+                return Scored(rows, "", unit.size, take_retries()).as_batch()
+            except StorageError as error:  # the other units may do better: the driver tells at the end
+                return Scored(error=str(error), retries=take_retries()).as_batch()
 
 
 def _bytes_in(entry: Entry) -> int:

@@ -49,7 +49,7 @@ def install() -> None:
     for name in ("create", "create_from_file", "write_bytes"):
         setattr(storage, name, _around(getattr(storage, name), _step_of))
     storage.delete = _around(storage.delete, lambda uri: f"un{_step_of(uri)}")
-    storage.open_stream = _around(storage.open_stream, lambda *_: "read")
+    storage.open_stream = _around(storage.open_stream, _read_of)
     local._write_beside = _around(local._write_beside, lambda uri, _: f"{_step_of(uri)} beside")
     s3._upload_parts = _parts_as_events(s3._upload_parts)
     attempts.read_shards = _start_as_event(attempts.read_shards)
@@ -78,6 +78,10 @@ def install_in_driver() -> None:
     ledger.datetime = _Clock  # type: ignore[misc,assignment]
     parquet._SPOOLED_BYTES = 1  # as of a large run, which needs temporary files
     s3._PART_BYTES = _plan()["part_bytes"] or s3._PART_BYTES
+
+
+def _read_of(listed: Any, *_: Any) -> str:
+    return "plan read" if "/_work/plans/" in listed.uri else "read"
 
 
 def decode_plain(data: bytes, limits: Any) -> Any:

@@ -1,6 +1,7 @@
 """Nights of scoring without Ray and without a network: the ledger is driven as the job drives it, with made-up rows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,8 +13,12 @@ from bcd_ray.archives.shards import image_id
 from bcd_ray.ledger import schema
 from bcd_ray.ledger.features import EMBEDDING, column_of
 from bcd_ray.ledger.ledger import Ledger
-from bcd_ray.ledger.plan import Plan, Unit
+from bcd_ray.ledger.listed import Listed
+from bcd_ray.ledger.manifests import identity_digest
+from bcd_ray.ledger.plan import Plan
 from bcd_ray.ledger.seen import Seen
+from bcd_ray.ledger.state import Missed, State
+from bcd_ray.ledger.units import Unit, Units
 from bcd_ray.storage import StoredObject
 from bcd_ray.uris import printable
 
@@ -73,7 +78,7 @@ def night(
     shards: Sequence[StoredObject],
     statuses: Statuses | None = None,
     identity: dict[str, Any] = IDENTITY,
-    before: Callable[[Plan], None] = lambda plan: None,
+    before: Callable[[Plan], Plan] = lambda plan: plan,
     **options: Any,
 ) -> dict[str, Any] | None:
     """A run as the job makes it; its manifest, None where there was nothing to do."""
@@ -83,5 +88,14 @@ def night(
     if not plan.units:
         return None
     plan = work(ledger, plan, statuses)
-    before(plan)
-    return ledger.publish(plan, **options)
+    return ledger.publish(before(plan), **options)
+
+
+def missed(state: State, shards: Iterable[StoredObject]) -> Missed:
+    """What of some shards has no prediction."""
+    return state.missed(Listed.of(shards).tables(), identity_digest(IDENTITY))
+
+
+def blind(plan: Plan) -> Plan:
+    """The plan as if nothing were known of what its shards were before."""
+    return replace(plan, units=Units.of(replace(unit, earlier=()) for unit in plan.units))

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ledger.nights import FACTS, IDENTITY
+from scoring.test_features import model
 
-from bcd_ray import storage
+from bcd_ray import read, storage
 from bcd_ray.archives.images import Limits, Rejected
 from bcd_ray.archives.shards import digest
 from bcd_ray.errors import JobError
@@ -21,9 +22,15 @@ from bcd_ray.ledger.held import hold_against
 from bcd_ray.ledger.ledger import Ledger
 from bcd_ray.ledger.listed import Listed
 from bcd_ray.ledger.manifests import identity_digest
-from bcd_ray.ledger.plan import Plan, Unit, plan_of, table_of
+from bcd_ray.ledger.plan import Handed, Plan, plan_of
+from bcd_ray.ledger.units import Unit
 from bcd_ray.ledger.verification import verify
+from bcd_ray.model.choice import Choice
 from bcd_ray.scoring.attempts import FIRST, Entries, Start
+from bcd_ray.scoring.config import ForgetConfig, ScoreConfig
+from bcd_ray.scoring.executing import Work, from_features
+from bcd_ray.scoring.watch import Watch
+from bcd_ray.scoring.withdrawal import forget
 from bcd_ray.storage import StoredObject
 
 HOPELESS = Start(hopeless=True)
@@ -121,7 +128,11 @@ def test_a_plan_is_written_with_its_parts(
     divide(monkeypatch)
     plan = Ledger(str(tmp_path / "output")).plan(shards, IDENTITY)
     assert (len(plan.units), plan.shards) == (13, 3)
-    assert plan_of(table_of(plan, {})).units == plan.units
+    uri = str(tmp_path / "plan.parquet")
+    plan.write(uri, {})
+    assert list(plan_of(uri).units) == list(plan.units)
+    handed = Handed(uri, {})
+    assert [handed.unit(place) for place in plan.units.places(plan.units)] == list(plan.units)
 
 
 def test_the_next_attempt_does_the_parts_that_are_missing(
@@ -129,11 +140,12 @@ def test_the_next_attempt_does_the_parts_that_are_missing(
 ) -> None:
     divide(monkeypatch)
     ledger, plan = begun(str(tmp_path / "output"), shards)
-    for unit in plan.units[2:5]:
+    units = list(plan.units)
+    for unit in units[2:5]:
         write(ledger, unit)
     ledger, again = begun(str(tmp_path / "output"), shards)
     assert again == plan
-    assert ledger.unfinished(again) == [*plan.units[:2], *plan.units[5:]]
+    assert list(ledger.unfinished(again)) == [*units[:2], *units[5:]]
 
 
 def test_a_part_that_fails_for_the_moment_fails_its_shard(
@@ -176,7 +188,7 @@ def test_of_a_shard_that_is_not_published_all_parts_are_done_again(
         write(ledger, unit, HOPELESS if place == 3 else FIRST)
     with pytest.raises(JobError, match="nothing is published"):
         ledger.publish(plan, max_undelivered=0)
-    assert ledger.unfinished(plan) == [unit for unit in plan.units if unit.shards == (shards[0],)]
+    assert list(ledger.unfinished(plan)) == [unit for unit in plan.units if unit.shards == (shards[0],)]
 
 
 def test_embeddings_are_kept_where_all_parts_have_them(
@@ -205,3 +217,37 @@ def test_a_run_that_died_before_its_manifest_is_published_as_planned(
     assert Ledger(output).recover() == [manifest["run_id"]]
     assert published(output, manifest["run_id"]) == before
     assert verify(output) == []
+
+
+def test_images_of_a_divided_shard_are_withdrawn_and_erased(
+    tmp_path: Path, shards: list[StoredObject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    divide(monkeypatch)
+    output = str(tmp_path / "output")
+    night(output, shards[:1])
+    rows = read.current(output, ["image_id", "image_uri"]).to_pylist()
+    gone = rows[7], rows[OF_A_PART]  # of two parts
+    forget(ForgetConfig(output=output, images=tuple(row["image_uri"] for row in gone), erase=True))
+    assert verify(output) == []
+    assert read.current(output, ["image_id", "image_uri"]).to_pylist() == [row for row in rows if row not in gone]
+    assert not Ledger(output).plan(shards[:1], IDENTITY).units
+    assert not list(Path(output, "_work").glob("units/*"))
+
+
+def test_a_shard_that_was_scored_in_parts_is_rescored_whole(
+    tmp_path: Path, shards: list[StoredObject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    divide(monkeypatch)
+    output = str(tmp_path / "output")
+    first = night(output, shards[:1])
+    before = read.current(output, ["image_id", "image_uri"])
+    ledger = Ledger(output)
+    plan = ledger.begin(ledger.plan(shards[:1], {**IDENTITY, "other": 1}, FACTS["features"]), FACTS)
+    assert [(unit.part, unit.features) for unit in plan.units] == [(None, (first["run_id"],))]
+    config = ScoreConfig(model="model", input=("archive",), output=output)
+    work = Work(plan, plan.units, model(1), Choice("openvino", ""), ledger, config, set(), Watch(), True)
+    assert [scored.rows for scored in from_features(work)] == [GROUPS * ROWS]
+    ledger.publish(plan)
+    assert verify(output) == []
+    assert read.current(output, ["image_id", "image_uri"]) == before
+    assert set(read.current(output, ["run_id"])["run_id"].to_pylist()) == {plan.run_id}

@@ -1,6 +1,7 @@
 """What holds after bad nights: the rows that readers get, the exit code's count, and the manifest."""
 
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Barrier
@@ -8,19 +9,20 @@ from threading import Barrier
 import duckdb
 import pyarrow.parquet as pq
 import pytest
-from ledger.nights import FACTS, IDENTITY, night, shard, work, write
+from ledger.nights import FACTS, IDENTITY, blind, missed, night, shard, work, write
 
 from bcd_ray import read, storage
 from bcd_ray.errors import ConfigError, JobError
 from bcd_ray.ledger import ledger as ledger_module
+from bcd_ray.ledger import units as units_module
 from bcd_ray.ledger.expiry import KEPT, expire
 from bcd_ray.ledger.ledger import Ledger
-from bcd_ray.ledger.manifests import identity_digest
-from bcd_ray.ledger.plan import Unit
+from bcd_ray.ledger.plan import Plan
 from bcd_ray.ledger.state import State
+from bcd_ray.ledger.units import Unit, Units
 from bcd_ray.ledger.verification import verify
 from bcd_ray.scoring.access import check_access, folders_of
-from bcd_ray.storage import StoredObject, parquet
+from bcd_ray.storage import StoredObject, parquet, sorting
 
 IMAGES = [shard(f"/lab/{name}.jpg") for name in "abcdef"]
 GONE = {image.uri: "missing" for image in IMAGES}
@@ -47,7 +49,7 @@ def holds(output: str) -> Counter[str]:
 
 def not_scored(output: str, shards: list[StoredObject]) -> dict[str, int]:
     """What the exit code goes by."""
-    return State(output).missed(shards, identity_digest(IDENTITY)).not_scored
+    return missed(State(output), shards).not_scored
 
 
 def unmounted(shards: list[StoredObject]) -> list[StoredObject]:
@@ -129,9 +131,8 @@ def test_failures_that_an_earlier_version_published_hold_nothing_up(output: str)
     night(output, IMAGES)
     ledger = Ledger(output)
     plan = ledger.plan(unmounted(IMAGES), IDENTITY)
-    plan.earlier.clear()  # as if nothing were known of them
     work(ledger, plan, GONE)
-    ledger.publish(plan)
+    ledger.publish(blind(plan))
     assert read.current(output)["status"].to_pylist() == ["scored"] * 6
 
 
@@ -148,8 +149,8 @@ def test_a_node_without_the_mount_is_named(tmp_path: Path) -> None:
     archive.mkdir()
     (archive / "a.jpg").touch()
     units = [Unit(str(number), (shard(f"{archive}/{number}.jpg"),)) for number in range(50)]
-    assert folders_of(units) == [str(archive)]
-    assert folders_of([Unit("", (shard("s3://lab/a.jpg"),))]) == []
+    assert folders_of(Units.of(units)) == [str(archive)]
+    assert folders_of(Units.of([Unit("", (shard("s3://lab/a.jpg"),))])) == []
     check_access([str(archive)], str(tmp_path / "output"))
     with pytest.raises(JobError, match=r"node .*: .*/mount: No such file or directory here: mount it there"):
         check_access([str(mount)], str(tmp_path / "output"))
@@ -189,7 +190,7 @@ def test_two_runs_at_a_time_get_two_numbers_and_the_later_plan_holds(output: str
 def test_a_run_that_was_ended_on_another_engine_says_what_made_its_rows(output: str) -> None:
     ledger = Ledger(output)
     plan = ledger.begin(ledger.plan([*IMAGES, shard("/lab/g.tar")], IDENTITY), FACTS)
-    loose = plan.units[0]
+    loose = next(iter(plan.units))
     write(ledger, loose, made_by={"engine": "torch", "versions": {"torch": "2"}})
     work(ledger, plan, engine="openvino")
     assert ledger.publish(plan)["made_by"] == [
@@ -203,7 +204,7 @@ def test_rows_of_an_earlier_model_are_made_anew_when_it_comes_back(output: str) 
     units = []
     for model in models:
         plan = Ledger(output).plan(IMAGES, model)
-        assert Ledger(output).unfinished(plan) == list(plan.units)
+        assert list(Ledger(output).unfinished(plan)) == list(plan.units)
         units += plan.units
         assert night(output, IMAGES, identity=model)
     assert len({unit.unit_id for unit in units}) == 3
@@ -214,7 +215,7 @@ def test_a_unit_that_lost_rows_is_not_published(output: str) -> None:
     ledger = Ledger(output)
     plan = ledger.begin(ledger.plan(images, IDENTITY), FACTS)
     work(ledger, plan)
-    path = Path(output, "_work/units", f"{plan.units[1].unit_id}.parquet")
+    path = Path(output, "_work/units", f"{list(plan.units)[1].unit_id}.parquet")
     rows = pq.read_table(path)
     for fewer in (rows.slice(1), rows.slice(1).replace_schema_metadata(None), rows.replace_schema_metadata(None)):
         pq.write_table(fewer, path)
@@ -240,12 +241,12 @@ def test_working_state_goes_when_its_run_is_published_or_old(output: str) -> Non
     assert expire(output, current.run_id) == 2  # what the published run needed
     assert left() == (2, 2)
     assert ledger.publish(abandoned)["statuses"] == {"scored": 2, "corrupt_image": 1}
-    storage.delete(f"{output}/_work/units/{abandoned.units[0].unit_id}.parquet")
+    storage.delete(f"{output}/_work/units/{next(abandoned.units.ids())}.parquet")
     assert ledger.publish(abandoned)["run_id"] == abandoned.run_id  # a copy that comes late finds it done
     other = ledger.begin(ledger.plan([shard("/lab/z.tar")], IDENTITY), FACTS)
     assert expire(output, current.run_id, datetime.now(UTC) + KEPT + timedelta(minutes=1)) == 2  # also the other's plan
     assert left() == (1, 1)
-    assert ledger.unfinished(current) == []
+    assert not ledger.unfinished(current)
     assert ledger.unfinished(other)
 
 
@@ -264,6 +265,29 @@ def test_an_image_more_or_less_renames_one_unit(output: str) -> None:
     for place in (0, 777, 12_345, 19_999):
         assert len(before - units(numbers[:place] + numbers[place + 1 :])) <= 2
     assert len(before - units([*numbers, 20_000])) <= 1
+
+
+def test_a_plan_that_does_not_fit_into_memory_is_the_same(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tars = [shard(f"/lab/{number:03d}/a.tar") for number in range(0, 300, 50)]
+    loose = [shard(f"/lab/{number:03d}/{number}.jpg") for number in range(300)]
+    night(output, [*tars[:4], *loose[:200]], {tars[0].uri: "missing"})
+    listed = [*tars, *loose, replace(loose[0], etag="other")]
+
+    def planned() -> Plan:
+        return Ledger(output).plan(listed, {**IDENTITY, "network_version": 1, "other": 1}, FACTS["features"])
+
+    whole = planned()
+    monkeypatch.setattr(sorting, "_SPILLED_BYTES", 1)
+    monkeypatch.setattr(units_module, "_AT_A_TIME", 1)
+    spilled = planned()
+    assert whole.run_id == spilled.run_id
+    assert (list(whole.units), whole.units.numbers) == (list(spilled.units), spilled.units.numbers)
+    assert whole.reasons == {"other None -> 1": 202, "failed for the moment before": 1, "other content": 1, "new": 102}
+    assert whole.units.numbers[:3] == (len(list(whole.units)), 306, 300)
+    assert whole.units.numbers.earlier_rows == 3 * 3 + 1 + 200
+    kept, to_read = whole.units.kept, whole.units.to_read
+    assert [*kept, *to_read] == sorted(whole.units, key=lambda unit: not unit.features)
+    assert (kept.numbers.shards, to_read.numbers.shards) == (202, 104)
 
 
 def test_units_are_read_many_at_a_time_and_published_in_order(output: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger.nights import FACTS, IDENTITY, night, shard, work
+from ledger.nights import FACTS, IDENTITY, missed, night, shard, work
+from ledger.nights import blind as as_if_blind
 
 from bcd_ray import storage
 from bcd_ray.ledger import state as state_module
 from bcd_ray.ledger.compacted import FOLDER
 from bcd_ray.ledger.ledger import Ledger
+from bcd_ray.ledger.listed import Listed
 from bcd_ray.ledger.manifests import identity_digest, read_manifests
 from bcd_ray.ledger.standing import STANDING, Gaps
 from bcd_ray.ledger.state import State
@@ -44,7 +46,7 @@ def play(output: str, step: tuple[Any, ...]) -> None:
     shards = {name: shard(name, etag) for name, etag, _ in listed}
     statuses = {name: status for name, _, status in listed if status != "scored"}
     # Blind as an early version was, which published failures of the moment over better rows.
-    before = (lambda plan: plan.earlier.clear()) if blind else (lambda plan: None)
+    before = as_if_blind if blind else (lambda plan: plan)
     night(output, list(shards.values()), statuses, {"model_version": identity * 64}, before)
 
 
@@ -109,7 +111,7 @@ def test_what_stands_after_runs_and_what_they_say_are_one(steps: list[Any], data
         ]
         stands = [wanted.get(storage.printable(each.uri)) for each in shards]
         assert [found and found.run_id for found in kept.find(shards)] == [each and each["run_id"] for each in stands]
-        assert kept.missed(shards, identity_digest(IDENTITY)) == State(output).missed(shards, identity_digest(IDENTITY))
+        assert missed(kept, shards) == State(output).missed(Listed.of(shards).tables(), identity_digest(IDENTITY))
 
 
 @pytest.fixture

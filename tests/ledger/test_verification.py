@@ -16,13 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ledger.nights import IDENTITY, night, shard, work
+from ledger.nights import IDENTITY, missed, night, shard, work
 
 from bcd_ray import read
 from bcd_ray.errors import JobError
 from bcd_ray.ledger import schema
 from bcd_ray.ledger.ledger import Ledger
-from bcd_ray.ledger.manifests import identity_digest
 from bcd_ray.ledger.state import State
 from bcd_ray.ledger.verification import clear_leftovers, verify
 
@@ -254,12 +253,12 @@ def test_damaged_state_is_told_with_what_to_do(output: Path) -> None:
     shards = [shard("/lab/f.jpg")]
     plan = ledger.plan(shards, IDENTITY)
     work(ledger, plan)
-    unit = output / "_work" / "units" / f"{plan.units[0].unit_id}.parquet"
+    unit = output / "_work" / "units" / f"{next(plan.units.ids())}.parquet"
     unit.write_bytes(b"PAR1, cut off")
     with pytest.raises(JobError, match=r"units/.* is damaged .*: delete it"):
         ledger.publish(plan)
     unit.unlink()
-    assert ledger.unfinished(plan) == list(plan.units)
+    assert list(ledger.unfinished(plan)) == list(plan.units)
     inputs = manifest_of(output, 1).with_suffix(".inputs.parquet")
     inputs.write_bytes(inputs.read_bytes()[:-1])
     with pytest.raises(JobError, match=r"inputs.parquet is damaged .*: restore it from a copy"):
@@ -305,7 +304,7 @@ def test_outputs_of_earlier_versions_are_verified_by_their_own_and_go_on(kept: s
     assert verify(output) == []
     assert len(read.current(output)) == 5
     shards = [shard(uri) for uri in ("/lab/a.jpg", "/lab/c.tar", "/lab/d.jpg")]
-    assert State(output).missed(shards, identity_digest(IDENTITY)).not_scored == {"corrupt_image": 1}
+    assert missed(State(output), shards).not_scored == {"corrupt_image": 1}
     assert night(output, shards) is None  # nothing is scored anew
     manifest = night(output, [*shards, shard("/lab/e.jpg")])
     assert manifest

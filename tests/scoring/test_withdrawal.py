@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
-from ledger.nights import IDENTITY, night, shard
+from ledger.nights import missed, night, shard
 from ledger.test_nights import LAST_RUN
 from scoring.test_scoring import jpeg, tar_of
 
@@ -21,7 +21,6 @@ import jobs.forget as forget_job
 from bcd_ray import read, storage
 from bcd_ray.errors import ConfigError
 from bcd_ray.ledger.ledger import Ledger
-from bcd_ray.ledger.manifests import identity_digest
 from bcd_ray.ledger.state import State
 from bcd_ray.ledger.verification import verify
 from bcd_ray.nights.table import CurrentTable
@@ -69,7 +68,7 @@ def test_a_folder_an_image_of_a_tar_and_an_id(output: str) -> None:
     # The next night finds all as it was, and the exit code counts none of them.
     shards = [*SHARDS[:3], shard("/lab/t.tar", "new")]
     assert night(output, shards) is None
-    assert State(output).missed(shards, identity_digest(IDENTITY)).not_scored == {"corrupt_image": 1}
+    assert missed(State(output), shards).not_scored == {"corrupt_image": 1}
     assert forgotten(output, "/lab/pat-1").manifest is None  # nothing is left to do
     assert night(output, [*shards, shard("/lab/new.jpg")])
     assert held(output) == ["/lab/new.jpg", "/lab/t.tar#1.jpg", "/lab/t.tar#3.jpg"]
