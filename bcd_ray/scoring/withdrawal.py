@@ -6,10 +6,11 @@ shard's last run is right, if it leaves out the status `withdrawn`. The manifest
 takes one up.
 """
 
-import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +33,11 @@ from bcd_ray.scoring.blanking import blanked
 from bcd_ray.scoring.config import ForgetConfig
 from bcd_ray.scoring.targets import Targets
 from bcd_ray.storage import StoredObject, parquet
+from bcd_ray.storage.sorting import GROUP_ROWS, SortedFile, Sorter
 from bcd_ray.uris import from_printable
 
+_BY_SHARD = pa.schema(sorted(schema.PREDICTIONS, key=lambda field: field.name != "shard_uri"))  # which comes first
+_ROWS_PER_GROUP = 65_536
 _FOUND_BY = ("image_id", "image_uri", "shard_uri", "image_sha256", "status")
 
 
@@ -81,7 +85,7 @@ def forget(config: ForgetConfig) -> Withdrawal:
         if not shards and not erased and not new:
             return Withdrawal(None, 0, 0, 0)
         rows = _without(state, shards, found)
-        images = pc.sum(pc.equal(rows["status"], WITHDRAWN)).as_py() or 0
+        images = sum(pc.sum(pc.equal(some["status"], WITHDRAWN)).as_py() or 0 for some in rows.tables())
         if config.dry_run:
             return Withdrawal(None, images, len(new), len(erased))
         withdrawn = {
@@ -93,14 +97,13 @@ def forget(config: ForgetConfig) -> Withdrawal:
         facts = {"engine": {}, "versions": library_versions(), "withdrawn": withdrawn}
         facts["configuration"] = {"moved": config.moved, "erase": config.erase}
         plan = ledger.begin(plan, facts)
-        for unit in ledger.unfinished(plan):
-            names = pa.array([storage.printable(shard.name) for shard in unit.shards], pa.string())
-            _write(ledger, unit, rows.filter(pc.is_in(rows["shard_uri"], names)))
+        _write(ledger, plan, rows)
         manifest = ledger.publish(plan)
         for file in erased:
             name = f"{file['run_id']}.parquet"
             storage.delete(storage.join(config.output, "features", name))
-            storage.write_bytes(storage.join(config.output, "predictions", name), Path(folder, name).read_bytes())
+            with Path(folder, name).open("rb") as anew:
+                storage.write_from_file(storage.join(config.output, "predictions", name), anew)
     if config.erase:  # the rows of units are those of the files
         for name in storage.list_names(storage.join(config.output, "_work")):
             storage.delete(storage.join(config.output, "_work", name))
@@ -132,20 +135,20 @@ def _shards(state: State, found: _Found) -> list[StoredObject]:
     return [shard for _, shard in sorted(shards.items())]
 
 
-def _without(state: State, shards: list[StoredObject], found: _Found) -> pa.Table:
-    """All rows that hold of the shards, in order; those of forgotten images say nothing any more."""
+def _without(state: State, shards: list[StoredObject], found: _Found) -> Sorter:
+    """All rows that hold of the shards, in their order; those of forgotten images say nothing any more."""
     of_runs: dict[str, list[str]] = {}
     for shard, last in zip(shards, state.find(shards), strict=True):
         of_runs.setdefault(last.run_id if last else "", []).append(storage.printable(shard.name))
-    tables = [schema.PREDICTIONS.empty_table()]
+    rows = Sorter(_BY_SHARD)
     for run_id, names in of_runs.items():
-        rows = parquet.read(_file(state, run_id), "restore it from a copy")
-        rows = rows.filter(pc.is_in(rows["shard_uri"], pa.array(names, pa.string())))
-        tables.append(blanked(rows, found.among(rows)))
-    rows = pa.concat_tables(tables, promote_options="default").select(schema.PREDICTIONS.names)
-    places = {storage.printable(shard.name): place for place, shard in enumerate(shards)}
-    order = pa.array([places[uri] for uri in rows["shard_uri"].to_pylist()], pa.int64())
-    return rows.take(pc.sort_indices(order))
+        these = pa.array(names, pa.string())
+        for chunk in _chunks(state, run_id):
+            some = chunk.filter(pc.is_in(chunk["shard_uri"], these))
+            some = blanked(some, found.among(some))
+            some = pa.concat_tables([_BY_SHARD.empty_table(), some], promote_options="default")
+            rows.append(some.select(_BY_SHARD.names))
+    return rows
 
 
 def _plan(state: State, shards: list[StoredObject], withdrawn: dict[str, Any]) -> Plan:
@@ -158,32 +161,47 @@ def _plan(state: State, shards: list[StoredObject], withdrawn: dict[str, Any]) -
     return Plan("", 0, units, identity, len(shards), 0, {"withdrawn": len(shards)}).numbered(number)
 
 
-def _write(ledger: Ledger, unit: Unit, rows: pa.Table) -> None:
-    seen = Seen()
-    seen.add(rows["image_id"].to_pylist())
-    ledger.write_unit(unit, [rows], seen)
+def _write(ledger: Ledger, plan: Plan, rows: Sorter) -> None:
+    """Write the rows of the units that are not there yet."""
+    with parquet.Appender(_BY_SHARD, GROUP_ROWS, plain=_BY_SHARD.names) as file:
+        for some in rows.tables():
+            file.append(some)
+        file.finish()
+        sorted_rows = SortedFile.temporary(file)
+        for unit in ledger.unfinished(plan):
+            of_unit = sorted_rows.of(pa.array([storage.printable(shard.name) for shard in unit.shards], pa.string()))
+            seen = Seen()
+            seen.add(of_unit["image_id"].to_pylist())
+            ledger.write_unit(unit, [of_unit], seen)
 
 
 def _erased(state: State, found: _Found, folder: Path) -> Iterator[dict[str, Any]]:
     """Files of runs that hold rows of forgotten images, written anew to a folder, each with what its manifest says."""
-    for run_id, rows in _runs(state, _FOUND_BY):
-        if not pc.any(found.among(rows)).as_py():
-            continue
-        rows = parquet.read(_file(state, run_id), "restore it from a copy")
-        rows = blanked(rows, found.among(rows))
-        data = parquet.bytes_of(rows, compression="zstd", row_group_size=65_536)
-        Path(folder, f"{run_id}.parquet").write_bytes(data)
-        told = {"rows": len(rows), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        yield {"run_id": run_id, **told, **counts.of_rows(rows)}
-
-
-def _runs(state: State, columns: Iterable[str]) -> Iterator[tuple[str, pa.Table]]:
     for manifest in state.manifests:
-        yield (
-            manifest["run_id"],
-            parquet.read(_file(state, manifest["run_id"]), "restore it from a copy", list(columns)),
-        )
+        run_id = manifest["run_id"]
+        if not any(pc.any(found.among(rows)).as_py() for rows in _chunks(state, run_id, _FOUND_BY)):
+            continue
+        counted = {"statuses": Counter[str](), "predicted_classes": Counter[str](), "review": Counter[str](rows=0)}
+        chunks = (blanked(rows, found.among(rows)) for rows in _chunks(state, run_id))
+        first = next(chunks)
+        with parquet.Appender(first.schema, _ROWS_PER_GROUP) as file:
+            for rows in chain([first], chunks):
+                for name, count in counts.of_rows(rows).items():
+                    counted[name].update(count)
+                file.append(rows)
+            told = {"sha256": file.finish(), "rows": file.rows, "bytes": file.size}
+            storage.write_from_file(str(folder / f"{run_id}.parquet"), file.finished)
+        yield {"run_id": run_id, **told, **counted}
 
 
-def _file(state: State, run_id: str) -> str:
-    return storage.join(state.output, "predictions", f"{run_id}.parquet")
+def _runs(state: State, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of all runs, some thousand at a time, and of which run they are."""
+    for manifest in state.manifests:
+        for rows in _chunks(state, manifest["run_id"], columns):
+            yield manifest["run_id"], rows
+
+
+def _chunks(state: State, run_id: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The rows of a run, some thousand at a time."""
+    (listed,) = storage.list_objects(storage.join(state.output, "predictions", f"{run_id}.parquet"))
+    return parquet.chunks(listed, "restore it from a copy", columns)
