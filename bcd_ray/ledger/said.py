@@ -15,7 +15,6 @@ from bcd_ray.storage import parquet
 from bcd_ray.storage.sorting import Part, SortedFile
 
 _COLUMNS = ("uri", "etag", "rows", "passing_failure", "holds", "not_scored", "left_out", "incomplete", "features")
-_NOTHING = SAID.empty_table()
 _REMEDY = "restore it from a copy"
 
 
@@ -41,7 +40,7 @@ class Said:
     def of(self, uris: pa.Array) -> pa.Table:
         """What it says of those of some shards, in order, that it read."""
         found = self._file.of(uris)
-        return self._said(found) if len(found) else _NOTHING
+        return self._said(found) if len(found) else SAID.empty_table()
 
     def change(self, before: pa.Table, said: pa.Table) -> pa.Table:
         """What stands of some shards after it."""
