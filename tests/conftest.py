@@ -25,13 +25,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 2 if config.args == config.getini("testpaths") else 0
 
 
-_LONGEST = ("test_faults.py", "test_jobs.py", "test_week.py", "test_job_submit.py", "test_benchmarks.py")
-_LONGEST += ("test_scoring.py", "test_cache.py", "test_unfreezing.py", "test_quantization.py", "test_storage.py")
+_LONGEST = ("faults", "jobs", "week", "job_submit", "benchmarks", "scoring", "cache", "unfreezing", "quantization")
+_LONGEST += ("engine", "storage", "night")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: one of them would go on alone at the end."""
-    places = {name: place for place, name in enumerate(_LONGEST)}
+    places = {f"test_{name}.py": place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
@@ -127,8 +127,10 @@ def free_ports() -> Callable[[int], list[int]]:
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], list[int]]) -> Iterator[str]:
-    """The URI of an empty bucket of SeaweedFS, which checks signatures; AWS_* of this process lead to it."""
+def weed(
+    tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], list[int]]
+) -> Iterator[Callable[[], None]]:
+    """SeaweedFS, which checks signatures; AWS_* of this process lead to it. To be called before it is used."""
     folder = tmp_path_factory.mktemp("weed")
     actions = {"lab": ["Admin", "Read", "Write", "List", "Tagging"], "reader": ["Read", "List"]}
     identities = [
@@ -159,11 +161,17 @@ def s3(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], lis
             patch.delenv(name, raising=False)
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
         try:
-            _make_bucket(process, folder / "log")
-            yield "s3://archive"
+            yield partial(_make_bucket, process, folder / "log")
         finally:
             process.kill()  # its data are no longer needed, and a polite end takes it 15 s
             process.wait()
+
+
+@pytest.fixture(scope="session")
+def s3(weed: Callable[[], None]) -> str:
+    """The URI of an empty bucket of this store."""
+    weed()
+    return "s3://archive"
 
 
 def _make_bucket(process: subprocess.Popen[bytes], log: Path) -> None:
@@ -198,7 +206,7 @@ def s3_client(s3: str) -> Any:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(s3: str) -> Iterator[None]:
+def ray_cluster(weed: object) -> Iterator[None]:
     """One Ray session of 2 CPUs, which `runtime.ray_session` joins; its workers inherit AWS_* and so know the store."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")

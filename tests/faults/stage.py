@@ -117,7 +117,7 @@ class Stage:
         self.root = root
         self.model = write_model(root / "model")
         self.store = Store(root / "store")
-        self.store.start()
+        self.store.begin()
         self.proxy = Proxy(self.store.port)
         self.client = plain_client(f"http://127.0.0.1:{self.store.port}")
         self._credentials, self._faults = root / "credentials", root / "faults.json"
@@ -135,6 +135,7 @@ class Stage:
             first.start()
             first.join()
         self.nodes = self.new_nodes()
+        self.store.wait()
         self.references: dict[str, pa.Table] = {}  # predictions of undisturbed runs over the archives
 
     @cached_property

@@ -46,13 +46,18 @@ class Store:
 
     def start(self) -> None:
         """Start it, and return once it takes objects."""
+        self.begin()
+        self.wait()
+
+    def begin(self) -> None:
+        """Start it; it takes seconds until it takes objects."""
         command = [str(Path(sys.executable).with_name("weed")), "server", "-s3", f"-dir={self._folder}"]
         command += [f"-s3.config={self._folder / 's3.json'}", "-ip=127.0.0.1", "-master.telemetry=false"]
         command += [f"-{name}={port}" for name, port in self._ports.items()]
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=20", "-master.volumeSizeLimitMB=256"]
+        command += ["-master.electionTimeout=1s"]  # with its 10 s, one that is started again waits for 20
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder)
-        self._await()
 
     def kill(self) -> None:
         """kill -9."""
@@ -61,11 +66,12 @@ class Store:
             self._process.wait()
             self._process = None
 
-    def _await(self) -> None:
+    def wait(self) -> None:
+        """Until it takes objects."""
         assert self._process
+        client = plain_client(f"http://127.0.0.1:{self.port}")
         for _ in range(300):
             try:
-                client = plain_client(f"http://127.0.0.1:{self.port}")
                 if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
                     client.create_bucket(Bucket=BUCKET)
                 client.put_object(Bucket=BUCKET, Key="probe", Body=b"probe")

@@ -1,6 +1,7 @@
 """A model that looks at cells, from training to rows and heat maps, on drawn smears."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def test_a_bundle_says_what_is_looked_at(trained: Path) -> None:
 
 
 def test_rows_count_cells_and_what_has_none_is_sent_to_review(
-    trained: Path, synthetic_archive: Path, tmp_path: Path, ray_cluster: None
+    trained: Path, synthetic_archive: Path, tmp_path: Path, without_ray: None
 ) -> None:
     (tmp_path / "in").mkdir()
     for number, path in enumerate(sorted(synthetic_archive.glob("*/*.jpg"))[::12]):
@@ -64,7 +65,10 @@ def test_rows_count_cells_and_what_has_none_is_sent_to_review(
 def test_it_is_evaluated_as_it_scores(
     trained: Path, synthetic_archive: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
-    config = EvaluateConfig(data=str(synthetic_archive), output=str(tmp_path / "out"), model=str(trained), spoil=True)
+    for path in synthetic_archive.glob("*/synthetic-00*[0369].jpg"):
+        (tmp_path / "in" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "in" / path.parent.name)
+    config = EvaluateConfig(data=str(tmp_path / "in"), output=str(tmp_path / "out"), model=str(trained), spoil=True)
     metrics = evaluate(config)
     assert metrics["accuracy"] > 0.8
     assert metrics["triage"]["evaluated"]["reasons"]["no_cells"] == 0

@@ -42,8 +42,8 @@ from bcd_ray.model.bundle import load_bundle
 from bcd_ray.model.network import softmax
 from bcd_ray.model.quality import MEASURES
 from bcd_ray.model.triage import REASONS
+from bcd_ray.scoring import executing
 from bcd_ray.scoring.config import ScoreConfig
-from bcd_ray.scoring.executing import count_tasks
 from bcd_ray.scoring.job import Outcome, look, score
 
 MAX_IMAGE_BYTES, MAX_PIXELS = 300_000, 1_000_000
@@ -503,9 +503,9 @@ def test_many_small_shards_share_tasks_and_each_has_its_rows(nightly: ScoreConfi
     for number in range(shards):
         (archive / f"{number:02d}.tar").write_bytes(tar_of([("1.jpg", b"" if number == 20 else jpeg(number))]))
     units = Ledger(nightly.output).plan(list(storage.list_objects(str(archive))), {}).units
-    assert count_tasks(units, actors=1) < len(units) == shards
-    assert count_tasks(units, actors=100) == shards
-    assert 1 < count_tasks(units, actors=1, on_gpu=True) < count_tasks(units, actors=1)
+    assert executing.count_tasks(units, actors=1) < len(units) == shards
+    assert executing.count_tasks(units, actors=100) == shards
+    assert 1 < executing.count_tasks(units, actors=1, on_gpu=True) < executing.count_tasks(units, actors=1)
     manifest = score(nightly).manifest
     assert manifest is not None
     assert manifest["statuses"] == {"scored": shards - 1, "empty_file": 1}
@@ -527,6 +527,7 @@ def test_a_large_shard_is_scored_in_parts_and_published_as_one(
     for large in (1 << 30, 1 << 12):
         monkeypatch.setattr(dividing, "LARGE_BYTES", large)
         monkeypatch.setattr(dividing, "PART_BYTES", large)
+        monkeypatch.setattr(executing, "ray_runs", lambda large=large: large == 1 << 12)  # whole in this process
         config = replace(nightly, output=f"{nightly.output}-{large}")
         assert look(config).shards == 2
         assert (len(look(config).units) > 8) == (large == 1 << 12)
