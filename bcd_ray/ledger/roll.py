@@ -9,6 +9,7 @@ from typing import NamedTuple
 from bcd_ray import storage
 from bcd_ray.ledger.manifests import Manifest
 
+FIRST_MANIFEST_VERSION = 5  # of the runs that are entered
 _FOLDER = ("manifests", "published")
 _NAME = re.compile(r"(\d{8,})-([0-9a-f]{16})-([0-9a-f]{64})")
 

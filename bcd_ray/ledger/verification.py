@@ -92,6 +92,12 @@ def _breaks(manifests: list[Manifest], entries: list[roll.Entry]) -> Iterator[st
                 told.add(run_id)
                 yield f"run {run_id}: its manifest is not the one that run {after} came after: restore it from a copy"
     numbers_of = {each.run_id: each.number for each in entries}
+    # The last may have died before it was entered.
+    for manifest in sorted(manifests, key=lambda each: each.content["run_number"])[:-1]:
+        run_id, version = manifest.content["run_id"], manifest.content.get("manifest_version")
+        kept = isinstance(version, int) and version >= roll.FIRST_MANIFEST_VERSION
+        if kept and run_id not in numbers_of:
+            yield f"run {run_id}: manifests/published/ does not name it: run the scoring command again, which enters it"
     known = {(each.run_id, each.sha256) for each in entries}  # of a run that was recovered, two
     for run_id in numbers_of.keys() - told:
         if run_id not in digests:
