@@ -6,6 +6,7 @@ command line's help.
 
 import math
 import re
+from typing import Any
 
 from bcd_ray import uris
 from bcd_ray.errors import ConfigError
@@ -14,6 +15,16 @@ from bcd_ray.errors import ConfigError
 def normalize(config: object, *names: str) -> None:
     for name in names:
         object.__setattr__(config, name, uris.normalize(getattr(config, name)))
+
+
+def outside(config: Any, *names: str) -> None:
+    """ConfigError where `output` lies inside what is read: the next run would read what this one writes."""
+    output = f"{uris.real(config.output)}/"
+    for name in names:
+        given = getattr(config, name)
+        for uri in (given,) if isinstance(given, str) else given:
+            if output.startswith(f"{uris.real(uri)}/"):
+                raise ConfigError(f"--output {config.output} lies inside --{name} {uri}: choose another folder")
 
 
 def at_least(config: object, least: int, *names: str) -> None:

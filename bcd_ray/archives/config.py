@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from bcd_ray.config import at_least, normalize
+from bcd_ray.config import at_least, normalize, outside
 
 
 @dataclass(frozen=True)
@@ -24,5 +24,6 @@ class PackConfig:
 
     def __post_init__(self) -> None:
         normalize(self, "input", "output")
+        outside(self, "input")
         at_least(self, 1, "images_per_shard")
         at_least(self, 0, "max_left_out")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 
 from bcd_ray import uris
-from bcd_ray.config import at_least, normalize
+from bcd_ray.config import at_least, normalize, outside
 from bcd_ray.errors import ConfigError
 from bcd_ray.learning.config import FitOptions, Protocol
 
@@ -95,5 +95,6 @@ class ExplainConfig:
             raise ConfigError("give either --scores, for rows sent to review, or --input, for images")
         object.__setattr__(self, "input", tuple(uris.normalize(uri) for uri in self.input))
         normalize(self, "model", "output", *(["scores"] if self.scores else []))
+        outside(self, "input")
         at_least(self, 1, "limit")
         at_least(self, 0, "max_left_out")

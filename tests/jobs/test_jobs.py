@@ -513,6 +513,8 @@ MISTAKES: list[tuple[str, dict[str, Option], str]] = [
     ("score", {"--max-pixels": "0"}, r"--max-pixels must be at least 1"),
     ("train", {"--data": "/no/such/folder"}, r"--data: nothing found at /no/such/folder: check the path"),
     ("train", {"--data": one_class}, r"fewer than two classes.*: it needs a folder per class, such as Benign"),
+    ("explain", {"--output": inside}, r"--output .*/scores lies inside --input .*choose another folder"),
+    ("pack", {"--output": inside}, r"--output .*/scores lies inside --input .*choose another folder"),
     ("train", {"--output": below_a_file}, r"cannot write to the output"),
     ("train", {"--output": lambda places: places.bundle}, r"holds results already: choose another folder"),
     ("score", {"--max-decode-seconds": "nan"}, r"--max-decode-seconds must be at least 1, and finite"),
@@ -559,6 +561,7 @@ def test_a_mistake_ends_with_code_2_and_one_line_that_says_what_to_do(
         "train": {"--data": str(small_archive), "--output": str(tmp_path / "output")},
         "evaluate": {"--model": str(bundle), "--data": str(small_archive), "--output": str(tmp_path / "output")},
         "pack": {"--input": str(small_archive), "--output": str(tmp_path / "output")},
+        "explain": {"--model": str(bundle), "--input": str(small_archive), "--output": str(tmp_path / "output")},
     }
     options = good[job] | mistake
     given = {name: value if isinstance(value, str) else str(value(places)) for name, value in options.items()}
