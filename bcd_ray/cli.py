@@ -20,6 +20,7 @@ from bcd_ray.errors import (
     EXIT_CONFIG,
     EXIT_DEADLINE,
     EXIT_FAILED,
+    EXIT_HUNG_UP,
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
     BcdRayError,
@@ -31,6 +32,7 @@ _TIDY_UP_S, _LAST_WORDS_S = 7.0, 2.0  # after a signal; systemd and Kubernetes k
 _SIGNALS = {
     signal.SIGTERM: ("terminated by SIGTERM", EXIT_TERMINATED),
     signal.SIGINT: ("interrupted", EXIT_INTERRUPTED),
+    signal.SIGHUP: ("its terminal was closed (nohup lets a job go on)", EXIT_HUNG_UP),
     signal.SIGALRM: ("given up after the deadline, with work under way", EXIT_DEADLINE),  # a job's own timer
 }
 _ROOM, _FILES = (
@@ -171,12 +173,15 @@ def _hear_signals(at_end: Callable[[int, str], None]) -> list[int]:
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
     threading.Thread(target=give_up, daemon=True).start()
     for each in _SIGNALS:
-        signal.signal(each, interrupt)
+        if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN:  # by nohup
+            signal.signal(each, interrupt)
     return received
 
 
 def _hear_no_more() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGALRM, signal.SIG_IGN)  # a timer that is left ends nothing
     os.close(signal.set_wakeup_fd(-1))

@@ -21,6 +21,7 @@ EXIT_DEADLINE = 4  # nothing is published; the next run goes on
 EXIT_MISSED = 5
 EXIT_HELD = 6
 EXIT_ALARM = 7  # published, but a limit on what was found is passed
+EXIT_HUNG_UP = 129  # by a terminal that closed; the same command goes on
 EXIT_INTERRUPTED = 130  # by Ctrl-C; the same command goes on
 EXIT_TERMINATED = 143  # by SIGTERM; the same command goes on
 

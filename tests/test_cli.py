@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bcd_ray.cli import add_up
-from bcd_ray.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
+from bcd_ray.errors import EXIT_HUNG_UP, EXIT_INTERRUPTED, EXIT_TERMINATED
 from bcd_ray.evaluation.config import EvaluateConfig
 from bcd_ray.scoring.config import ScoreConfig
 
@@ -107,7 +107,11 @@ def test_words_that_are_no_utf_8_are_shown() -> None:
 
 @pytest.mark.parametrize(
     ("number", "code", "words"),
-    [(signal.SIGTERM, EXIT_TERMINATED, "terminated by SIGTERM"), (signal.SIGINT, EXIT_INTERRUPTED, "interrupted")],
+    [
+        (signal.SIGTERM, EXIT_TERMINATED, "terminated by SIGTERM"),
+        (signal.SIGINT, EXIT_INTERRUPTED, "interrupted"),
+        (signal.SIGHUP, EXIT_HUNG_UP, "its terminal was closed (nohup lets a job go on)"),
+    ],
 )
 def test_a_signal_ends_the_job_with_its_code_and_a_line(number: signal.Signals, code: int, words: str) -> None:
     with start("--wait", stderr=subprocess.PIPE, stdout=subprocess.PIPE) as job:
@@ -118,6 +122,20 @@ def test_a_signal_ends_the_job_with_its_code_and_a_line(number: signal.Signals, 
     assert job.returncode == code == 128 + number
     # What was being written when the signal came may be there twice.
     assert said.decode().removeprefix("waiting\n") == f"error: {words}; the same command goes on where it was\n"
+
+
+def test_nohup_lets_a_job_go_on() -> None:
+    kept = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the job inherits
+    try:
+        job = start("--wait", stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGHUP, kept)
+    with job:
+        assert job.stderr
+        assert job.stderr.readline() == b"waiting\n"
+        job.send_signal(signal.SIGHUP)
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(60) == EXIT_TERMINATED
 
 
 _STALLS = """

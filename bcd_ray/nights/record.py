@@ -45,8 +45,8 @@ class Record:
     """From then to the end."""
     exit_code: int = 0
     """0 done, or nothing new; 1 failed; 2 configuration; 3 published, with images that are not scored; 4 stopped at the
-    deadline; 5 what was expected is not there; 6 another run holds the output; 7 published, and a limit is passed; 130
-    and 143 ended by Ctrl-C or SIGTERM."""
+    deadline; 5 what was expected is not there; 6 another run holds the output; 7 published, and a limit is passed; 129,
+    130 and 143 ended by a terminal that closed, Ctrl-C or SIGTERM."""
     reason: str = ""
     """Why the exit code is that, in words."""
     run_id: str | None = None
