@@ -58,8 +58,9 @@ class Said:
         found: dict[str, Counter[str]] = {}
         if unscored(self._manifest["statuses"]):
             uri = storage.join(self._output, "predictions", f"{self._manifest['run_id']}.parquet")
-            rows = parquet.read(uri, _REMEDY, ["shard_uri", "status"])
-            rows = rows.filter(pc.not_equal(rows["status"], "scored"))
-            for shard, status in zip(rows["shard_uri"].to_pylist(), rows["status"].to_pylist(), strict=True):
-                found.setdefault(shard, Counter())[status] += 1
+            (listed,) = storage.list_objects(uri)
+            for chunk in parquet.chunks(listed, _REMEDY, ["shard_uri", "status"]):
+                rows = chunk.filter(pc.not_equal(chunk["status"], "scored"))
+                for shard, status in zip(rows["shard_uri"].to_pylist(), rows["status"].to_pylist(), strict=True):
+                    found.setdefault(shard, Counter())[status] += 1
         return found
