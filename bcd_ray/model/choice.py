@@ -92,7 +92,7 @@ def open_on_cpus(model: Model, threads: int, few: bool = False) -> Engine:
     With `few` it is for an image now and then, not for many at a time.
     """
     if model.representation != "field":
-        return _open_cells_engine("openvino", model, threads)
+        return _open_cells_engine("openvino", model, threads, few)
     engine = OpenVinoEngine(model.tensors, model.preprocessing, threads, 1 if few else BATCH)
     return WhitenedEngine(engine) if model.white else engine
 
@@ -104,9 +104,9 @@ def open_quantized(int8: Int8Graph, model: Model, threads: int) -> Engine:
     return CellsEngine({**model.tensors, **int8.head}, model.preprocessing, open_int8_stages(int8.graphs, threads))
 
 
-def _open_cells_engine(name: EngineName, model: Model, threads: int) -> Engine:
+def _open_cells_engine(name: EngineName, model: Model, threads: int, few: bool = False) -> Engine:
     if name == "openvino":
-        return CellsEngine(model.tensors, model.preprocessing, open_stages(threads))
+        return CellsEngine(model.tensors, model.preprocessing, open_stages(threads, few))
     from bcd_ray.model.engines.torch import TorchStages
 
     device = "cuda" if name == "torch-cuda" else "cpu"

@@ -22,7 +22,8 @@ def test_stages_are_those_of_torch(name: str, size: int) -> None:
     found = [find_cells(draw_smear(number % 4, number)) for number in range(3)]
     images = [crop for cells in found for crop in cells.crops()] if size == CROP else [c.grey[..., None] for c in found]
     expected = TorchStages(tensors, backbone)(images)
-    (means,) = Requests(openvino_stages(tensors, Part("crops", backbone, size, batch=4)), threads=1).run(images)
+    part = Part("crops", backbone, size, batch=4, of_one=1)
+    (means,) = Requests(openvino_stages(tensors, part), threads=1).run(images)
     assert means.shape == expected.shape == (len(images), sum(backbone.widths))
     assert np.abs(means - expected).max() < 1e-3 * np.abs(expected).max()
     assert (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bcd_ray.archives.images import Decoded, Limits, Pixels, decode
 from bcd_ray.learning.synthetic import draw_smear
-from bcd_ray.model.cells import CROP, MOST, find_cells
+from bcd_ray.model.cells import CROP, MOST, find_cells, whitened
 
 REAL_IMAGES = Path(__file__).parents[3] / "shared" / "data" / "taleqani-all"
 PALE, PINK, PURPLE = (238, 238, 232), (214, 186, 198), (120, 70, 165)
@@ -78,6 +78,19 @@ def test_the_background_becomes_one_white() -> None:
     for lamp in ((0.9, 1.0, 0.8), (0.7, 0.7, 0.75)):
         dimmed = find_cells((plain * np.array(lamp)).astype(np.uint8)).grey
         assert abs(np.percentile(dimmed, 90) - np.percentile(find_cells(plain).grey, 90)) < 4
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.floats(0, 60), st.integers(0, 255))
+def test_the_background_is_the_median_of_the_quarter_that_is_lightest_in_green(
+    seed: int, spread: float, level: int
+) -> None:
+    random = np.random.default_rng(seed)
+    pixels = np.clip(random.normal(level, spread, (224, 224, 3)), 0, 255).astype(np.uint8)
+    half = np.asarray(cv2.resize(pixels, (112, 112), interpolation=cv2.INTER_AREA))
+    light = half[half[..., 1] >= np.percentile(half[..., 1], 75)]
+    scale = 240 / np.maximum(np.median(light, axis=0), 1)
+    np.testing.assert_array_equal(whitened(pixels), np.minimum(pixels * scale, 255).astype(np.uint8))
 
 
 @settings(deadline=None, max_examples=50)

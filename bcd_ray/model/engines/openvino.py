@@ -100,10 +100,12 @@ def openvino_backbone(tensors: Tensors, preprocessing: Mapping[str, Any], batch:
     return openvino.Model([flat], [images], "smear_classifier")
 
 
-def open_stages(threads: int) -> OpenStages:
-    """How `CellsEngine` gets its backbones on `threads` cores."""
+def open_stages(threads: int, few: bool = False) -> OpenStages:
+    """How `CellsEngine` gets its backbones on `threads` cores; with `few` for a field now and then."""
 
-    return lambda tensors, part: _run(openvino_stages(tensors, part), threads)
+    return lambda tensors, part: _run(
+        openvino_stages(tensors, part._replace(batch=part.of_one) if few else part), threads
+    )
 
 
 def open_int8_stages(graphs: Mapping[str, tuple[bytes, bytes]], threads: int) -> OpenStages:
@@ -123,7 +125,7 @@ def openvino_stages(tensors: Tensors, part: Part) -> Any:
     import openvino
     from openvino import opset13 as ops
 
-    _, backbone, size, batch = part
+    _, backbone, size, batch, _ = part
     images, means = ops.parameter([batch, size, size, 1], np.uint8, name="images"), list[Any]()
     how = backbone.preprocessing["padding"]
     grey = {name: backbone.preprocessing[name][:1] for name in ("mean", "std")}  # of the three colours the same
