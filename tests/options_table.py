@@ -4,8 +4,11 @@ Every row is a way to train, every column a protocol: five folds of images by ch
 each sitting left out in turn. Nothing is chosen here: all options are tried as they come.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -48,6 +51,8 @@ class Table:
     """Repetitions, each with folds and fits of its own; of --unfreeze one, which takes an hour."""
     rows: tuple[str, ...] = tuple(OPTIONS)
     """Of the table."""
+    protocols: tuple[Protocol, ...] = PROTOCOLS
+    """The columns."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +78,17 @@ def load(table: Table, options: FitOptions, unfrozen: int) -> Images:
 def predict(images: Images, folds: Sequence[Fold], config: FitConfig) -> Any:
     """Probabilities (n, 4), NaN where no fold tests an image."""
     found = np.full((len(images.layout.labels), 4), np.nan)
-    for fold in folds:
+
+    def predict_fold(fold: Fold) -> None:
         views, train = images.views, images.layout.of(fold.train)
         if images.unfrozen:
             unfreezer = Unfreezer(images.model, images.unfrozen, views, images.layout.labels, config)
             views = unfreezer.without(fold.train)
         head = fit(views[:, fold.train], train.labels, config, train.groups)
         found[fold.test] = softmax(head.logits(views[0, fold.test]))
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if images.unfrozen else 1) as pool:
+        list(pool.map(predict_fold, folds))
     return found
 
 
@@ -97,7 +106,7 @@ def row(table: Table, name: str) -> Iterator[str]:
     images = load(table, options, unfrozen)
     layout, seeds = images.layout, range(1 if unfrozen else table.seeds)
     yield f"`{name}`"
-    for protocol in PROTOCOLS:
+    for protocol in table.protocols:
         rules, folds = Rules(protocol, options.block, options.embargo), 0 if protocol == "grouped" else 5
         of_seeds = [cross_validate(layout, rules, folds, options.test_fraction, seed) for seed in seeds]
         runs = [
@@ -117,7 +126,11 @@ def row(table: Table, name: str) -> Iterator[str]:
 
 def main(table: Table) -> None:
     """Print the rows as they are found."""
-    heading = ["option", "`random`", "`blocked`", "sitting left out: right class", "told apart", "seeds"]
+    columns = [
+        ["sitting left out: right class", "told apart"] if each == "grouped" else [f"`{each}`"]
+        for each in table.protocols
+    ]
+    heading = ["option", *chain.from_iterable(columns), "seeds"]
     for line in (heading, ["---"] * len(heading), *(row(table, name) for name in table.rows)):
         print(f"| {' | '.join(line)} |", flush=True)
 

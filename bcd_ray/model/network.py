@@ -10,9 +10,9 @@ NETWORK_VERSION = 1  # raise it when the same tensors would give other embedding
 Tensors = Mapping[str, npt.NDArray[np.float32]]
 
 
-def folded(tensors: Tensors, convolution: str, norm: str, epsilon: float = 1e-5) -> tuple[Any, Any]:
-    """Weight and bias of a convolution with the BatchNorm after it folded in."""
-    scale = tensors[f"{norm}.weight"] / np.sqrt(tensors[f"{norm}.running_var"] + epsilon)
+def folded(tensors: Mapping[str, Any], convolution: str, norm: str, epsilon: float = 1e-5) -> tuple[Any, Any]:
+    """Weight and bias of a convolution with the BatchNorm after it folded in; of torch with gradients too."""
+    scale = tensors[f"{norm}.weight"] / (tensors[f"{norm}.running_var"] + epsilon) ** 0.5
     weight = tensors[f"{convolution}.weight"] * scale[:, None, None, None]
     return weight, tensors[f"{norm}.bias"] - tensors[f"{norm}.running_mean"] * scale
 

@@ -16,10 +16,9 @@ from bcd_ray.errors import ConfigError
 from bcd_ray.labels import CLASSES
 from bcd_ray.model.backbones import BACKBONES, Backbone, field_backbone, padding
 from bcd_ray.model.engines.base import Outputs
-from bcd_ray.model.network import Tensors
+from bcd_ray.model.network import Tensors, folded
 
 _AT_A_TIME = 64  # images
-_OF_A_NORM = ("running_mean", "running_var", "weight", "bias")
 
 
 class Walked:
@@ -46,15 +45,11 @@ class Walked:
     def _convolve(
         self, value: torch.Tensor, convolution: str, norm: str, stride: int = 1, clamp: bool = True
     ) -> torch.Tensor:
-        weight = self._tensors[f"{convolution}.weight"]
+        weight, bias = folded(self._tensors, convolution, norm, self._backbone.epsilon)
         before, after = padding(weight.shape[-1], stride, self._how)
-        if before == after:
-            value = functional.conv2d(value, weight, None, stride, before, 1, value.shape[1] // weight.shape[1])
-        else:
-            value = functional.pad(value, (before, after, before, after))
-            value = functional.conv2d(value, weight, None, stride, 0, 1, value.shape[1] // weight.shape[1])
-        mean, variance, scale, shift = (self._tensors[f"{norm}.{each}"] for each in _OF_A_NORM)
-        value = functional.batch_norm(value, mean, variance, scale, shift, eps=self._backbone.epsilon)
+        if before != after:
+            value, before = functional.pad(value, (before, after, before, after)), 0
+        value = functional.conv2d(value, weight, bias, stride, before, 1, value.shape[1] // weight.shape[1])
         return functional.relu6(value) if clamp else value
 
 
