@@ -214,11 +214,14 @@ def ray_cluster(weed: object) -> Iterator[None]:
         patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
         import ray
 
-        # The server of the dashboard, also without one, asks three clouds whether it is theirs.
+        from bcd_ray import own_ray
+
+        # The server of the dashboard, also without one, asks three clouds whether it is theirs: of other Rays too.
         patch.setattr("ray._private.services.start_api_server", lambda *_, **__: (None, None))
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-        yield
-        ray.shutdown()
+        with own_ray.environment():  # as jobs start theirs: a busy machine is waited for
+            own_ray.start(num_cpus=2, log_to_driver=False, logging_level="error")
+            yield
+            ray.shutdown()
 
 
 @pytest.fixture(scope="session")
