@@ -126,7 +126,7 @@ def entries_of(path: str) -> list[str]:
     lower = path.lower()
     try:
         if lower.endswith((".parquet", ".pq")):
-            found = parquet.table_of(data, [_COLUMN])[_COLUMN].to_pylist()
+            found = parquet.table_of(data, [_COLUMN])[_COLUMN].cast(pa.string()).to_pylist()
         elif lower.endswith(".csv"):
             found = [row[_COLUMN] for row in csv.DictReader(io.StringIO(data.decode("utf-8-sig")))]
         else:

@@ -211,4 +211,6 @@ def _translated(uri: str) -> Iterator[None]:
     except IsADirectoryError as error:
         raise NotFoundError(f"no file at {uri}, but a folder: check the path") from error
     except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # nothing can be there
+            raise NotFoundError(f"nothing found at {uri} ({error.strerror}): check the path") from error
         raise StorageError(f"{uri}: {error.strerror or error}") from error

@@ -55,17 +55,28 @@ def test_a_list_names_files_folders_and_what_is_gone(tmp_path: Path, archive: Pa
     [
         ("l.csv", "path\n/a\n", ConfigError, "needs a column `uri`"),
         ("l.parquet", "no table", ConfigError, "needs a column `uri`"),
+        ("l.parquet", pa.table({"uri": [["/a"]]}), ConfigError, "needs a column `uri`"),
         ("l.txt", "\n \n", NoInputError, "names nothing"),
         ("l.txt", "/no/such/folder\n", NoInputError, "nothing found at /no/such/folder"),
         ("l.txt", "gs://lab/x\n", ConfigError, "only local paths and s3"),
     ],
 )
 def test_a_list_that_cannot_be_used_is_told(
-    tmp_path: Path, name: str, content: str, error: type[Exception], words: str
+    tmp_path: Path, name: str, content: str | pa.Table, error: type[Exception], words: str
 ) -> None:
-    (tmp_path / name).write_text(content)
+    if isinstance(content, str):
+        (tmp_path / name).write_text(content)
+    else:
+        pq.write_table(content, tmp_path / name)
     with pytest.raises(error, match=words):
         listed(tmp_path / name)
+
+
+def test_a_name_that_no_file_can_have_is_one_that_is_gone(tmp_path: Path, archive: Path) -> None:
+    (archive / "loop.jpg").symlink_to("loop.jpg")
+    long = f"{'x' * 300}.jpg"
+    (tmp_path / "l.txt").write_text(f"{archive}/{long}\n{archive}/loop.jpg\n{archive}/a.jpg\n")
+    assert [name for name, etag in listed(tmp_path / "l.txt").items() if etag == "missing"] == ["loop.jpg", long]
 
 
 def test_a_list_that_is_not_there_is_no_input(tmp_path: Path) -> None:
