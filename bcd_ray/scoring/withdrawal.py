@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,10 +59,14 @@ class _Found:
     images: set[str] = field(default_factory=set)  # ids by place: all that was ever published under them
     unread: set[str] = field(default_factory=set)  # of these, those whose content nobody knows
 
+    @cached_property
+    def _named(self) -> tuple[pa.Array, pa.Array]:
+        return pa.array(self.images, pa.string()), pa.array(self.contents, pa.string())
+
     def among(self, rows: pa.Table) -> pa.ChunkedArray:
-        """Which of the rows are theirs, and still say something."""
-        of_image = pc.is_in(rows["image_id"], pa.array(self.images, pa.string()))
-        of_content = pc.is_in(rows["image_sha256"], pa.array(self.contents, pa.string()))
+        """Which of the rows are theirs, and still say something; to be asked once all are found."""
+        images, contents = self._named
+        of_image, of_content = pc.is_in(rows["image_id"], images), pc.is_in(rows["image_sha256"], contents)
         return pc.and_(pc.or_(of_image, of_content), pc.not_equal(rows["status"], WITHDRAWN))
 
 
