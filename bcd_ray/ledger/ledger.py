@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 
 from bcd_ray import storage
 from bcd_ray.errors import JobError, NotFoundError
-from bcd_ray.ledger import roll, schema
+from bcd_ray.ledger import roll, roots, schema
 from bcd_ray.ledger.dividing import Joined
 from bcd_ray.ledger.equal import Equals
 from bcd_ray.ledger.features import EMBEDDING, FEATURES, FEATURES_OF, features_of
@@ -258,7 +258,10 @@ class Ledger:
 
     def state(self) -> State:
         """What all published runs say."""
-        return State(self.output, equal=Equals.known(self.output))
+        state = State(self.output, equal=Equals.known(self.output))
+        if state.roots:
+            state.roots |= roots.kept(self.output)
+        return state
 
     def _reconciled(self, plan: Plan, sources: Sources, joined: Joined, keeper: str | None) -> Iterator[pa.Table]:
         """The shards of the units in the plan's order, some thousand at a time, with what their rows say of each.

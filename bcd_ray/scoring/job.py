@@ -9,7 +9,7 @@ from bcd_ray import storage
 from bcd_ray.archives.images import DECODER_VERSION
 from bcd_ray.archives.suffixes import unexpected
 from bcd_ray.errors import ConfigError
-from bcd_ray.ledger import schema, unchanged
+from bcd_ray.ledger import roots, schema, unchanged
 from bcd_ray.ledger.expiry import expire
 from bcd_ray.ledger.features import identity_of
 from bcd_ray.ledger.held import Held, hold_against
@@ -147,6 +147,8 @@ def _plan(
 ) -> tuple[Held, Plan]:
     """What is to be done of the shards; those that only look changed are found out, and keep their rows."""
     refuse_other_names(listed, state.below, state.roots)
+    if not config.dry_run:
+        roots.keep(state.output, dict(listed.roots.items() - state.roots.items()))
     identified = identity_digest(identity)
     held = hold_against(state, listed, identified, config.compare_digests)
     found = unchanged.compare(state, held.waiting, identified, config.limits, config.compare_digests)

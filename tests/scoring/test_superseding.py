@@ -98,6 +98,8 @@ def test_below_a_named_root_an_archive_that_moved_is_the_same_one(
     moved = replace(config, input=(str(after),), root=(f"lab={after}",))
     assert score(moved).manifest is None
     assert "2 shards were compared and are equal" in capfd.readouterr().err
+    with pytest.raises(ConfigError, match=rf"{after} are published below the root lab: give --root lab={after}"):
+        score(replace(moved, root=()))
     (after / "deep" / "loose.jpg").write_bytes(jpeg(31))
     assert score(moved).manifest
     now = read.current(nightly.output, ["image_id", "shard_uri"])
