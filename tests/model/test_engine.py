@@ -118,9 +118,9 @@ def test_real_smears_give_what_torch_gives(engine: OpenVinoEngine, reference: Ca
     paths = [path for folder in sorted(REAL_IMAGES.glob("*/")) for path in sorted(folder.glob("*.jpg"))[:10]]
     if len(paths) < 40:
         pytest.skip("the real images are not here")
-    decoded = [decode(path.read_bytes(), Limits()) for path in paths[:100]]
+    decoded = [decode(path.read_bytes(), Limits()) for path in paths]
     images = np.stack([image.pixels for image in decoded if isinstance(image, Decoded)])
-    assert len(images) == 100
+    assert len(images) == 40
     assert_same(engine.infer(list(images)), reference(images))
 
 
