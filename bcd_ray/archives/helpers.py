@@ -81,6 +81,9 @@ def start(command: Sequence[str], argument: str) -> Helper:
 
 def begin(memory: int) -> IO[bytes]:
     """In a helper: bound its memory, in bytes, and return where its answers go; what a library prints is none."""
+    for bound in (signal.SIGPROF, signal.SIGALRM):  # whoever started the job may ignore them, which programs inherit
+        signal.signal(bound, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(1), "wb")

@@ -1,6 +1,7 @@
 """An image costs itself only, whatever it does to the process that decodes it: helpers die of stand-ins here."""
 
 import io
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -81,6 +82,17 @@ def test_what_hangs_or_kills_costs_itself_only(mark: bytes, status: str) -> None
     assert isinstance(before, Decoded)
     assert isinstance(after, Decoded)
     assert isinstance(decode(drawn(), QUICK), Decoded)
+
+
+@pytest.mark.parametrize(("mark", "ignored"), [(b"spin", signal.SIGPROF), (b"sleep", signal.SIGALRM)])
+def test_what_hangs_is_given_up_also_where_a_job_is_to_ignore_the_signal(mark: bytes, ignored: signal.Signals) -> None:
+    before = signal.signal(ignored, signal.SIG_IGN)
+    try:
+        found = decode(drawn(mark=mark), QUICK)
+    finally:
+        signal.signal(ignored, before)
+    assert isinstance(found, Rejected)
+    assert found.status == "timed_out"
 
 
 def test_an_image_that_needs_more_than_its_share_is_tried_alone_with_all() -> None:
