@@ -12,6 +12,7 @@ from threading import Event, Thread
 from bcd_ray.progress import say, say_through
 
 _LOOK_EVERY_S, _SAID_EVERY_S = 5.0, 30.0
+_WAITED_FOR_S = 5.0  # at the end
 
 
 def be_heard() -> None:
@@ -39,7 +40,7 @@ def workers_heard() -> Iterator[None]:
         yield
     finally:
         over.set()
-        listener.join(_LOOK_EVERY_S)  # with a head that is gone it would wait
+        listener.join(_WAITED_FOR_S)  # with a head that is gone it would wait
 
 
 def _listen(key: str, over: Event) -> None:

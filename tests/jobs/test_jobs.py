@@ -416,10 +416,18 @@ def test_a_worker_that_fails(bundle: Path, small_archive: Path, tmp_path: Path, 
 
 
 def test_storage_that_fails(s3: str, in_process: Job, bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "closed").symlink_to(tmp_path / "closed")  # a loop: the system refuses to open it
-    ended = in_process("score", "--model", tmp_path / "closed", "--input", "i", "--output", tmp_path / "o")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model.sha256").symlink_to("/proc/self/mem")  # of which the system cannot read the first bytes
+    ended = in_process("score", "--model", tmp_path / "model", "--input", "i", "--output", tmp_path / "o")
     assert ended.code == EXIT_FAILED
-    assert str(tmp_path / "closed") in ended.error()
+    assert f"{tmp_path}/model/model.sha256: Input/output error" in ended.error()
+
+
+def test_a_path_that_leads_nowhere(in_process: Job, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    ended = in_process("score", "--model", tmp_path / "loop", "--input", "i", "--output", tmp_path / "o")
+    assert ended.code == EXIT_CONFIG
+    assert "Too many levels of symbolic links): check the path" in ended.error()
 
 
 @dataclass(frozen=True)
