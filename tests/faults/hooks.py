@@ -46,7 +46,7 @@ def install() -> None:
     botocore.config.Config.OPTION_DEFAULTS["read_timeout"] = READ_TIMEOUT_S
     sooner = f"import botocore.config; botocore.config.Config.OPTION_DEFAULTS['read_timeout'] = {READ_TIMEOUT_S}"
     parquets.COMMAND[-1] = f"{sooner}; {parquets.COMMAND[-1]}"
-    for name in ("create", "create_from_file", "write_bytes"):
+    for name in ("create", "create_from_file", "write_bytes", "write_from_file"):
         setattr(storage, name, _around(getattr(storage, name), _step_of))
     storage.delete = _around(storage.delete, lambda uri: f"un{_step_of(uri)}")
     storage.open_stream = _around(storage.open_stream, _read_of)
