@@ -46,6 +46,7 @@ class Entry:
     shard_uri: str
     shard_etag: str
     content: bytes | Rejected
+    sha256: str | None = None  # the `digest` of the content, where it was asked for
 
 
 def kind_of(name: str) -> Kind | None:

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,6 +20,7 @@ from bcd_ray.archives.images import Limits, Rejected
 from bcd_ray.archives.parts import Part
 from bcd_ray.archives.shards import Entry, given_up, read_shards
 from bcd_ray.ledger.seen import Seen
+from bcd_ray.scoring.copies import Copies
 from bcd_ray.storage import StoredObject
 
 ONE_BY_ONE = 3  # the attempt from which images are read and scored one after the other; the one before decodes apart
@@ -127,7 +129,7 @@ class _Unit:
 
 
 class _StartCounter:
-    """Of every unit: its starts, and what its processes died of."""
+    """Of every unit: its starts, and what its processes died of; and what all actors computed."""
 
     def __init__(self, deadline: float = math.inf) -> None:
         self._deadline = deadline
@@ -164,6 +166,14 @@ class _StartCounter:
     def known(self, name: str) -> bool:
         """Whether a unit was begun before."""
         return name in self._units
+
+    def exchange(self, *copies: Any) -> Any:
+        """As `Copies.exchange`; here, since an actor of its own would be a process of its own."""
+        return self._copies.exchange(*copies)
+
+    @cached_property
+    def _copies(self) -> Copies:
+        return Copies()
 
 
 def memory_kills() -> int:

@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from threading import Lock
 
 import numpy as np
@@ -11,7 +12,10 @@ import numpy.typing as npt
 # Some 5 kB each in a temporary file, 1.4 GB at most, and 150 bytes in memory.
 _MOST = 1 << 18
 _DIGEST_BYTES = 32
+_MOST_UNTOLD = 1 << 10  # 5 MB, of a unit that asks nothing
+_PART_BYTES = 80 << 10  # more than 100 kB in an argument go through Ray's object store, at twice the cost of a call
 _Floats = npt.NDArray[np.float32]
+_Found = tuple[list[str], _Floats]  # digests, and the numbers (n, d) of each
 
 
 class Copies:
@@ -47,6 +51,12 @@ class Copies:
                 if self._most:
                     self._add(key, record)
 
+    def exchange(self, wanted: Sequence[str], digests: Sequence[str], *numbers: _Floats) -> _Found:
+        """`add` some, their numbers in parts, and `find` those that are wanted, as far as they are known."""
+        self.add(digests, np.concatenate(numbers))
+        found = {digest: known for digest in wanted if (known := self.find(digest)) is not None}
+        return list(found), np.array(list(found.values()), np.float32)
+
     def _add(self, key: bytes, record: bytes) -> None:
         self._size, place = len(record), self._next  # of all the same
         try:
@@ -62,6 +72,32 @@ class Copies:
         self._keys[place] = _short(key)
         self._places[_short(key)] = place
         self._next = (place + 1) % self._most
+
+
+class SharedCopies(Copies):
+    """Those of an actor, which learns from the others', and they from it, many in one call."""
+
+    def __init__(self, exchange: Callable[..., _Found]) -> None:
+        """`exchange` is a `Copies.exchange`, of what all of them computed."""
+        super().__init__()
+        self._exchange, self._untold = exchange, deque[tuple[str, _Floats]](maxlen=_MOST_UNTOLD)
+
+    def add(self, digests: Sequence[str], numbers: _Floats) -> None:
+        """Keep the numbers (n, d) of n contents that were computed here, and tell the others when next asking them."""
+        super().add(digests, numbers)
+        with self._lock:
+            self._untold.extend(zip(digests, numbers, strict=True))
+
+    def ask(self, digests: Sequence[str]) -> None:
+        """Keep what others computed of these contents."""
+        unknown = [digest for digest in digests if self.find(digest) is None]
+        with self._lock:
+            untold = list(self._untold)
+            self._untold.clear()
+        if unknown or untold:
+            numbers = np.array([each for _, each in untold], np.float32)
+            parts = np.array_split(numbers, 1 + numbers.nbytes // _PART_BYTES)
+            super().add(*self._exchange(unknown, [digest for digest, _ in untold], *parts))
 
 
 def _short(key: bytes) -> int:

@@ -1,6 +1,7 @@
 """What an actor does: read, decode, compute and decide the images of a unit, and write its rows."""
 
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -29,13 +30,14 @@ from bcd_ray.model.triage import Counts
 from bcd_ray.runtime import library_versions
 from bcd_ray.scoring.access import check_access
 from bcd_ray.scoring.attempts import FIRST, Entries, Start, memory_kills, nobody
-from bcd_ray.scoring.copies import Copies
+from bcd_ray.scoring.copies import Copies, SharedCopies
 from bcd_ray.scoring.decided import decided
 from bcd_ray.storage import take_retries
 from bcd_ray.threads import EngineThreads, Turns, in_chunks, keep_blas_to_its_thread
 
 _NOT_FINITE = "the network gave numbers that are not finite: look at the model, and at the machine or GPU"
 _CHUNKS_DECIDED = 32  # at a time, some 500 images: one decision for each chunk would cost an image 1 % of its time
+_ASKED = 128  # images at a time that other actors are asked for: a call costs some 4 core milliseconds
 _CHUNK_BYTES = 16 << 20  # 8 JPEGs of 5 megapixels; a TIFF of 20 MB goes alone
 # Where the logits, quality and embedding of an image begin, behind width, height, compression and cells.
 _PARTS = np.cumsum([4, len(CLASSES), len(MEASURES) - 1])
@@ -104,7 +106,7 @@ class UnitScorer:
             rows, pixels = [row for row, _ in described], [each for _, each in described if each is not None]
             return rows, self._with_copies(rows, self._compute(pixels) if pixels else None)
 
-        chunks = in_chunks(entries, 1 if entries.one_by_one else self._engine.chunk, _bytes_in, _CHUNK_BYTES)
+        chunks = self._chunks(entries)
         scored = (
             map(score_chunk, chunks)
             if entries.one_by_one
@@ -114,6 +116,23 @@ class UnitScorer:
             entries.scored()
             rows, computed = (list(chain.from_iterable(each)) for each in zip(*some, strict=True))
             yield _table(rows, computed, self._bundle, self._keep)
+
+    def _chunks(self, entries: Entries) -> Iterator[list[Entry]]:
+        """Lists of entries that are scored together; what other actors computed is asked for more at a time."""
+        copies, most = self._copies, 1 if entries.one_by_one else self._engine.chunk
+        if entries.one_by_one or not isinstance(copies, SharedCopies):
+            return in_chunks(entries, most, _bytes_in, _CHUNK_BYTES)
+
+        def ask(group: list[Entry]) -> Iterator[list[Entry]]:
+            named = [
+                each if isinstance(each.content, Rejected) else replace(each, sha256=digest(each.content))
+                for each in group
+            ]
+            copies.ask([each.sha256 for each in named if each.sha256])
+            return in_chunks(named, most, _bytes_in, _CHUNK_BYTES)
+
+        groups = in_chunks(entries, max(_ASKED, most), _bytes_in, _CHUNK_BYTES)
+        return chain.from_iterable(map(ask, groups))  # which hold no group while the next is read
 
     def _compute(self, pixels: list[Pixels]) -> _Computed:
         embeddings, logits, quality, cells = self._engine.infer(pixels)
@@ -147,15 +166,27 @@ class ScoringActor(UnitScorer):
     """Ray Data actor of a `UnitScorer`."""
 
     def __init__(
-        self, bundle_ref: Any, folders: list[str], handed: Handed, engine: EngineName, ledger: Ledger, *others: Any
+        self,
+        bundle_ref: Any,
+        folders: list[str],
+        handed: Handed,
+        share: bool,
+        engine: EngineName,
+        ledger: Ledger,
+        *others: Any,
     ) -> None:
-        """`bundle_ref` refers to a `Bundle`: the arguments themselves are printed by Ray Data, tensors in 2.4 s."""
+        """`bundle_ref` refers to a `Bundle`: the arguments themselves are printed by Ray Data, tensors in 2.4 s.
+
+        Actors that `share` compute no content that another has computed.
+        """
         import ray
 
         be_heard()
         check_access(folders, ledger.output)
         super().__init__(ray.get(bundle_ref), engine, ledger, *others)
         self._handed = handed
+        if share:
+            self._copies = SharedCopies(lambda *copies: ray.get(self._starts.exchange.remote(*copies)))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         import ray
@@ -186,7 +217,7 @@ def _bytes_in(entry: Entry) -> int:
 def _describe(
     decode_one: Decoder, limits: Limits, entry: Entry, withdrawn: Collection[str], copies: Copies
 ) -> "tuple[_Row, Pixels | None]":
-    sha256 = None if isinstance(entry.content, Rejected) else digest(entry.content)
+    sha256 = None if isinstance(entry.content, Rejected) else entry.sha256 or digest(entry.content)
     if withdrawn and (sha256 in withdrawn or entry.image_id in withdrawn):
         return _Row(entry, None, Rejected(schema.WITHDRAWN, "")), None
     if isinstance(entry.content, Rejected):

@@ -1,11 +1,14 @@
 """Images of one content are computed once, and each has the row that it would have alone."""
 
 import io
+import shutil
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.dataset as ds
 import pytest
 from PIL import Image
 
@@ -15,9 +18,13 @@ from bcd_ray.learning.synthetic import draw_smear
 from bcd_ray.ledger.ledger import Ledger
 from bcd_ray.model.bundle import Bundle, pretrained
 from bcd_ray.model.triage import Triage
+from bcd_ray.runtime import ActorPool
+from bcd_ray.scoring import executing
 from bcd_ray.scoring.attempts import Entries
-from bcd_ray.scoring.copies import Copies
-from bcd_ray.scoring.worker import UnitScorer
+from bcd_ray.scoring.config import ScoreConfig
+from bcd_ray.scoring.copies import Copies, SharedCopies
+from bcd_ray.scoring.job import score
+from bcd_ray.scoring.worker import ScoringActor, UnitScorer
 
 
 def test_numbers_are_found_by_digest_while_they_are_among_the_last() -> None:
@@ -74,3 +81,70 @@ def test_copies_are_computed_once_and_have_the_same_rows(
     assert tables[0] == tables[1]
     assert counts[0] == len([row for row in tables[0] if row["status"] == "scored"])
     assert counts[1] < counts[0] // 2
+
+
+def test_actors_tell_each_other_what_they_computed() -> None:
+    calls, common, numbers = list[tuple[Any, ...]](), Copies(), np.arange(12_000, dtype=np.float32).reshape(6, 2000)
+
+    def exchange(*copies: Any) -> Any:
+        calls.append(copies)
+        return common.exchange(*copies)
+
+    one, other = SharedCopies(exchange), SharedCopies(exchange)
+    digests = [f"{number:02x}" * 32 for number in range(6)]
+    one.ask(digests[:5])
+    one.add(digests[:5], numbers[:5])
+    other.ask(digests)
+    assert other.find(digests[0]) is None  # not told yet
+    one.ask(digests[:5])
+    other.add(digests[5:], numbers[5:])
+    other.ask(digests)
+    assert np.array_equal([other.find(digest) for digest in digests], numbers)
+    assert calls[-1][0] == digests[:5]
+    count = len(calls)
+    other.ask(digests)
+    assert len(calls) == count  # nothing to ask, nothing to tell
+
+
+def test_two_actors_compute_copies_once_also_where_what_they_know_is_lost(
+    ray_cluster: None, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, archive = 48, tmp_path / "archive"
+    archive.mkdir()
+    for number in range(images // 3):
+        with tarfile.open(archive / f"a{number:02d}.tar", "w") as tar:
+            for seed in range(3 * number, 3 * number + 3):
+                sink = io.BytesIO()
+                Image.fromarray(draw_smear(seed % 4, seed)).save(sink, "JPEG")
+                member = tarfile.TarInfo(f"{seed}.jpg")
+                member.size = len(sink.getvalue())
+                tar.addfile(member, io.BytesIO(sink.getvalue()))
+        shutil.copyfile(archive / f"a{number:02d}.tar", archive / f"b{number:02d}.tar")
+    computed, killed = tmp_path / "computed", tmp_path / "killed"
+
+    class Counting(ScoringActor):
+        """Notes how many images it computed, and kills the process that knows of all, once."""
+
+        def _compute(self, pixels: Any) -> Any:
+            import ray
+
+            with computed.open("a") as file:
+                file.write(f"{len(pixels)}\n")
+            with suppress(FileExistsError):
+                killed.touch(exist_ok=False)
+                ray.kill(self._starts, no_restart=False)
+            return super()._compute(pixels)
+
+    monkeypatch.setattr(executing, "ScoringActor", Counting)
+    monkeypatch.setattr(executing, "actor_pool", lambda *_: ActorPool(least=2, most=2, threads=1, cpus=0.75))
+    found = []
+    for alone in (False, True):
+        monkeypatch.setattr(executing, "ray_runs", lambda alone=alone: not alone)
+        outcome = score(ScoreConfig(model=str(bundle), input=(str(archive),), output=str(tmp_path / f"scores-{alone}")))
+        assert outcome.manifest is not None
+        assert outcome.manifest["statuses"] == {"scored": 2 * images}
+        rows = ds.dataset(outcome.manifest["outputs"][0]["uri"]).to_table()
+        found.append(rows.drop_columns(["run_id", "scored_at"]).to_pylist())
+    assert found[0] == found[1]
+    assert killed.exists()
+    assert images <= sum(map(int, computed.read_text().split())) <= 1.3 * images
