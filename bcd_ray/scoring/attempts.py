@@ -135,15 +135,14 @@ class _StartCounter:
         self._deadline = deadline
         self._units: dict[str, _Unit] = {}
 
-    def is_over(self) -> bool:
-        """Whether no further unit is to be begun, by the clock of the driver's machine."""
-        return time.time() >= self._deadline
-
-    def count(self, name: str, worker: str = "", node: str = "", kills: int = 0) -> Start:
+    def count(self, name: str, worker: str = "", node: str = "", kills: int = 0) -> Start | None:
         """A start of a unit in a worker process of a node: the one before, if there was one, died.
 
+        None where no further unit is to be begun, by the clock of the driver's machine.
         `kills` are the node's `memory_kills` by now: where there were more since, the kernel may have ended it.
         """
+        if time.time() >= self._deadline:
+            return None
         unit = self._units.get(name)
         if unit is None:
             unit = self._units[name] = _Unit()

@@ -100,7 +100,7 @@ def on_ray(work: Work) -> Done:
     pool, starts = actor_pool(config.max_actors, choice.on_gpu), start_counter(watch.deadline)
     how = (choice.name, ledger, config.limits, pool.threads, starts, withdrawn, keep)
     handed = Handed(ledger.plan_uri(plan.run_id), roots_of(config.root))
-    share = pool.most > 1 and not choice.on_gpu  # there copies cost less than asking for all
+    share = pool.most > 1 and not choice.on_gpu  # there asking would cost an image 5 % of its time
     arguments = (ray.put(bundle), folders_of(units), handed, share, *how)
     tasks = count_tasks(units, pool.most, choice.on_gpu)
     places = [place._asdict() for place in plan.units.places(units)]

@@ -195,10 +195,10 @@ class ScoringActor(UnitScorer):
         die_at_once()  # here, not when it is made: only in an actor does somebody start it again
         context = ray.get_runtime_context()
         with self._turns.turn(alone=ray.get(self._starts.known.remote(place.unit_id))):
-            if ray.get(self._starts.is_over.remote()):
-                return Scored(begun=False).as_batch()
             mine = context.get_worker_id(), context.get_node_id(), memory_kills()
             start = ray.get(self._starts.count.remote(place.unit_id, *mine))
+            if start is None:
+                return Scored(begun=False).as_batch()
             try:
                 unit = self._handed.unit(place)
                 if start.attempt > 1 and self._ledger.is_finished(unit):  # it died after this unit, in another
