@@ -2,7 +2,7 @@
 
     an actor = its own + UNITS_AT_A_TIME * (4 windows + a reader of its own process) + helpers that decode
 
-A window holds the encoded images of one stage of a unit: of loose images that are read, of the chunk that is filled, of
+A window holds the encoded images of one stage of a unit: of loose images that are read, of chunks that are filled, of
 the image that comes next, of the chunks that are worked on. A tar or zip is read in the actor, by a decompressor with a
 window of 128 MB or from a directory of 80 MB; a Parquet file by a process with a bound of its own, which is larger.
 """
