@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
+from typing import Any
 
 from bcd_ray.progress import say, say_through
 
@@ -17,13 +18,11 @@ _WAITED_FOR_S = 5.0  # at the end
 
 def be_heard() -> None:
     """In a worker: what is said from now on is heard where the job was begun."""
-    from ray.experimental.internal_kv import _internal_kv_put
-
     key, node = _key(), socket.gethostname()
 
     def put(text: str) -> None:
         try:
-            _internal_kv_put(key, f"node {node}: {text}".encode())
+            _store().internal_kv_put(key, f"node {node}: {text}".encode(), True, None)
         except Exception:  # of whatever type; the head may be what the worker waits for
             return
 
@@ -43,14 +42,12 @@ def workers_heard() -> Iterator[None]:
         listener.join(_WAITED_FOR_S)  # with a head that is gone it would wait
 
 
-def _listen(key: str, over: Event) -> None:
-    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get
-
+def _listen(key: bytes, over: Event) -> None:
     while True:
         last = over.is_set()
         try:
-            if text := _internal_kv_get(key):
-                _internal_kv_del(key)
+            if text := _store().internal_kv_get(key, None):
+                _store().internal_kv_del(key, False, None)
         except Exception:  # of whatever type: the session ends, and the job says why
             return
         if text:
@@ -63,7 +60,14 @@ def _listen(key: str, over: Event) -> None:
             over.wait(_LOOK_EVERY_S)
 
 
-def _key() -> str:
+def _key() -> bytes:
     import ray
 
-    return f"bcd_ray said for {ray.get_runtime_context().get_job_id()}"
+    return f"bcd_ray said for {ray.get_runtime_context().get_job_id()}".encode()
+
+
+def _store() -> Any:
+    """Of the session that there is now: that of `ray.experimental.internal_kv` is gone with any simulated cluster."""
+    from ray._private.worker import global_worker
+
+    return global_worker.gcs_client
