@@ -543,7 +543,7 @@ def test_large_jpegs_decoded_to_a_fraction_look_the_same(size: tuple[int, int]) 
 
 
 def test_a_lossless_jpeg_is_not_scaled_by_a_decoder_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jpeg, "_LEAST_SCALED", 28)  # a lossless one of many pixels can kill the decoder
+    monkeypatch.setattr(jpeg, "_LEAST_SCALED", 28)  # in place of 336
     plain, lossless = encode(SMEAR, "JPEG"), imagecodecs.jpeg8_encode(np.asarray(SMEAR), lossless=True)
     for data, size in ((plain, 28), (lossless, 224), (lossless[:2] + b"\xff" + lossless[2:], 224)):
         found = jpeg.plain_jpeg(data, jpeg.read_header(data), LIMITS)

@@ -18,7 +18,7 @@ _FRAMES = frozenset({*range(0xC0, 0xD0), _JPEG_LS}) - {0xC4, 0xC8, 0xCC}
 _HIERARCHICAL, _ARITHMETIC = (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), (0xC9, 0xCA, 0xCB)
 _ICC = b"ICC_PROFILE\0"
 _SEQUENTIAL, LOSSLESS = (0xC0, 0xC1), 0xC3
-_SCALED = (*_SEQUENTIAL, 0xC2, *_ARITHMETIC[:2])  # simplejpeg scales a lossless one into memory that is too small
+_SCALED = (*_SEQUENTIAL, 0xC2, *_ARITHMETIC[:2])  # no other is asked to be scaled: one killed its decoder
 # Row and column of each step: diagonals, one after the other, every second of them upwards.
 _ZIGZAG = tuple(np.array(sorted(np.ndindex(8, 8), key=lambda at: (sum(at), at[0] if sum(at) % 2 else at[1]))).T)
 _MOST_PIXELS = 2_000_000  # of a plain one after scaling, 14 MB a thread: larger ones are very long
