@@ -40,7 +40,7 @@ def current(output: str, columns: Sequence[str] | None = None) -> pa.Table:
     for manifest in state.manifests:
         uri = storage.join(output, "predictions", f"{manifest['run_id']}.parquet")
         held = shards.get(manifest["run_id"], pa.array([], pa.string()))
-        for rows in parquet.chunks(next(storage.list_objects(uri)), _REMEDY, wanted):
+        for rows in parquet.chunks_at(uri, _REMEDY, wanted):
             holds = pc.and_not(pc.is_in(rows["shard_uri"], held), state.is_withdrawn(rows))
             tables.append(rows.filter(holds))
     table = pa.concat_tables(tables, promote_options="default").sort_by("shard_uri")
@@ -61,7 +61,7 @@ def embeddings(output: str) -> pa.Table:
         names = [storage.join(output, folder, f"{run_id}.parquet") for folder in ("predictions", "features")]
         with ParquetRows(names[0], _REMEDY, _LOOKED_AT) as published:
             start = 0
-            for kept in parquet.chunks(next(storage.list_objects(names[1])), _REMEDY, FEATURES.names):
+            for kept in parquet.chunks_at(names[1], _REMEDY, FEATURES.names):
                 rows = published.slice(start, start + len(kept))
                 start += len(kept)
                 withdrawn = pc.or_(state.is_withdrawn(rows), pc.is_in(kept["image_id"], forgotten))

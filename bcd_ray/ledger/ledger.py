@@ -51,7 +51,6 @@ from bcd_ray.ledger.units import Unit, Units
 from bcd_ray.storage import StoredObject, parquet
 from bcd_ray.threads import in_chunks, map_ahead
 
-_ROWS_PER_GROUP = 65_536
 _READERS = 16  # of units, at publication
 _SMALL_UNIT_BYTES = 2 << 20  # some 20,000 rows, or 1,000 with embeddings, which are read whole
 _SHARDS_AT_A_TIME = 8192
@@ -190,7 +189,7 @@ class Ledger:
         statuses, classes, review, made_by = Counter[str](), Counter[str](), Counter[str](rows=0), Counter[str]()
         identity, kept = planned.get("features"), 0
         units = (unit for unit in plan.units if joined.publishes(unit))
-        with parquet.Appender(schema.PREDICTIONS, _ROWS_PER_GROUP) as file, parquet.Appender(FEATURES) as beside:
+        with parquet.Appender(schema.PREDICTIONS, schema.ROWS_PER_GROUP) as file, parquet.Appender(FEATURES) as beside:
             read = self._read_units(units)
             for chunk in (joined.published(unit, chunk) for unit, chunks in read for chunk in chunks):
                 rows = sources.judged(undelivered.without(chunk))

@@ -66,8 +66,7 @@ def plan_of(uri: str) -> Plan:
     described = facts_of(uri)
 
     def planned() -> Iterator[pa.Table]:
-        (listed,) = storage.list_objects(uri)
-        for table in parquet.chunks(listed, _REMEDY):  # earlier versions have fewer columns
+        for table in parquet.chunks_at(uri, _REMEDY):  # earlier versions have fewer columns
             yield pa.concat_tables([PLANNED.empty_table(), table], promote_options="default").select(PLANNED.names)
 
     return Plan(units=Units(planned), **{name: described[name] for name in _OF_A_PLAN if name in described})
@@ -75,8 +74,7 @@ def plan_of(uri: str) -> Plan:
 
 def unit_ids(uri: str) -> set[str]:
     """Of the units of a plan that was written."""
-    (listed,) = storage.list_objects(uri)
-    tables = parquet.chunks(listed, _REMEDY, ["unit_id"])
+    tables = parquet.chunks_at(uri, _REMEDY, ["unit_id"])
     return {unit_id for table in tables for unit_id in table["unit_id"].unique().to_pylist()}
 
 

@@ -58,8 +58,7 @@ class Said:
         found: dict[str, Counter[str]] = {}
         if unscored(self._manifest["statuses"]):
             uri = storage.join(self._output, "predictions", f"{self._manifest['run_id']}.parquet")
-            (listed,) = storage.list_objects(uri)
-            for chunk in parquet.chunks(listed, _REMEDY, ["shard_uri", "status"]):
+            for chunk in parquet.chunks_at(uri, _REMEDY, ["shard_uri", "status"]):
                 rows = chunk.filter(pc.not_equal(chunk["status"], "scored"))
                 for shard, status in zip(rows["shard_uri"].to_pylist(), rows["status"].to_pylist(), strict=True):
                     found.setdefault(shard, Counter())[status] += 1

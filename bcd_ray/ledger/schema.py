@@ -134,6 +134,7 @@ PREDICTIONS = pa.schema(
     ],
     metadata={"bcd_ray.schema_version": str(SCHEMA_VERSION)},
 )
+ROWS_PER_GROUP = 65_536  # of files of them
 
 WITHDRAWN = "withdrawn"
 

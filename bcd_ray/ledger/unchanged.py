@@ -76,7 +76,7 @@ def _published(output: str, asked: Iterable[tuple[StoredObject, Standing]]) -> d
         of_runs.setdefault(last.run_id, []).append(uri)
     for run_id, some in of_runs.items():
         file, wanted = storage.join(output, "predictions", f"{run_id}.parquet"), pa.array(some, pa.string())
-        for chunk in parquet.chunks(next(storage.list_objects(file)), "restore it from a copy", _COLUMNS):
+        for chunk in parquet.chunks_at(file, "restore it from a copy", _COLUMNS):
             rows = chunk.filter(pc.is_in(chunk["shard_uri"], wanted))
             columns = (rows[name].to_pylist() for name in _COLUMNS)
             for image_id, uri, sha256, status in zip(*columns, strict=True):

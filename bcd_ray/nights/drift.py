@@ -15,7 +15,7 @@ def drift(output: str, manifest: Mapping[str, Any]) -> dict[str, float]:
     """Means of the measures over the scored rows of a run, and the share of its sources that are unfamiliar."""
     sums, count = dict.fromkeys(_MEASURES, 0.0), 0
     uri = storage.join(output, "predictions", f"{manifest['run_id']}.parquet")
-    for rows in parquet.chunks(next(storage.list_objects(uri)), "restore it from a copy", _MEASURES):
+    for rows in parquet.chunks_at(uri, "restore it from a copy", _MEASURES):
         count += len(rows) - rows["certainty"].null_count
         for name in _MEASURES:
             sums[name] += pc.sum(rows[name]).as_py() or 0.0

@@ -70,8 +70,7 @@ def _largest(output: str, runs: Iterable[Mapping[str, Any]], rescored: bool) -> 
 def _rate_of(output: str, manifest: Mapping[str, Any], images: int) -> _Rate:
     began, ended = (datetime.fromisoformat(manifest[name]) for name in ("started_at", "published_at"))
     uri = storage.join(output, "manifests", f"{manifest['run_id']}.inputs.parquet")
-    (listed,) = storage.list_objects(uri)
-    tables = parquet.chunks(listed, "restore it from a copy", ["size", "rows"])
+    tables = parquet.chunks_at(uri, "restore it from a copy", ["size", "rows"])
     size = sum(pc.sum(read.filter(pc.greater(read["rows"], 0))["size"]).as_py() or 0 for read in tables)
     share = images / sum(manifest["statuses"].values())
     return _Rate(images, round(share * size), max(1.0, (ended - began).total_seconds()))

@@ -105,7 +105,7 @@ class CurrentTable:
         runs = sorted([*before.runs, run], key=lambda each: in_order(each.content))
         after, lost = State(self._output, runs, like=before), set[str]()
         uri = inputs_uri(self._output, run.content["run_id"])
-        for chunk in parquet.chunks(next(storage.list_objects(uri)), "restore it from a copy", ["uri"]):
+        for chunk in parquet.chunks_at(uri, "restore it from a copy", ["uri"]):
             uris = chunk["uri"].combine_chunks().sort()
             held, holds = before.of(uris)["run_id"], after.of(uris)["run_id"]
             lost |= set(held.filter(pc.not_equal(held, holds.fill_null(""))).drop_null().unique().to_pylist())
@@ -137,7 +137,7 @@ class CurrentTable:
     def _rows(self, run_id: str, wanted: pa.Array, state: State) -> Iterator[pa.RecordBatch]:
         """The rows of some shards that a run published, in the columns of now; none of what is withdrawn."""
         uri = storage.join(self._output, "predictions", f"{run_id}.parquet")
-        for chunk in parquet.chunks(next(storage.list_objects(uri)), "restore it from a copy"):
+        for chunk in parquet.chunks_at(uri, "restore it from a copy"):
             rows = chunk.filter(pc.and_not(pc.is_in(chunk["shard_uri"], wanted), state.is_withdrawn(chunk)))
             lacking = {field.name: pa.nulls(len(rows), field.type) for field in PREDICTIONS}
             columns = lacking | dict(zip(rows.schema.names, rows.columns, strict=True))

@@ -77,8 +77,7 @@ class _Run:
 def _places_of_units(uri: str) -> dict[str, tuple[int, int]]:
     """Where the rows of each unit of a run begin and end, by what it is known as: in the order of its inputs."""
     found, end = dict[str, tuple[int, int]](), 0
-    (listed,) = storage.list_objects(uri)
-    for table in parquet.chunks(listed, _LOST, ["unit_id", "rows"]):
+    for table in parquet.chunks_at(uri, _LOST, ["unit_id", "rows"]):
         units = pc.run_end_encode(table["unit_id"].combine_chunks())
         stops = np.cumsum(table["rows"].to_numpy())[units.run_ends.to_numpy() - 1] + end
         for unit, stop in zip(units.values.to_pylist(), stops.tolist(), strict=True):

@@ -25,7 +25,7 @@ from bcd_ray.ledger.grouping import groups
 from bcd_ray.ledger.ledger import Ledger
 from bcd_ray.ledger.manifests import digest
 from bcd_ray.ledger.plan import Plan
-from bcd_ray.ledger.schema import WITHDRAWN
+from bcd_ray.ledger.schema import ROWS_PER_GROUP, WITHDRAWN
 from bcd_ray.ledger.seen import Seen
 from bcd_ray.ledger.state import State
 from bcd_ray.ledger.units import Unit, Units
@@ -38,7 +38,6 @@ from bcd_ray.storage.sorting import GROUP_ROWS, SortedFile, Sorter
 from bcd_ray.uris import from_printable
 
 _BY_SHARD = pa.schema(sorted(schema.PREDICTIONS, key=lambda field: field.name != "shard_uri"))  # which comes first
-_ROWS_PER_GROUP = 65_536
 _FOUND_BY = ("image_id", "image_uri", "shard_uri", "image_sha256", "status")
 
 
@@ -189,7 +188,7 @@ def _erased(state: State, found: _Found, folder: Path) -> Iterator[dict[str, Any
         counted = {"statuses": Counter[str](), "predicted_classes": Counter[str](), "review": Counter[str](rows=0)}
         chunks = (blanked(rows, found.among(rows)) for rows in _chunks(state, run_id))
         first = next(chunks)
-        with parquet.Appender(first.schema, _ROWS_PER_GROUP) as file:
+        with parquet.Appender(first.schema, ROWS_PER_GROUP) as file:
             for rows in chain([first], chunks):
                 for name, count in counts.of_rows(rows).items():
                     counted[name].update(count)
@@ -208,5 +207,5 @@ def _runs(state: State, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]
 
 def _chunks(state: State, run_id: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The rows of a run, some thousand at a time."""
-    (listed,) = storage.list_objects(storage.join(state.output, "predictions", f"{run_id}.parquet"))
-    return parquet.chunks(listed, "restore it from a copy", columns)
+    uri = storage.join(state.output, "predictions", f"{run_id}.parquet")
+    return parquet.chunks_at(uri, "restore it from a copy", columns)

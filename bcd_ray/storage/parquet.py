@@ -43,6 +43,11 @@ def chunks(listed: StoredObject, remedy: str, columns: Sequence[str] | None = No
             yield file.read_row_group(group, columns, use_threads=False)
 
 
+def chunks_at(uri: str, remedy: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """`chunks` of the object of a URI; NotFoundError, at once, if there is none."""
+    return chunks(next(storage.list_objects(uri)), remedy, columns)
+
+
 @contextmanager
 def damage_told(uri: str, remedy: str) -> Iterator[None]:
     """JobError, with the remedy, where what is read of an object is no Parquet."""
